@@ -1,0 +1,187 @@
+"""Downloads CIFAR-10 and writes it as the TFDS dataset `cifar10`, without TensorFlow.
+
+TFDS's own preparation needs TensorFlow to extract the archive and to encode PNG. Here NumPy reads the binary
+archive and OpenCV encodes; the examples, their order and the folder are those of TFDS's own `cifar10`.
+"""
+
+import hashlib
+import http.client
+import io
+import os
+import tarfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums
+from tqdm import tqdm
+
+VERSION = "3.0.2"
+
+ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+_REGISTERED = checksums.load_url_infos(tfds.core.tfds_path("url_checksums", "cifar10.txt"))[ARCHIVE_URL]
+ARCHIVE_SIZE = int(_REGISTERED.size)
+ARCHIVE_SHA256 = _REGISTERED.checksum
+
+ARCHIVE_FOLDER = "cifar-10-batches-bin"
+TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+TEST_FILES = ("test_batch.bin",)
+
+NETWORK_TIMEOUT_SECONDS = 30
+CHUNK_BYTES = 2**18
+
+
+def prepare_cifar10(
+    data_dir: str | Path,
+    *,
+    url: str = ARCHIVE_URL,
+    size: int = ARCHIVE_SIZE,
+    sha256: str = ARCHIVE_SHA256,
+) -> Path:
+    """Makes sure that `tfds.data_source("cifar10", data_dir=data_dir)` finds CIFAR-10.
+
+    The archive is kept in `<data_dir>/downloads`, the dataset is written to `<data_dir>/cifar10/3.0.2`.
+    Both appear there only when complete, so a process may be killed and several may prepare at once.
+
+    Args:
+      data_dir: The local folder of TFDS datasets.
+      url: Where the binary version of CIFAR-10 is downloaded from.
+      size: The archive's length in bytes.
+      sha256: The archive's SHA-256 in hexadecimal.
+
+    Returns:
+      The dataset's folder, `<data_dir>/cifar10/3.0.2`.
+
+    Raises:
+      FileNotFoundError: The archive is not in `<data_dir>/downloads` and cannot be downloaded.
+      FileExistsError: The dataset's folder is there but incomplete.
+      ValueError: The archive has another size or checksum (it is removed), or a file in it is no whole number
+        of records.
+    """
+    data_dir = Path(data_dir).expanduser()
+    dataset = data_dir / "cifar10" / VERSION
+    if _is_prepared(dataset):
+        return dataset
+    if dataset.exists():
+        raise FileExistsError(f"{dataset} holds no dataset_info.json, so it is incomplete: remove it first")
+
+    archive = data_dir / "downloads" / url.rpartition("/")[2]
+    if archive.exists():
+        _check_archive(archive, size, sha256, origin=archive)
+    else:
+        try:
+            _download(url, archive, size, sha256)
+        except (OSError, http.client.HTTPException) as error:
+            raise FileNotFoundError(
+                f"CIFAR-10 is not prepared in {dataset}, and downloading {url} failed: {error}. "
+                "Set TFDS_DATA_DIR (or pass data_dir) to a folder that holds the prepared dataset, "
+                f"or put the archive at {archive}"
+            ) from None
+
+    dataset.parent.mkdir(parents=True, exist_ok=True)
+    # TFDS has an incomplete folder of its own, but names it with `random`: equal seeds, equal folders.
+    with TemporaryDirectory(prefix="incomplete.", dir=data_dir) as incomplete:
+        builder = Cifar10(archive=archive, data_dir=incomplete, file_format="array_record")
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        try:
+            os.rename(builder.data_dir, dataset)
+        except OSError:
+            if not _is_prepared(dataset):  # Otherwise another process was faster: its result is as good.
+                raise
+    return dataset
+
+
+class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):
+    """TFDS's `cifar10` with the same features and examples, generated from the archive in memory."""
+
+    VERSION = tfds.core.Version(VERSION)
+
+    # TFDS would look for the checksums through importlib_resources, which it does not install.
+    url_infos = None
+
+    def __init__(self, *, archive: Path, **kwargs):
+        self.archive = archive
+        super().__init__(**kwargs)
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        (class_names,) = self._read_files("batches.meta.txt")
+        self.info.features["label"].names = class_names.decode().split()
+        return {
+            "train": self._generate_examples("train_", TRAIN_FILES),
+            "test": self._generate_examples("test_", TEST_FILES),
+        }
+
+    def _generate_examples(self, split_prefix: str, filepaths: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+        index = 0  # TFDS shuffles by this key, so it has to count as TFDS's own builder does.
+        for content in self._read_files(*filepaths):
+            for image, label in zip(*_parse_records(content), strict=True):
+                yield index, {"id": f"{split_prefix}{index:05d}", "image": _encode_png(image), "label": label}
+                index += 1
+
+    def _read_files(self, *names: str) -> Iterator[bytes]:
+        with tarfile.open(self.archive) as archive:
+            for name in names:
+                yield archive.extractfile(f"{ARCHIVE_FOLDER}/{name}").read()
+
+    def _log_download_bytes(self) -> None:
+        """Nothing: TFDS would print an unknown size and the temporary folder."""
+
+    def _log_download_done(self) -> None:
+        """Nothing: TFDS would print the temporary folder as the final one."""
+
+
+def _is_prepared(dataset: Path) -> bool:
+    return (dataset / "dataset_info.json").is_file()
+
+
+def _download(url: str, archive: Path, size: int, sha256: str) -> None:
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="incomplete.", dir=archive.parent) as incomplete:
+        partial = Path(incomplete) / archive.name
+        with (
+            urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT_SECONDS) as response,
+            partial.open("wb") as file,
+            tqdm(total=size, desc=f"Downloading {archive.name}", unit="B", unit_scale=True) as progress,
+        ):
+            while chunk := response.read(CHUNK_BYTES):
+                file.write(chunk)
+                progress.update(len(chunk))
+        _check_archive(partial, size, sha256, origin=url)
+        partial.replace(archive)
+
+
+def _check_archive(archive: Path, size: int, sha256: str, origin: str | Path) -> None:
+    with archive.open("rb") as file:
+        found_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    found_size = archive.stat().st_size
+    if (found_size, found_sha256) != (size, sha256):
+        archive.unlink()
+        raise ValueError(
+            f"{origin}: expected {size} bytes with SHA-256 {sha256}, "
+            f"got {found_size} bytes with SHA-256 {found_sha256}; the file was removed"
+        )
+
+
+def _parse_records(content: bytes) -> tuple[np.ndarray, list[int]]:
+    """Splits records of one label byte and 3072 pixel bytes, channel by channel.
+
+    Returns:
+      Images uint8 (records, 32, 32, 3) in RGB, and the labels.
+
+    Raises:
+      ValueError: `content` is no whole number of records.
+    """
+    records = np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return images, records[:, 0].tolist()
+
+
+def _encode_png(image: np.ndarray) -> io.BytesIO:
+    encoded, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not encoded:
+        raise ValueError("OpenCV cannot encode PNG")
+    return io.BytesIO(png.tobytes())

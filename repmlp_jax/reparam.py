@@ -1,0 +1,100 @@
+"""The algebra of re-parameterisation: folding norms, adding kernels, turning a convolution into an FC.
+
+Pure functions on arrays. All arithmetic of fusing happens in float32 (float64 for float64 parameters) at the highest
+precision, whatever dtype a model computes in.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def fusing_dtype(param_dtype) -> jnp.dtype:
+    """The dtype parameters are fused in: float64 for float64, otherwise float32."""
+    return jnp.dtype(jnp.float64 if param_dtype == jnp.float64 else jnp.float32)
+
+
+def widened(array: Array) -> Array:
+    """The array in the dtype that it is fused in."""
+    return array.astype(fusing_dtype(array.dtype))
+
+
+def scale_and_shift(norm) -> tuple[Array, Array]:
+    """The running statistics and parameters of a norm as `x * scale + shift`, each of the shape of its parameters."""
+    scale = widened(norm.scale[...]) * lax.rsqrt(widened(norm.var[...]) + norm.epsilon)
+    return scale, widened(norm.bias[...]) - widened(norm.mean[...]) * scale
+
+
+def fold_norm(kernel: Float[Array, "... O"], norm) -> tuple[Array, Array]:
+    """Folds the norm after a convolution or FC without bias into its kernel, whose last axis is the output.
+
+    Returns:
+        The folded kernel and the bias (O,) (paper, equation 2).
+    """
+    scale, shift = scale_and_shift(norm)
+    return widened(kernel) * scale.reshape((1,) * (kernel.ndim - 1) + (-1,)), shift
+
+
+def add_kernels(kernels: Sequence[Float[Array, "kh kw c O"]]) -> Float[Array, "K1 K2 c O"]:
+    """Adds odd-sized kernels as if each were zero-padded to the largest."""
+    sides = [max(kernel.shape[axis] for kernel in kernels) for axis in (0, 1)]
+
+    def padded(kernel):
+        margins = [(side - size) // 2 for side, size in zip(sides, kernel.shape[:2], strict=True)]
+        return jnp.pad(kernel, [(margin, margin) for margin in margins] + [(0, 0), (0, 0)])
+
+    return sum(padded(kernel) for kernel in kernels)
+
+
+def conv_to_fc(
+    kernel: Float[Array, "kh kw c O"], partition_size: tuple[int, int], groups: int = 1
+) -> Float[Array, "g h w c h w o"]:
+    """The FC that equals a convolution of stride 1 and 'same' zero padding on a partition (paper, Section 3.2).
+
+    The FC's kernel is the convolution applied to the identity: row after row, an image with a single 1. As that 1
+    lies in one channel, and the channel `c` only meets `kernel[:, :, c]`, the same h·w one-channel images serve all
+    channels and groups, so the identity never grows beyond (h·w)².
+
+    Args:
+        kernel: HWIO kernel of odd height and width, which may exceed the partition; c = C / groups.
+        partition_size: (h, w) of the partition.
+        groups: groups of the convolution, contiguous in its output channels.
+
+    Returns:
+        The kernel, indexed (group, input row, input column, input channel of the group, output row, output column,
+        output channel of the group).
+
+    Raises:
+        ValueError: if a side of the kernel is even, or the groups do not divide the output channels.
+    """
+    kh, kw, c, features = kernel.shape
+    h, w = partition_size
+    if kh % 2 == 0 or kw % 2 == 0:
+        raise ValueError(f"conv_to_fc needs odd kernel sides, for which 'same' padding is symmetric, not {kh}x{kw}")
+    if groups < 1 or features % groups:
+        raise ValueError(f"conv_to_fc: groups={groups} does not divide the {features} output channels")
+    one_channel_kernel = kernel.reshape(kh, kw, 1, c * features)
+
+    def convolve(image: Float[Array, "h w"]) -> Float[Array, "h w cO"]:
+        return lax.conv_general_dilated(
+            image.reshape(1, h, w, 1),
+            one_channel_kernel,
+            window_strides=(1, 1),
+            padding=((kh // 2, kh // 2), (kw // 2, kw // 2)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=lax.Precision.HIGHEST,
+        )[0]
+
+    identity = jnp.eye(h * w, dtype=kernel.dtype).reshape(h * w, h, w)
+    rows = jax.vmap(convolve)(identity)
+    return rows.reshape(h, w, h, w, c, groups, features // groups).transpose(5, 0, 1, 4, 2, 3, 6)
+
+
+def fc_bias(bias: Float[Array, " O"], partition_size: tuple[int, int], groups: int) -> Float[Array, "g h w o"]:
+    """The bias of a convolution as that of an FC: that of a channel at every pixel."""
+    h, w = partition_size
+    bias = bias.reshape(groups, 1, 1, -1)
+    return jnp.broadcast_to(bias, (groups, h, w, bias.shape[-1]))

@@ -177,6 +177,11 @@ class RepMLP(nnx.Module):
         partitions = x.reshape(-1, *x.shape[3:])
         return self.partitioning.join(sum(branch(partitions) for branch in self._branches()))
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the maps that the block accepts."""
+        return (*self.partitioning.image_size, self.in_features)
+
     def _branches(self):
         branches = (self.partition_perceptron, *self.local_perceptron.values())
         return [branch for branch in branches if branch is not None]

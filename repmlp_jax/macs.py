@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import jax
+from jax.extend.core import jaxprs_in_params
 
 
 def count_macs(function: Callable, *arguments) -> int:
@@ -35,7 +36,7 @@ def _count_equation(equation) -> int:
         (contracted, _), _ = equation.params["dimension_numbers"]
         left = equation.invars[0].aval.shape
         return math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
-    return sum(_count(inner) for inner in jax.core.jaxprs_in_params(equation.params))
+    return sum(_count(inner) for inner in jaxprs_in_params(equation.params))
 
 
 def _convolution(image, kernel, out) -> int:

@@ -1,0 +1,51 @@
+"""The datasets that fit in memory, by name."""
+
+import difflib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from repmlp_jax.data import cifar10, digits
+
+
+class Dataset(NamedTuple):
+    """Images and labels in memory.
+
+    Attributes:
+        train: images uint8 (examples, H, W, C) and labels int32 (examples,).
+        test: the same, of examples that are not in `train`.
+        mean: of each channel, images scaled to [0, 1].
+        std: standard deviation of each channel.
+        class_names: what the labels mean.
+    """
+
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    mean: Sequence[float]
+    std: Sequence[float]
+    class_names: Sequence[str]
+
+
+LOADERS = {
+    "cifar10": lambda data_dir: (cifar10, cifar10.load_cifar10(data_dir)),
+    "digits": lambda data_dir: (digits, digits.load_digits()),
+}
+
+
+def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
+    """Reads a dataset into memory.
+
+    Args:
+        name: "cifar10" or "digits".
+        data_dir: folder of TFDS datasets; None: the environment's TFDS_DATA_DIR, or TFDS's default.
+
+    Raises:
+        ValueError: if there is no such dataset; the message has the nearest name.
+        FileNotFoundError: if it is not there and cannot be downloaded.
+    """
+    if name not in LOADERS:
+        nearest = difflib.get_close_matches(name, LOADERS, n=1, cutoff=0)[0]
+        raise ValueError(f"no dataset is called {name!r}; the nearest is {nearest!r}. There are: {', '.join(LOADERS)}")
+    module, splits = LOADERS[name](data_dir)
+    return Dataset(splits["train"], splits["test"], module.MEAN, module.STD, module.CLASS_NAMES)

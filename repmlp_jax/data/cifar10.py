@@ -32,6 +32,7 @@ def load_cifar10(data_dir: str | Path | None = None) -> dict[str, tuple[np.ndarr
       FileNotFoundError: CIFAR-10 is not prepared in `data_dir` and cannot be downloaded.
       FileExistsError: The dataset's folder is there but incomplete.
       ValueError: The downloaded archive is not the one expected.
+      NotImplementedError: CIFAR-10 is prepared there in a format without random access, such as tfrecord.
     """
     import tensorflow_datasets as tfds
 

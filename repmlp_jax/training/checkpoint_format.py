@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -74,14 +75,8 @@ def read(path: Path, abstract_state: Any) -> Any:
     record = _attempt_everywhere(path, lambda: _open_record(path))
     _require_same_arrays(path, saved=record["arrays"], wanted=describe(abstract_state))
     placed = jax.tree.map(_placed, abstract_state)
-    # With all processes active, Orbax would wait for ever for the one that meets the damaged file.
-    with _this_process_alone():
-        state = _attempt_everywhere(path, lambda: ocp.load(path, placed))
-    if describe(state) != record["arrays"]:
-        raise CheckpointError(f"checkpoint {path} is damaged: arrays of other shapes than were saved")
-    found = digests(state)
-    if changed := [name for name, digest in record["digests"].items() if found[name] != digest]:
-        raise CheckpointError(f"checkpoint {path} is damaged: wrong values in {_listed(changed)}")
+    state = _attempt_everywhere(path, lambda: _load(path, placed, record))
+    _attempt_everywhere(path, lambda: _require_digests(state, record))
     return state
 
 
@@ -90,6 +85,23 @@ def _open_record(path: Path) -> Record:
     if _sha256(sealed.get("record", "")) != sealed.get("sha256"):
         raise ValueError("wrong digest of the metadata")
     return json.loads(sealed["record"])
+
+
+def _load(path: Path, placed: Any, record: Record) -> Any:
+    # With all processes active, Orbax would wait for ever for the one that meets the damaged file.
+    with _this_process_alone():
+        state = ocp.load(path, placed)
+    if describe(state) != record["arrays"]:
+        raise ValueError("arrays of other shapes than were saved")
+    # Orbax gives keys on a mesh of one device a sharding of its own, at which a step would be traced anew.
+    return jax.tree.map(_move, state, placed)
+
+
+def _require_digests(state: Any, record: Record) -> None:
+    found = digests(state)
+    if changed := [name for name, digest in record["digests"].items() if found[name] != digest]:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise ValueError("wrong values in " + ", ".join(changed[:5]) + more)
 
 
 def _attempt(path: Path, action: Callable[[], Any]) -> Any:
@@ -127,6 +139,10 @@ def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
+def _move(array: jax.Array, placed: jax.ShapeDtypeStruct) -> jax.Array:
+    return array if array.sharding == placed.sharding else jax.device_put(array, placed.sharding)
+
+
 def _require_same_arrays(path: Path, *, saved: dict[str, str], wanted: dict[str, str]) -> None:
     differences = {
         "only in the checkpoint": [name for name in saved if name not in wanted],
@@ -146,9 +162,9 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    """What went wrong, in one line; Orbax adds pages of storage settings, among them which array it was."""
+    summary = re.split(r"\n|See full TensorStore|\[tensorstore_spec", str(error))[0].strip()[:300]
+    array = re.search(r"""path\W+([^/'"\\]+)/\W""", str(error))
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    return kind + summary + (f" (array {array[1]})" if array else "")

@@ -1,4 +1,4 @@
-"""The checkpoints of a training run: the latest few and the best one are kept, the newest whole one is read."""
+"""The checkpoints of a training run: the latest and the best are kept, the newest whole one is read."""
 
 import logging
 import math
@@ -10,7 +10,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from repmlp_jax.training.checkpoint_format import CheckpointError, make_record, read, read_record, reason, write
+from repmlp_jax.training import checkpoint_format
+from repmlp_jax.training.checkpoint_format import CheckpointError
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -39,7 +40,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
         _wait_for_all("checkpoints opened")
-        self._scores = self._read_scores()
+        self._metrics = {step: self._read_metrics(step) for step in self.steps()}
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -52,9 +53,9 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
     def best_step(self) -> int | None:
-        """The step of the checkpoint with the highest metric, the earliest of equals; None if none has one."""
-        scored = [step for step in self.steps() if step in self._scores]
-        return max(scored, key=self._scores.__getitem__, default=None)
+        """The step whose metric `best` is highest, the earliest of equals; None where none was measured."""
+        scores = {step: self._metrics[step].get(self._best, math.nan) for step in self.steps()}
+        return max((step for step in scores if math.isfinite(scores[step])), key=scores.get, default=None)
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Starts to save a checkpoint, after the save before is complete.
@@ -72,10 +73,10 @@ class Checkpoints:
         """
         self.wait()
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
-        record = make_record(state, metrics)
+        record = checkpoint_format.make_record(state, metrics)
         if step in self.steps():
             try:
-                saved = read_record(self._path(step))
+                saved = checkpoint_format.read_record(self._path(step))
             except CheckpointError as error:
                 logger.warning("%s; replacing it", error)
                 self._set_aside([step])
@@ -84,10 +85,10 @@ class Checkpoints:
                     logger.warning("checkpoint %s holds another state and stays as it is", self._path(step))
                 return
         try:
-            self._saving = step, write(self._path(step), state, record)
+            self._saving = step, checkpoint_format.write(self._path(step), state, record)
         except Exception as error:
             raise self._failed_save(step, error) from error
-        self._scores |= _finite(step, metrics.get(self._best))
+        self._metrics[step] = metrics
 
     def wait(self) -> None:
         """Waits for the save under way, then removes the checkpoints that are neither latest nor best.
@@ -129,11 +130,11 @@ class Checkpoints:
         if step is not None:
             if step not in steps:
                 raise ValueError(f"no checkpoint of step {step} in {self.folder}; there are {steps}")
-            return step, read(self._path(step), abstract_state)
+            return step, checkpoint_format.read(self._path(step), abstract_state)
         damaged = {}
         for candidate in reversed(steps):
             try:
-                state = read(self._path(candidate), abstract_state)
+                state = checkpoint_format.read(self._path(candidate), abstract_state)
             except CheckpointError as error:
                 logger.warning("%s", error)
                 damaged[candidate] = str(error)
@@ -148,14 +149,11 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / str(step)
 
-    def _read_scores(self) -> dict[int, float]:
-        scores = {}
-        for step in self.steps():
-            try:
-                scores |= _finite(step, read_record(self._path(step))["metrics"].get(self._best))
-            except CheckpointError:
-                continue  # restore() is the place to complain: it knows whether the damage matters.
-        return scores
+    def _read_metrics(self, step: int) -> Mapping[str, float]:
+        try:
+            return checkpoint_format.read_record(self._path(step))["metrics"]
+        except CheckpointError:
+            return {}  # restore() is the place to complain: it knows whether the damage matters.
 
     def _set_aside(self, steps: Iterable[int]) -> None:
         if jax.process_index() == 0:
@@ -170,16 +168,14 @@ class Checkpoints:
         self._remove_unfinished()
         steps = self.steps()
         last = f"the last one is that of step {steps[-1]}" if steps else "there is no other"
-        return CheckpointError(f"checkpoint {self._path(step)} could not be written: {reason(error)}; {last}")
+        return CheckpointError(
+            f"checkpoint {self._path(step)} could not be written: {checkpoint_format.reason(error)}; {last}"
+        )
 
     def _remove_unfinished(self) -> None:
         if jax.process_index() == 0:
             for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _finite(step: int, score: float | None) -> dict[int, float]:
-    return {step: score} if score is not None and math.isfinite(score) else {}
 
 
 def _wait_for_all(name: str) -> None:

@@ -20,7 +20,9 @@ def describe(tree: Any) -> dict[str, str]:
         For each leaf its path, as in `params/stem/kernel`, and its dtype and shape, as in `float32[3,3]`.
     """
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}".replace(" ", "")
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}".replace(
+            " ", ""
+        )
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 

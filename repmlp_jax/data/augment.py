@@ -1,0 +1,32 @@
+"""Augmentation and normalisation on the device, inside the jitted step."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+
+def pad_and_crop(key: PRNGKeyArray, images: UInt8[Array, "N H W C"], padding: int) -> UInt8[Array, "N H W C"]:
+    """Zero-pads each side by `padding` pixels and crops to the old size, at a place drawn for each image."""
+    padded = jnp.pad(images, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    corners = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1)
+
+    def crop(image, corner):
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])
+
+    return jax.vmap(crop)(padded, corners)
+
+
+def flip(key: PRNGKeyArray, images: UInt8[Array, "N H W C"]) -> UInt8[Array, "N H W C"]:
+    """Mirrors each image left to right with probability one half."""
+    chosen = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+    return jnp.where(chosen, images[:, :, ::-1], images)
+
+
+def normalise(
+    images: UInt8[Array, "N H W C"], mean: Sequence[float], std: Sequence[float], dtype=jnp.float32
+) -> Float[Array, "N H W C"]:
+    """Scales to [0, 1], then to mean 0 and standard deviation 1 of each channel."""
+    mean, std = (jnp.asarray(values, dtype).reshape(1, 1, 1, -1) for values in (mean, std))
+    return (images.astype(dtype) / 255 - mean) / std

@@ -1,0 +1,156 @@
+"""What `fuse_params` does to a model, block by block."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from repmlp_jax.fuse import dotted, fusable_modules, is_fusable, replace_modules
+from repmlp_jax.layers import BatchNorm
+from repmlp_jax.macs import count_macs
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockReport:
+    """What happens to one block.
+
+    Attributes:
+        path: where it sits in the model.
+        kind: its class.
+        folded: part of the block → where it goes.
+        kept: part of the block → why it stays.
+        parameters: trained parameters before and after fusing.
+        macs: multiply-accumulates for one image before and after; None where the input size is not known.
+    """
+
+    path: str
+    kind: str
+    folded: dict[str, str]
+    kept: dict[str, str]
+    parameters: tuple[int, int]
+    macs: tuple[int, int] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class FuseReport:
+    """What happens to a model; printed, it is a table.
+
+    Attributes:
+        blocks: every block that is fused and every norm that stays.
+        parameters: trained parameters of the whole model before and after.
+        macs: multiply-accumulates of the whole model before and after; None where the input size is not known.
+    """
+
+    blocks: tuple[BlockReport, ...]
+    parameters: tuple[int, int]
+    macs: tuple[int, int] | None
+
+    def __str__(self) -> str:
+        rows = [("block", "kind", "parameters", "multiply-accumulates", "folded and kept")]
+        for block in self.blocks:
+            notes = [f"{part} {place}" for part, place in block.folded.items()]
+            notes += [f"{part} stays: {reason}" for part, reason in block.kept.items()]
+            rows.append(
+                (block.path, block.kind, _change(block.parameters), _change(block.macs), notes[0] if notes else "")
+            )
+            rows += [("", "", "", "", note) for note in notes[1:]]
+        rows.append(("total", "", _change(self.parameters), _change(self.macs), ""))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def fuse_report(model: nnx.Module, input_shape: tuple[int, int, int] | None = None) -> FuseReport:
+    """Lists every block of a model: what fusing folds, what stays and why, parameters and MACs before and after.
+
+    Nothing is computed, and abstract models will do.
+
+    Args:
+        model: any NNX module.
+        input_shape: (height, width, channels) of an image; None: `model.input_shape`, or what a RepMLP block was
+            built for. Where neither exists, multiply-accumulates are None.
+    """
+    model = nnx.clone(model)
+    model.eval()
+    inputs = _inputs_of_blocks(model, input_shape)
+    blocks = [_report_block(path, block, inputs.get(path)) for path, block in fusable_modules(model)]
+    blocks += _norms_outside(model)
+    fused = nnx.eval_shape(_replace_fusable, model)
+    whole = inputs.get(())
+    return FuseReport(
+        tuple(blocks),
+        (count_parameters(model), count_parameters(fused)),
+        None if whole is None else (_macs(model, whole), _macs(fused, whole)),
+    )
+
+
+def count_parameters(model: nnx.Module) -> int:
+    """Trained parameters of a module; running statistics do not count."""
+    return sum(math.prod(variable.shape) for variable in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def _replace_fusable(model):
+    return replace_modules(model, is_fusable, lambda path, module: module.fused())
+
+
+def _macs(module, image):
+    return count_macs(lambda module, x: module(x), module, image)
+
+
+def _report_block(path, block, image):
+    fused = nnx.eval_shape(lambda block: block.fused(), block)
+    return BlockReport(
+        dotted(path),
+        type(block).__name__,
+        block.folds() if hasattr(block, "folds") else {},
+        block.keeps() if hasattr(block, "keeps") else {},
+        (count_parameters(block), count_parameters(fused)),
+        None if image is None else (_macs(block, image), _macs(fused, image)),
+    )
+
+
+def _norms_outside(model):
+    inside = {id(node) for _, block in fusable_modules(model) for _, node in nnx.iter_graph(block)}
+    for path, norm in nnx.iter_graph(model):
+        if isinstance(norm, BatchNorm | nnx.BatchNorm) and id(norm) not in inside:
+            parameters = count_parameters(norm)
+            reason = {"norm": "no block with fused() holds it"}
+            yield BlockReport(dotted(path), type(norm).__name__, {}, reason, (parameters, parameters), (0, 0))
+
+
+def _inputs_of_blocks(model, input_shape) -> dict[tuple, jax.ShapeDtypeStruct]:
+    """What the model () and each fusable block is called with, for one image."""
+    input_shape = input_shape or getattr(model, "input_shape", None)
+    if input_shape is None:
+        blocks = list(fusable_modules(model))
+        return {path: _image(block.input_shape) for path, block in blocks if hasattr(block, "input_shape")}
+    seen = {(): _image(input_shape)}
+
+    class Recorder(nnx.Module):
+        def __init__(self, path, module):
+            self.path = path
+            self.module = module
+
+        def __call__(self, x):
+            seen[self.path] = jax.ShapeDtypeStruct(x.shape, x.dtype)
+            return self.module(x)
+
+        def __getattr__(self, name):
+            return getattr(vars(self)["module"], name)
+
+    recording = replace_modules(model, is_fusable, Recorder)
+    jax.eval_shape(lambda model, x: model(x), recording, seen[()])
+    return seen
+
+
+def _image(shape):
+    return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+
+
+def _change(pair):
+    if pair is None:
+        return "not known"
+    before, after = pair
+    return f"{before:,}" if before == after else f"{before:,} → {after:,}"

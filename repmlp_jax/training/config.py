@@ -1,0 +1,55 @@
+"""What can be configured, and the check that a configuration says nothing else."""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+
+def default_config() -> ConfigDict:
+    """Every field with its default: the paper's recipe for the pure MLP on CIFAR-10."""
+    return ConfigDict(
+        dict(
+            seed=0,  # of initial weights, order and augmentation
+            model="pure_mlp",  # one of list_models()
+            model_arguments={},  # of the model's class, besides those of the name
+            dataset="cifar10",  # "cifar10" or "digits"
+            data_dir="",  # folder of TFDS datasets; "": TFDS_DATA_DIR, or TFDS's default
+            epochs=100,
+            batch_size=128,  # of all devices together; an epoch's last images that fill no batch wait for the next
+            learning_rate=0.2,  # at its peak; falls to 0 by a cosine over all steps
+            warmup_epochs=0.0,
+            momentum=0.9,
+            weight_decay=1e-4,  # of kernels; not of biases and norms
+            label_smoothing=0.0,
+            crop_padding=4,  # pixels of zeros around an image before the random crop; 0: no crop
+            flip=True,  # mirror half of the images
+            eval_batch_size=500,
+            checkpoint_every_steps=0,  # besides that of every epoch's end; 0: none
+            steps_per_call=0,  # training steps between two looks at the loss; 0: as many as take about a second
+        )
+    )
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises ValueError for fields that do not exist, are missing or have impossible values, all in one message."""
+    known = default_config()
+    problems = []
+    for name in sorted(set(config) - set(known)):
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        problems.append(f"there is no field {name!r}; the nearest is {nearest!r}")
+    problems += [f"field {name!r} is missing" for name in sorted(set(known) - set(config))]
+    positive = ("epochs", "batch_size", "eval_batch_size", "learning_rate")
+    problems += [f"{name}={config[name]} must be above 0" for name in positive if config.get(name, 1) <= 0]
+    not_negative = ("weight_decay", "warmup_epochs", "crop_padding", "checkpoint_every_steps", "steps_per_call")
+    problems += [f"{name}={config[name]} must not be below 0" for name in not_negative if config.get(name, 0) < 0]
+    if problems:
+        raise ValueError("config: " + "; ".join(problems))
+
+
+def differences(one: dict, other: dict) -> list[str]:
+    """The fields in which two configurations differ, as `field: this here, that there`."""
+    return [
+        f"{name}: {one.get(name, 'missing')!r}, {other.get(name, 'missing')!r}"
+        for name in sorted({*one, *other})
+        if one.get(name) != other.get(name)
+    ]

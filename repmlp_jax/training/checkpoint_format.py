@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from repmlp_jax.training.digest import describe, digests
+from repmlp_jax.digest import describe, digests
 
 
 class CheckpointError(RuntimeError):

@@ -82,9 +82,9 @@ def _are_kernels(parameters):
     )
 
 
-def init_state(make_model, optimizer, key) -> TrainState:
+def init_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    _, parameters, statistics = nnx.split(make_model(key), nnx.Param, ...)
+    _, parameters, statistics = nnx.split(model, nnx.Param, ...)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         parameters=parameters,
@@ -93,6 +93,29 @@ def init_state(make_model, optimizer, key) -> TrainState:
         totals=Totals.zero(),
         failed_step=jnp.full((), -1, jnp.int32),
     )
+
+
+class Seen(NamedTuple):
+    """What is known on the host.
+
+    Attributes:
+        step: training steps done.
+        loss: mean of the epoch so far.
+        accuracy: of the epoch so far, a share of 1.
+        failed_step: the first step whose loss was not finite, or -1.
+    """
+
+    step: int
+    loss: float
+    accuracy: float
+    failed_step: int
+
+
+def look(state: TrainState) -> tuple[TrainState, Seen]:
+    """Waits for the state and brings its totals to the host, in one transfer."""
+    step, totals, failed_step = jax.device_get((state.step, state.totals, state.failed_step))
+    examples = int(totals.examples)
+    return state, Seen(int(step), float(totals.loss) / examples, int(totals.correct) / examples, int(failed_step))
 
 
 def make_train_steps(graphdef, optimizer, config, mean, std, mesh):
@@ -147,12 +170,3 @@ def make_train_steps(graphdef, optimizer, config, mean, std, mesh):
         return lax.fori_loop(0, count, lambda _, state: one_step(state, data, order, key), state)
 
     return train_steps
-
-
-def make_predict(mean, std):
-    """Makes `(model, images) → logits` of uint8 images, in evaluation mode."""
-
-    def predict(model, images):
-        return nnx.view(model, use_running_average=True)(augment.normalise(images, mean, std))
-
-    return predict

@@ -19,12 +19,8 @@ def describe(tree: Any) -> dict[str, str]:
     Returns:
         For each leaf its path, as in `params/stem/kernel`, and its dtype and shape, as in `float32[3,3]`.
     """
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}".replace(
-            " ", ""
-        )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): _describe(leaf) for path, leaf in leaves}
 
 
 def digests(tree: Any) -> dict[str, int]:
@@ -42,6 +38,10 @@ def digests(tree: Any) -> dict[str, int]:
     """
     sums = [_digest(leaf) for leaf in jax.tree.leaves(tree)]
     return dict(zip(describe(tree), (int(value) for value in jax.device_get(sums)), strict=True))
+
+
+def _describe(leaf: Any) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 @jax.jit

@@ -1,0 +1,155 @@
+"""Saved models: a folder that says what it is, from which a model comes back without anybody building it."""
+
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from repmlp_jax.digest import describe, digests
+from repmlp_jax.fuse import fuse_params
+from repmlp_jax.models import MODELS
+from repmlp_jax.models.arguments import arguments_from_text
+from repmlp_jax.processes import this_process_alone
+
+FORMAT = 1
+DESCRIPTION = "model.json"
+WEIGHTS = "weights"
+
+
+def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | None = None, overwrite: bool = False):
+    """Saves a model of `list_models()`, trained or fused, in a folder that `load_model` reads.
+
+    The folder appears whole or not at all.
+
+    Args:
+        path: the folder; its parents are made.
+        model: the model, as its class or `fuse_params` built it, with any weights.
+        preprocessing: what goes with it, as JSON: mean and std of the channels, class names.
+        overwrite: replace the folder if it exists.
+
+    Raises:
+        FileExistsError: if `path` exists and `overwrite` is off.
+        TypeError: if the model is none of `list_models()`, or its modules were changed since it was built.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = Path(path).absolute()
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
+    state = nnx.to_pure_dict(nnx.state(model))
+    description = {
+        "format": FORMAT,
+        "model": type(model).__name__,
+        "arguments": json.loads(getattr(model, "arguments", "{}")),
+        "fused": _is_fused(model),
+        "preprocessing": preprocessing or {},
+        "arrays": describe(state),
+        "digests": digests(state),
+        "versions": {name: importlib.metadata.version(name) for name in ("repmlp_jax", "jax", "flax")},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{path.name}.partial.", dir=path.parent))
+    try:
+        with this_process_alone():
+            ocp.save(partial / WEIGHTS, state)
+        (partial / DESCRIPTION).write_text(json.dumps(description, indent=1))
+        partial.chmod(0o755)
+        if path.exists():
+            path.rename(partial / "replaced")
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(path / "replaced", ignore_errors=True)
+
+
+def load_model(path: str | Path) -> nnx.Module:
+    """Reads a model that `save_model` wrote; it is in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or it is no saved model.
+        ValueError: if it is damaged, or of a newer format.
+    """
+    return load(path).model
+
+
+class SavedModel(NamedTuple):
+    """A saved model and what goes with it.
+
+    Attributes:
+        model: in evaluation mode.
+        preprocessing: mean and std of the channels, class names, as they were saved.
+    """
+
+    model: nnx.Module
+    preprocessing: dict
+
+
+def load(path: str | Path) -> SavedModel:
+    """Reads a model and its preprocessing; raises as `load_model` does."""
+    from orbax.checkpoint import v1 as ocp
+
+    path = Path(path).absolute()
+    description = _read_description(path)
+    model_class = _model_classes()[description["model"]]
+    abstract = _abstract(model_class, json.dumps(description["arguments"]), description["fused"])
+    graphdef, state = nnx.split(abstract)
+    state = nnx.to_pure_dict(state)
+    if describe(state) != description["arrays"]:
+        raise ValueError(f"{path} is damaged: its arrays are not those of the {description['model']} that it names")
+    try:
+        with this_process_alone():
+            state = ocp.load(path / WEIGHTS, jax.tree.map(_on_first_device, state))
+    except Exception as error:
+        raise ValueError(f"{path} is damaged: its weights cannot be read ({type(error).__name__})") from error
+    if changed := [name for name, digest in digests(state).items() if digest != description["digests"][name]]:
+        raise ValueError(f"{path} is damaged: wrong values in {', '.join(changed[:5])}")
+    restored = nnx.state(abstract)
+    nnx.replace_by_pure_dict(restored, state)
+    model = nnx.merge(graphdef, restored)
+    model.eval()
+    return SavedModel(model, description["preprocessing"])
+
+
+def _on_first_device(leaf):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+
+
+def _read_description(path):
+    if not (path / DESCRIPTION).is_file():
+        raise FileNotFoundError(f"{path} holds no {DESCRIPTION}: it is no folder that save_model wrote")
+    try:
+        description = json.loads((path / DESCRIPTION).read_text())
+        found = description["format"], description["model"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {DESCRIPTION} cannot be read ({error})") from error
+    if found[0] != FORMAT or found[1] not in _model_classes():
+        raise ValueError(f"{path} holds a {found[1]} of format {found[0]}; this version reads format {FORMAT}")
+    return description
+
+
+def _model_classes():
+    return {model_class.__name__: model_class for model_class, _ in MODELS.values()}
+
+
+def _abstract(model_class, arguments_text, fused):
+    def build():
+        model = model_class(**arguments_from_text(arguments_text), rngs=nnx.Rngs(0))
+        return fuse_params(model) if fused else model
+
+    return nnx.eval_shape(build)
+
+
+def _is_fused(model) -> bool:
+    model_class = _model_classes().get(type(model).__name__)
+    if model_class is not type(model):
+        raise TypeError(f"save_model knows the models of list_models(), and a {type(model).__name__} is none of them")
+    found = describe(nnx.to_pure_dict(nnx.state(model)))
+    for fused in (False, True):
+        if found == describe(nnx.to_pure_dict(nnx.state(_abstract(model_class, model.arguments, fused)))):
+            return fused
+    raise TypeError(f"the modules of this {type(model).__name__} were changed since it was built: it cannot be saved")

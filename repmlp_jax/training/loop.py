@@ -1,0 +1,190 @@
+"""Training from a configuration to a trained and a fused model on disk; to be read from top to bottom."""
+
+import json
+import logging
+from pathlib import Path
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from repmlp_jax.data import load_dataset
+from repmlp_jax.models import create_model
+from repmlp_jax.training import sharding
+from repmlp_jax.training.checkpoints import Checkpoints
+from repmlp_jax.training.config import check_config, differences
+from repmlp_jax.training.evaluation import Evaluator
+from repmlp_jax.training.interruption import Interruption
+from repmlp_jax.training.metrics import Metrics, replace_text
+from repmlp_jax.training.pace import Pace
+from repmlp_jax.training.results import fuse_and_save
+from repmlp_jax.training.step import Batches, init_state, look, make_optimizer, make_train_steps
+
+logger = logging.getLogger("repmlp_jax")
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
+    """Trains a model, fuses it, and puts both side by side.
+
+    In `workdir` it leaves `config.json`, `metrics.csv`, `curves.png`, `tensorboard/`, `checkpoints/`, and at the end
+    `model/` and `fused/` for `load_model`, and `results.json`. Called again with the same configuration, it goes on
+    from the last whole checkpoint and ends with bit-identical parameters. Where several processes train together,
+    all of them call it.
+
+    Args:
+        config: as `default_config()`.
+        workdir: the run's folder; it is made.
+
+    Returns:
+        What `results.json` holds, see `results.fuse_and_save`.
+
+    Raises:
+        ValueError: if the configuration is not valid or not that of an earlier run in `workdir`.
+        FloatingPointError: if a loss is not finite; the message names the step.
+        SystemExit: after SIGTERM, once the state is saved.
+    """
+    check_config(config)
+    workdir = Path(workdir)
+    mesh = sharding.make_mesh()
+    for name in ("batch_size", "eval_batch_size"):
+        sharding.check_batch_size(name, config[name], mesh)
+    _claim(workdir, config)
+    is_chief = jax.process_index() == 0
+
+    dataset = load_dataset(config.dataset, config.data_dir or None)
+    train, test = (
+        Batches(*(sharding.put_on_every_device(array, mesh) for array in split))
+        for split in (dataset.train, dataset.test)
+    )
+    steps_per_epoch = len(train.labels) // config.batch_size
+    if steps_per_epoch < 1:
+        raise ValueError(f"batch_size={config.batch_size} is more than the {len(train.labels)} training images")
+    final_step = config.epochs * steps_per_epoch
+
+    init_key, order_key, augment_key = jax.random.split(jax.random.key(config.seed), 3)
+    everywhere = sharding.replicated(mesh)
+
+    def make_model(key):
+        return create_model(config.model, rngs=nnx.Rngs(key), **config.model_arguments)
+
+    def make_state(key):
+        return init_state(make_model(key), optimizer)
+
+    def draw_order(epoch):
+        return jax.random.permutation(jax.random.fold_in(order_key, epoch), len(train.labels))
+
+    graphdef = nnx.graphdef(nnx.eval_shape(make_model, init_key))
+    optimizer, learning_rate = make_optimizer(config, steps_per_epoch)
+    make_state, draw_order = (jax.jit(function, out_shardings=everywhere) for function in (make_state, draw_order))
+    train_steps = make_train_steps(graphdef, optimizer, config, dataset.mean, dataset.std, mesh)
+    evaluator = Evaluator(test, dataset.mean, dataset.std, config.eval_batch_size, mesh)
+    pace = Pace(config.steps_per_call)
+
+    def advance(state, step, stop):
+        """Trains within an epoch from `step` to `stop`, with a look at the state about every second."""
+        order = draw_order(step // steps_per_epoch)
+        while step < stop:
+            count = min(pace.steps, stop - step)
+            state, seen = pace.timed(lambda: look(train_steps(state, train, order, augment_key, count)), count)  # noqa: B023
+            step += count
+            yield state, seen
+
+    with Checkpoints(workdir / "checkpoints") as checkpoints, Interruption() as interruption:
+        step, state = checkpoints.restore(_abstract(make_state, init_key, everywhere)) or (0, make_state(init_key))
+        if step:
+            logger.warning("going on from step %d of %d", step, final_step)
+        metrics = Metrics(workdir, step) if is_chief else None
+        with _progress_bar(config.batch_size, step, final_step) as bar:
+            while step < final_step:
+                epoch = step // steps_per_epoch + 1
+                bar.set_description(f"epoch {epoch}/{config.epochs}")
+                for state, seen in advance(state, step, _next_stop(step, steps_per_epoch, config)):  # noqa: B007
+                    bar.set_postfix(loss=f"{seen.loss:.4f}", accuracy=f"{seen.accuracy:.2%}", refresh=False)
+                    bar.update(seen.step * config.batch_size - bar.n)
+                    if seen.failed_step >= 0:
+                        raise FloatingPointError(_failure(seen.failed_step, checkpoints, config))
+                    if interruption.requested(seen.step):
+                        checkpoints.save(seen.step, state)
+                        checkpoints.wait()
+                        logger.warning("SIGTERM: step %d is saved; the same command goes on from it", seen.step)
+                        raise SystemExit(128 + interruption.signal)
+                step = seen.step
+                if step % steps_per_epoch:
+                    checkpoints.save(step, state)
+                    continue
+                test_loss, test_accuracy = evaluator.evaluate(
+                    nnx.merge(graphdef, state.parameters, state.statistics, copy=True)
+                )
+                if is_chief:
+                    images_per_second = config.batch_size / pace.seconds_per_step
+                    metrics.add(
+                        epoch=epoch,
+                        step=step,
+                        learning_rate=float(learning_rate(step - 1)),
+                        train_loss=seen.loss,
+                        train_accuracy=seen.accuracy,
+                        test_loss=test_loss,
+                        test_accuracy=test_accuracy,
+                        images_per_second=images_per_second,
+                    )
+                    bar.write(
+                        f"epoch {epoch:3d}  train loss {seen.loss:.4f}  train accuracy {seen.accuracy:.2%}  test loss "
+                        f"{test_loss:.4f}  test accuracy {test_accuracy:.2%}  {images_per_second:,.0f} images/s"
+                    )
+                # After the row: a checkpoint without its row could not make it again.
+                checkpoints.save(step, state, {"test_accuracy": test_accuracy})
+        if is_chief:
+            metrics.close()
+
+    model = nnx.merge(graphdef, state.parameters, state.statistics, copy=True)
+    return fuse_and_save(workdir, model, dataset, evaluator)
+
+
+def _claim(workdir: Path, config: ConfigDict):
+    """Makes the folder this configuration's own."""
+    wanted = json.loads(config.to_json())
+    path = workdir / "config.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found != wanted:
+            fields = "; ".join(differences(wanted, found))
+            raise ValueError(
+                f"{workdir} holds a run of another configuration. It differs in (this, that): {fields}. "
+                f"Choose another workdir, or the same configuration to go on with that run"
+            )
+    elif jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(wanted, indent=1))
+
+
+def _abstract(make_state, key, placement):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), jax.eval_shape(make_state, key)
+    )
+
+
+def _next_stop(step: int, steps_per_epoch: int, config: ConfigDict) -> int:
+    """The next step with something to do: an epoch's end or a checkpoint."""
+    end_of_epoch = (step // steps_per_epoch + 1) * steps_per_epoch
+    every = config.checkpoint_every_steps or end_of_epoch
+    return min(end_of_epoch, (step // every + 1) * every)
+
+
+def _progress_bar(batch_size: int, step: int, final_step: int) -> tqdm:
+    return tqdm(
+        total=final_step * batch_size,
+        initial=step * batch_size,
+        unit=" images",
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=jax.process_index() > 0,
+    )
+
+
+def _failure(failed_step, checkpoints, config):
+    return (
+        f"the loss of step {failed_step} is not finite; the last checkpoint is of step "
+        f"{max(checkpoints.steps(), default=0)}. A lower learning_rate (now {config.learning_rate:g}) or more "
+        f"warmup_epochs (now {config.warmup_epochs:g}) may help"
+    )

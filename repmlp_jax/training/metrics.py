@@ -1,0 +1,86 @@
+"""The figures of a run: a CSV file that survives every interruption, TensorBoard, and a picture of the curves."""
+
+import csv
+import io
+import os
+import time
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from repmlp_jax import plots
+
+COLUMNS = {
+    "epoch": int,
+    "step": int,
+    "learning_rate": float,
+    "train_loss": float,
+    "train_accuracy": float,
+    "test_loss": float,
+    "test_accuracy": float,
+}
+
+SECONDS_BETWEEN_PICTURES = 60
+
+
+class Metrics:
+    """One row an epoch in `metrics.csv`, and the same in TensorBoard.
+
+    The file is always a whole number of rows, and holds what follows from the configuration alone, no times: an
+    interrupted run ends with the same file as an undisturbed one.
+
+    Args:
+        workdir: the run's folder.
+        step: the step that the run resumes from; rows of later steps are dropped, to be made again.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self._path = workdir / "metrics.csv"
+        self._picture = workdir / "curves.png"
+        rows = _read(self._path) if self._path.exists() else []
+        self.rows = [row for row in rows if row["step"] <= step]
+        if self.rows != rows:
+            self._write()
+        self._drawn = time.perf_counter()
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
+
+    def add(self, *, images_per_second: float, **row) -> None:
+        """Adds an epoch's row, a value for each of COLUMNS; it is on the disk when this returns."""
+        self.rows.append({name: kind(row[name]) for name, kind in COLUMNS.items()})
+        self._write()
+        for name in list(COLUMNS)[2:]:
+            self._tensorboard.add_scalar(name, row[name], row["step"])
+        self._tensorboard.add_scalar("images_per_second", images_per_second, row["step"])
+        if time.perf_counter() - self._drawn > SECONDS_BETWEEN_PICTURES:
+            self._draw()
+
+    def close(self) -> None:
+        """Draws the last picture and closes TensorBoard's file."""
+        self._draw()
+        self._tensorboard.close()
+
+    def _draw(self):
+        plots.learning_curves(self.rows).savefig(self._picture, dpi=120)
+        self._drawn = time.perf_counter()
+
+    def _write(self):
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        replace_text(self._path, text.getvalue())
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that at every instant there is either the old one or the new one, whole."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _read(path):
+    with path.open(newline="") as file:
+        return [{name: kind(row[name]) for name, kind in COLUMNS.items()} for row in csv.DictReader(file)]

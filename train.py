@@ -1,17 +1,39 @@
-"""Trains a model: python train.py --config=configs/digits.py --workdir=runs/digits --config.epochs=10."""
+"""Trains a model, fuses it, and puts both side by side.
+
+    python train.py --config=configs/cifar.py --workdir=runs/cifar --config.epochs=10
+    python train.py --config=configs/cifar.py:wide_convnet
+
+A run that was interrupted goes on when the same command is given again. On several machines, start the same command on
+each with --distributed; Slurm, TPU and Kubernetes jobs are recognised, elsewhere add the three flags below it.
+"""
+
+from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py")
-WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "folder")
+from repmlp_jax.training.command_line import parse_flags, report_errors
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "File of the recipe, with a variant after ':'.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/ and the recipe's name.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Train together with other processes.")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.")
 
 
 def main(_):
+    """Runs `train_and_evaluate` on what the flags say."""
+    import jax
+
     from repmlp_jax.training import train_and_evaluate
 
-    train_and_evaluate(CONFIG.value, WORKDIR.value)
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    recipe = Path(flags.FLAGS["config"].config_filename).name.replace(".py", "").replace(":", "_")
+    with report_errors():
+        train_and_evaluate(_CONFIG.value, _WORKDIR.value or f"runs/{recipe}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

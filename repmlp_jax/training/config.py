@@ -47,9 +47,9 @@ def check_config(config: ConfigDict) -> None:
 
 
 def differences(one: dict, other: dict) -> list[str]:
-    """The fields in which two configurations differ, as `field: this here, that there`."""
+    """The fields in which two configurations differ, with the values of both."""
     return [
-        f"{name}: {one.get(name, 'missing')!r}, {other.get(name, 'missing')!r}"
+        f"{name} is {one.get(name, 'missing')!r} now and {other.get(name, 'missing')!r} there"
         for name in sorted({*one, *other})
         if one.get(name) != other.get(name)
     ]

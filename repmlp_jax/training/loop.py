@@ -49,7 +49,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     mesh = sharding.make_mesh()
     for name in ("batch_size", "eval_batch_size"):
         sharding.check_batch_size(name, config[name], mesh)
-    _claim(workdir, config)
+    _refuse_another_configuration(workdir, config)
     is_chief = jax.process_index() == 0
 
     dataset = load_dataset(config.dataset, config.data_dir or None)
@@ -80,6 +80,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     train_steps = make_train_steps(graphdef, optimizer, config, dataset.mean, dataset.std, mesh)
     evaluator = Evaluator(test, dataset.mean, dataset.std, config.eval_batch_size, mesh)
     pace = Pace(config.steps_per_call)
+    if is_chief:
+        workdir.mkdir(parents=True, exist_ok=True)
+        replace_text(workdir / "config.json", json.dumps(json.loads(config.to_json()), indent=1))
 
     def advance(state, step, stop):
         """Trains within an epoch from `step` to `stop`, with a look at the state about every second."""
@@ -141,21 +144,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     return fuse_and_save(workdir, model, dataset, evaluator)
 
 
-def _claim(workdir: Path, config: ConfigDict):
-    """Makes the folder this configuration's own."""
-    wanted = json.loads(config.to_json())
+def _refuse_another_configuration(workdir: Path, config: ConfigDict):
     path = workdir / "config.json"
-    if path.exists():
-        found = json.loads(path.read_text())
-        if found != wanted:
-            fields = "; ".join(differences(wanted, found))
-            raise ValueError(
-                f"{workdir} holds a run of another configuration. It differs in (this, that): {fields}. "
-                f"Choose another workdir, or the same configuration to go on with that run"
-            )
-    elif jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(wanted, indent=1))
+    found, wanted = json.loads(path.read_text()) if path.exists() else None, json.loads(config.to_json())
+    if found not in (None, wanted):
+        raise ValueError(
+            f"{workdir} holds a run of another configuration: {'; '.join(differences(wanted, found))}. "
+            f"Choose another workdir, or go on with that run by its own configuration"
+        )
 
 
 def _abstract(make_state, key, placement):

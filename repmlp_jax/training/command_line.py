@@ -1,0 +1,56 @@
+"""What a person sees of `train.py`: errors in one line, and no more log than they need."""
+
+import contextlib
+import difflib
+import logging
+import sys
+from pathlib import Path
+
+from absl import flags
+from absl import logging as absl_logging
+
+from repmlp_jax.training.checkpoint_format import CheckpointError
+
+BAD_INPUT = 2
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+    """Parses the flags; a mistake in them ends the program with one line."""
+    # Orbax reports each step of its work at the level "info", through absl.
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("repmlp_jax").setLevel(logging.INFO)
+    try:
+        for argument in arguments[1:]:
+            if argument.lstrip("-").startswith("config="):
+                _check_file(argument.partition("=")[2].partition(":")[0])
+        return flags.FLAGS(arguments)
+    except AttributeError as error:
+        # ml_collections' message, in quotes, has the nearest field in a second line.
+        _exit("--config has no field " + str(error).strip("'").replace("\\'", "'").replace("\\n", "; "))
+    except (flags.Error, OSError, ValueError) as error:
+        # An error within a recipe comes as a whole traceback; its last line is the recipe's own.
+        _exit(str(error).strip().splitlines()[-1].strip() if "Traceback" in str(error) else str(error))
+
+
+@contextlib.contextmanager
+def report_errors():
+    """Ends the program with one line for what a user can mend; --verbosity=1 shows where it was raised."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError, CheckpointError) as error:
+        absl_logging.debug("raised here:", exc_info=error)
+        _exit(str(error))
+
+
+def _check_file(name: str):
+    path = Path(name)
+    if not path.is_file():
+        there = [str(other) for other in sorted(path.parent.glob("*.py"))]
+        nearest = difflib.get_close_matches(name, there, n=1, cutoff=0)
+        hint = f"the nearest is {nearest[0]}" if nearest else f"there is no Python file in {path.parent}"
+        raise FileNotFoundError(f"there is no configuration {name}; {hint}")
+
+
+def _exit(message: str):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(BAD_INPUT)

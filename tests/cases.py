@@ -1,0 +1,75 @@
+"""The blocks under test: every edge of RepMLP's arguments in a small size, filled with random numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from repmlp_jax import RepMLP
+
+PLAIN = dict(
+    in_features=4, out_features=4, image_size=(6, 6), partition_size=(3, 3), conv_kernels=(1, 3), groups=2
+)
+CASES = {
+    "plain": PLAIN,
+    "height is not width": PLAIN | dict(image_size=(8, 6), partition_size=(2, 6), conv_kernels=(1, 3, 5)),
+    "more outputs": PLAIN | dict(in_features=2, out_features=6),
+    "fewer outputs": PLAIN | dict(in_features=8, out_features=2),
+    "one partition": PLAIN | dict(partition_size=(6, 6)),
+    "no convolutions": PLAIN | dict(conv_kernels=()),
+    "one group": PLAIN | dict(groups=1),
+    "groups are channels": PLAIN | dict(groups=4),
+    "kernel exceeds partition": PLAIN | dict(partition_size=(3, 2), conv_kernels=(3, 7)),
+    "partitions of one pixel": PLAIN | dict(image_size=(2, 3), partition_size=(1, 1)),
+    "reduction": PLAIN | dict(reduction=3),
+    "padded": PLAIN | dict(image_size=(7, 5), partition_size=(3, 3), pad=True),
+}
+
+
+def randomised(model: nnx.Module, seed: int = 0) -> nnx.Module:
+    """A model, which may be abstract, with random weights and random statistics, so that no norm is the identity."""
+    random = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name, shape = path[-1], leaf.shape
+        if name == "batches":
+            array = random.integers(1, 9, shape)
+        elif name == "var":
+            array = random.uniform(0.5, 2, shape)
+        elif name == "kernel":
+            array = random.normal(0, 0.2, shape)
+        else:
+            array = random.normal(0, 0.5, shape) + (name == "scale")
+        return leaf.replace(jnp.asarray(array, leaf.dtype))
+
+    graphdef, state = nnx.split(model)
+    drawn = [(path, draw(path, leaf)) for path, leaf in nnx.to_flat_state(state)]
+    return nnx.merge(graphdef, nnx.from_flat_state(drawn))
+
+
+def build(make, seed: int = 0, **options) -> nnx.Module:
+    """A randomised model, in float64 unless told otherwise; its own initialisation is never computed."""
+    options = dict(param_dtype=jnp.float64) | options
+    return randomised(nnx.eval_shape(lambda: make(**options, rngs=nnx.Rngs(0))), seed)
+
+
+def build_block(name: str = "plain", seed: int = 0, **options) -> RepMLP:
+    """The randomised block of a case."""
+    return build(RepMLP, seed, **CASES[name], **options)
+
+
+def random_input(model, batch: int = 2, seed: int = 1, dtype=jnp.float64):
+    """Images of the size that a model takes."""
+    images = np.random.default_rng(seed).normal(0, 1, (batch, *model.input_shape))
+    return jnp.asarray(images, dtype)
+
+
+@jax.jit
+def apply(model, x):
+    """The model's output, compiled."""
+    return model(x)
+
+
+def evaluate(model, x):
+    """The model's output in evaluation mode."""
+    return apply(nnx.view(model, use_running_average=True), x)

@@ -14,7 +14,8 @@ from ml_collections import config_flags
 
 from repmlp_jax.training.command_line import parse_flags, report_errors
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "File of the recipe, with a variant after ':'.")
+_DIGITS = str(Path(__file__).with_name("configs") / "digits.py")
+_CONFIG = config_flags.DEFINE_config_file("config", _DIGITS, "File of the recipe, with a variant after ':'.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/ and the recipe's name.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Train together with other processes.")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")

@@ -2,6 +2,24 @@
 
 from repmlp_jax.blocks import RepMLP
 from repmlp_jax.fuse import fuse_params
+from repmlp_jax.interop.torch import from_torch, to_torch
+from repmlp_jax.models import create_model, list_models
+from repmlp_jax.models.cifar import PureMLP, WideConvNet
 from repmlp_jax.reparam import conv_to_fc
+from repmlp_jax.report import fuse_report
+from repmlp_jax.saved import load_model, save_model
 
-__all__ = ["RepMLP", "conv_to_fc", "fuse_params"]
+__all__ = [
+    "PureMLP",
+    "RepMLP",
+    "WideConvNet",
+    "conv_to_fc",
+    "create_model",
+    "from_torch",
+    "fuse_params",
+    "fuse_report",
+    "list_models",
+    "load_model",
+    "save_model",
+    "to_torch",
+]

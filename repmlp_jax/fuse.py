@@ -85,16 +85,23 @@ def replace_modules(
     replaced = {}
 
     def walk(path, node):
-        if chosen(node):
-            if id(node) not in replaced:
+        if isinstance(node, nnx.Variable):
+            return node
+        if id(node) not in replaced:
+            if chosen(node):
                 replaced[id(node)] = (node, replacement(path, node))
-            return replaced[id(node)][1]
-        if id(node) not in replaced and not isinstance(node, nnx.Variable):
-            replaced[id(node)] = (node, node)
-            for key, child in _children(node):
-                new = walk((*path, key), child)
-                if new is not child:
-                    _set(node, key, new)
+            else:
+                replaced[id(node)] = (node, node)  # while a module that holds itself is walked
+                replaced[id(node)] = (node, walk_children(path, node))
+        return replaced[id(node)][1]
+
+    def walk_children(path, node):
+        changed = {key: new for key, child in _children(node) if (new := walk((*path, key), child)) is not child}
+        if changed and isinstance(node, tuple):
+            items = [changed.get(index, item) for index, item in enumerate(node)]
+            return type(node)(*items) if hasattr(node, "_fields") else tuple(items)
+        for key, new in changed.items():
+            _set(node, key, new)
         return node
 
     return walk((), nnx.clone(model))
@@ -111,7 +118,7 @@ def _children(node) -> list[tuple]:
         children = enumerate(node)
     elif isinstance(node, nnx.Dict | dict):
         children = node.items()
-    elif isinstance(node, nnx.Module):
+    elif isinstance(node, nnx.Pytree):
         children = vars(node).items()
     else:
         children = ()
@@ -121,7 +128,7 @@ def _children(node) -> list[tuple]:
 
 
 def _set(node, key, value):
-    if isinstance(node, nnx.Module) and not isinstance(node, nnx.List | nnx.Dict):
+    if isinstance(node, nnx.Pytree) and not isinstance(node, nnx.List | nnx.Dict):
         setattr(node, key, value)
     else:
         node[key] = value
@@ -137,12 +144,12 @@ def _check_statistics(path, module):
         ):
             continue
         where = dotted((*path, *inner))
-        broken = int(jnp.sum(~jnp.isfinite(mean))) + int(jnp.sum(~jnp.isfinite(var)))
+        with jax.ensure_compile_time_eval():  # inside a jit that closes over them, too
+            broken = int(jnp.sum(~jnp.isfinite(mean))) + int(jnp.sum(~jnp.isfinite(var)))
+            negative, lowest = int(jnp.sum(var < 0)), float(var.min())
         if broken:
             raise ValueError(f"cannot fuse {where}: {broken} of its {2 * mean.size} running statistics are not finite")
-        negative = int(jnp.sum(var < 0))
         if negative:
             raise ValueError(
-                f"cannot fuse {where}: {negative} of its {var.size} running variances are negative, "
-                f"the lowest {float(var.min()):g}"
+                f"cannot fuse {where}: {negative} of its {var.size} running variances are negative, the lowest {lowest:g}"
             )

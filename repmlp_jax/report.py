@@ -72,6 +72,12 @@ def fuse_report(model: nnx.Module, input_shape: tuple[int, int, int] | None = No
         input_shape: (height, width, channels) of an image; None: `model.input_shape`, or what a RepMLP block was
             built for. Where neither exists, multiply-accumulates are None.
     """
+    # The image's dtype need not be the model's, as only shapes are read.
+    with jax.numpy_dtype_promotion("standard"):
+        return _report(model, input_shape)
+
+
+def _report(model, input_shape) -> FuseReport:
     model = nnx.clone(model)
     model.eval()
     inputs = _inputs_of_blocks(model, input_shape)

@@ -19,6 +19,7 @@ from repmlp_jax.processes import this_process_alone
 FORMAT = 1
 DESCRIPTION = "model.json"
 WEIGHTS = "weights"
+CONTENTS = {"format", "model", "arguments", "fused", "preprocessing", "arrays", "digests", "versions"}
 
 
 def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | None = None, overwrite: bool = False):
@@ -96,7 +97,10 @@ def load(path: str | Path) -> SavedModel:
     path = Path(path).absolute()
     description = _read_description(path)
     model_class = _model_classes()[description["model"]]
-    abstract = _abstract(model_class, json.dumps(description["arguments"]), description["fused"])
+    try:
+        abstract = _abstract(model_class, json.dumps(description["arguments"]), description["fused"])
+    except Exception as error:
+        raise ValueError(f"{path} is damaged: {description['model']} does not take its arguments ({error})") from error
     graphdef, state = nnx.split(abstract)
     state = nnx.to_pure_dict(state)
     if describe(state) != description["arrays"]:
@@ -125,6 +129,8 @@ def _read_description(path):
     try:
         description = json.loads((path / DESCRIPTION).read_text())
         found = description["format"], description["model"]
+        if found[0] == FORMAT and (missing := CONTENTS - set(description)):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {DESCRIPTION} cannot be read ({error})") from error
     if found[0] != FORMAT or found[1] not in _model_classes():

@@ -32,6 +32,8 @@ def randomised(model: nnx.Module, seed: int = 0) -> nnx.Module:
 
     def draw(path, leaf):
         name, shape = path[-1], leaf.shape
+        if isinstance(leaf, nnx.RngState):
+            return leaf
         if name == "batches":
             array = random.integers(1, 9, shape)
         elif name == "var":
@@ -70,6 +72,14 @@ def apply(model, x):
     return model(x)
 
 
+@nnx.jit
+def train(model, x):
+    """The model's output in training mode, compiled; the model's statistics are updated."""
+    return nnx.view(model, use_running_average=False)(x)
+
+
 def evaluate(model, x):
     """The model's output in evaluation mode."""
-    return apply(nnx.view(model, use_running_average=True), x)
+    model = nnx.clone(model)
+    model.eval()
+    return apply(model, x)

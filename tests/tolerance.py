@@ -31,13 +31,14 @@ def worst_error(actual, expected, scale: float | None = None) -> float:
 
 
 def assert_close(actual, expected, tolerance: float, scale: float | None = None):
-    """Asserts that two arrays, or two trees of arrays, are equal up to the tolerance."""
-    actual_leaves, actual_structure = jax.tree.flatten(actual)
-    expected_leaves, expected_structure = jax.tree.flatten(expected)
-    assert actual_structure == expected_structure
-    for one, other in zip(actual_leaves, expected_leaves, strict=True):
-        error = worst_error(one, other, scale)
-        assert error <= tolerance, f"off by {error:.3g} of the largest magnitude, allowed are {tolerance:.3g}"
+    """Asserts that two arrays are equal up to the tolerance."""
+    error = worst_error(actual, expected, scale)
+    assert error <= tolerance, f"off by {error:.3g} of the largest magnitude, allowed are {tolerance:.3g}"
+
+
+def assert_trees_close(actual, expected, tolerance: float):
+    """Asserts that two trees have the same structure and close arrays."""
+    jax.tree.map(lambda one, other: assert_close(one, other, tolerance), actual, expected)
 
 
 def assert_identical(actual: nnx.Module, expected: nnx.Module):

@@ -20,14 +20,16 @@ def parse_flags(arguments: list[str]) -> list[str]:
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("repmlp_jax").setLevel(logging.INFO)
     try:
-        for argument in arguments[1:]:
-            if argument.lstrip("-").startswith("config="):
-                _check_file(argument.partition("=")[2].partition(":")[0])
+        recipe = _recipe_file(arguments)
+        if recipe:
+            _check_file(recipe)
         return flags.FLAGS(arguments)
     except AttributeError as error:
         # ml_collections' message, in quotes, has the nearest field in a second line.
         _exit("--config has no field " + str(error).strip("'").replace("\\'", "'").replace("\\n", "; "))
     except (flags.Error, OSError, ValueError) as error:
+        if "get_config() takes 0 positional arguments" in str(error):
+            _exit(f"{recipe} has no variants: nothing may follow a ':'")
         # An error within a recipe comes as a whole traceback; its last line is the recipe's own.
         _exit(str(error).strip().splitlines()[-1].strip() if "Traceback" in str(error) else str(error))
 
@@ -40,6 +42,16 @@ def report_errors():
     except (ValueError, OSError, FloatingPointError, CheckpointError) as error:
         absl_logging.debug("raised here:", exc_info=error)
         _exit(str(error))
+
+
+def _recipe_file(arguments: list[str]) -> str:
+    """The file that --config names, without its variant; empty where it is not given."""
+    recipe = ""
+    for argument, next_argument in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, given, value = argument.partition("=")
+        if name in ("-config", "--config"):
+            recipe = value if given else next_argument
+    return recipe.partition(":")[0]
 
 
 def _check_file(name: str):

@@ -1,8 +1,12 @@
 """What can be configured, and the check that a configuration says nothing else."""
 
 import difflib
+import inspect
+import math
 
 from ml_collections import ConfigDict
+
+from repmlp_jax.models import MODELS
 
 
 def default_config() -> ConfigDict:
@@ -42,8 +46,21 @@ def check_config(config: ConfigDict) -> None:
     problems += [f"{name}={config[name]} must be above 0" for name in positive if config.get(name, 1) <= 0]
     not_negative = ("weight_decay", "warmup_epochs", "crop_padding", "checkpoint_every_steps", "steps_per_call")
     problems += [f"{name}={config[name]} must not be below 0" for name in not_negative if config.get(name, 0) < 0]
+    if config.get("warmup_epochs", 0) >= config.get("epochs", math.inf) > 0:
+        problems.append(f"warmup_epochs={config.warmup_epochs} must be less than epochs={config.epochs}")
+    problems += _problems_of_model_arguments(config)
     if problems:
         raise ValueError("config: " + "; ".join(problems))
+
+
+def _problems_of_model_arguments(config):
+    if config.get("model") not in MODELS:
+        return  # create_model names the nearest
+    model_class, _ = MODELS[config.model]
+    known = set(inspect.signature(model_class.__init__).parameters) - {"self", "rngs"}
+    for name in sorted(set(config.get("model_arguments", {})) - known):
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        yield f"{model_class.__name__} has no argument {name!r}; the nearest is {nearest!r}"
 
 
 def differences(one: dict, other: dict) -> list[str]:

@@ -119,4 +119,4 @@ def _compare_batch(batch_size, mean, std, mesh, trained, fused, data, start):
 
 
 def _count_correct(logits, labels, counts):
-    return jnp.sum((jnp.argmax(logits, -1) == labels) & counts, dtype=jnp.int32)
+    return jnp.sum((jax.lax.argmax(logits, 1, jnp.int32) == labels) & counts, dtype=jnp.int32)

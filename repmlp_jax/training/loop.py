@@ -1,5 +1,6 @@
 """Training from a configuration to a trained and a fused model on disk; to be read from top to bottom."""
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -93,32 +94,31 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
             step += count
             yield state, seen
 
-    with Checkpoints(workdir / "checkpoints") as checkpoints, Interruption() as interruption:
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints"))
+        interruption = stack.enter_context(Interruption())
         step, state = checkpoints.restore(_abstract(make_state, init_key, everywhere)) or (0, make_state(init_key))
         if step:
             logger.warning("going on from step %d of %d", step, final_step)
-        metrics = Metrics(workdir, step) if is_chief else None
-        with _progress_bar(config.batch_size, step, final_step) as bar:
-            while step < final_step:
-                epoch = step // steps_per_epoch + 1
-                bar.set_description(f"epoch {epoch}/{config.epochs}")
-                for state, seen in advance(state, step, _next_stop(step, steps_per_epoch, config)):  # noqa: B007
-                    bar.set_postfix(loss=f"{seen.loss:.4f}", accuracy=f"{seen.accuracy:.2%}", refresh=False)
-                    bar.update(seen.step * config.batch_size - bar.n)
-                    if seen.failed_step >= 0:
-                        raise FloatingPointError(_failure(seen.failed_step, checkpoints, config))
-                    if interruption.requested(seen.step):
-                        checkpoints.save(seen.step, state)
-                        checkpoints.wait()
-                        logger.warning("SIGTERM: step %d is saved; the same command goes on from it", seen.step)
-                        raise SystemExit(128 + interruption.signal)
-                step = seen.step
-                if step % steps_per_epoch:
-                    checkpoints.save(step, state)
-                    continue
+        metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step))) if is_chief else None
+        bar = stack.enter_context(_progress_bar(config.batch_size, step, final_step))
+        while step < final_step:
+            epoch = step // steps_per_epoch + 1
+            bar.set_description(f"epoch {epoch}/{config.epochs}")
+            for state, seen in advance(state, step, _next_stop(step, steps_per_epoch, config)):  # noqa: B007
+                bar.set_postfix(loss=f"{seen.loss:.4f}", accuracy=f"{seen.accuracy:.2%}", refresh=False)
+                bar.update(seen.step * config.batch_size - bar.n)
+                if seen.failed_step >= 0:
+                    raise FloatingPointError(_failure(seen.failed_step, checkpoints, config))
+                asked_to_stop = interruption.requested()
+                if asked_to_stop:
+                    break
+            step, scores = seen.step, {}
+            if step % steps_per_epoch == 0:
                 test_loss, test_accuracy = evaluator.evaluate(
                     nnx.merge(graphdef, state.parameters, state.statistics, copy=True)
                 )
+                scores = {"test_accuracy": test_accuracy}
                 if is_chief:
                     images_per_second = config.batch_size / pace.seconds_per_step
                     metrics.add(
@@ -135,10 +135,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
                         f"epoch {epoch:3d}  train loss {seen.loss:.4f}  train accuracy {seen.accuracy:.2%}  test loss "
                         f"{test_loss:.4f}  test accuracy {test_accuracy:.2%}  {images_per_second:,.0f} images/s"
                     )
-                # After the row: a checkpoint without its row could not make it again.
-                checkpoints.save(step, state, {"test_accuracy": test_accuracy})
-        if is_chief:
-            metrics.close()
+            # After the row: a checkpoint of an epoch's end without its row could not make it again.
+            checkpoints.save(step, state, scores)
+            if asked_to_stop:
+                checkpoints.wait()
+                logger.warning("SIGTERM: step %d is saved; the same command goes on from it", step)
+                raise SystemExit(128 + interruption.signal)
 
     model = nnx.merge(graphdef, state.parameters, state.statistics, copy=True)
     return fuse_and_save(workdir, model, dataset, evaluator)

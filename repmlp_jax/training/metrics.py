@@ -42,7 +42,8 @@ class Metrics:
         if self.rows != rows:
             self._write()
         self._drawn = time.perf_counter()
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
+        # TensorBoard drops the points from this step on, as of an interrupted run; that of `step` itself is kept.
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=10)
 
     def add(self, *, images_per_second: float, **row) -> None:
         """Adds an epoch's row, a value for each of COLUMNS; it is on the disk when this returns."""

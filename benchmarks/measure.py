@@ -1,0 +1,77 @@
+"""Timing and recording, shared by the scripts beside this file."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved(functions: dict[str, Callable], runs: int) -> dict[str, dict]:
+    """Seconds of each function, warmed up once, then run in turn so that a drift of the machine meets all alike.
+
+    Args:
+        functions: name → function without arguments, whose result is waited for.
+        runs: how often each is timed.
+
+    Returns:
+        name → median, minimum and maximum in seconds, and the number of runs.
+    """
+    for function in functions.values():
+        jax.block_until_ready(function())
+    seconds = {name: [] for name in functions}
+    for _ in range(runs):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: dict(median=statistics.median(times), minimum=min(times), maximum=max(times), runs=runs)
+        for name, times in seconds.items()
+    }
+
+
+def matmul_rate(size: int = 2048, runs: int = 9) -> float:
+    """Multiply-accumulates a second of a float32 matrix product on this machine, the best of several runs."""
+    matrix = jax.numpy.ones((size, size), jax.numpy.float32)
+    product = jax.jit(lambda a, b: a @ b)
+    return size**3 / interleaved({"product": lambda: product(matrix, matrix)}, runs)["product"]["minimum"]
+
+
+def record(name: str, measured: dict) -> Path:
+    """Writes what was measured, with the machine, the versions, the command and the date, to results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({**measured, "provenance": provenance()}, indent=1) + "\n")
+    return path
+
+
+def provenance() -> dict:
+    """Where and with what a measurement was made."""
+    devices = jax.devices()
+    return dict(
+        date=datetime.date.today().isoformat(),
+        command=shlex.join(["python", *(os.path.relpath(part) if part == sys.argv[0] else part for part in sys.argv)]),
+        machine=dict(processor=_processor(), cores=os.cpu_count(), system=platform.system()),
+        devices=f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})",
+        versions={name: importlib.metadata.version(name) for name in ("repmlp_jax", "jax", "jaxlib", "flax")}
+        | {"python": platform.python_version()},
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,181 @@
+"""RepMLP blocks against the official implementation: its weights in, its numbers out, and its weights out again."""
+
+import functools
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import PLAIN, build_block
+from flax import nnx
+from tolerance import ROUNDING_F64, STORED_AS_F32, assert_close, assert_identical, worst_error
+
+from repmlp_jax import RepMLP, fuse_params
+from repmlp_jax.interop.torch import from_torch, to_torch
+
+BLOCKS = golden.cases("repmlp.RepMLP", "block")
+
+
+@functools.cache
+def run(name, dtype):
+    """The block of a case with its weights, and all that the case has numbers for, computed in one compilation."""
+    abstract = nnx.eval_shape(lambda: golden.make_block(name, param_dtype=dtype, rngs=nnx.Rngs(0)))
+    block = from_torch(abstract, golden.part(name, "train"))
+    x = jnp.asarray(golden.nhwc(golden.tensors(name)["x"]), dtype)
+    cotangent = jnp.asarray(golden.nhwc(golden.tensors(name)["cot"]), dtype)
+    graphdef, parameters, statistics = nnx.split(block, nnx.Param, ...)
+
+    def train(parameters, x):
+        model = nnx.merge(graphdef, parameters, statistics, copy=True)
+        y = model(x)
+        return jnp.sum(y * cotangent), (y, nnx.state(model, nnx.BatchStat))
+
+    @jax.jit
+    def everything(block, parameters, x):
+        gradients, (y_train, bn_after) = jax.grad(train, argnums=(0, 1), has_aux=True)(parameters, x)
+        fused = fuse_params(block)
+        y_eval = nnx.view(block, use_running_average=True)(x)
+        return dict(y_eval=y_eval, y_train=y_train, y_deploy=fused(x), gradients=gradients), bn_after, fused
+
+    outputs, bn_after, fused = everything(block, parameters, x)
+    gradients, outputs["x_grad"] = outputs.pop("gradients")
+    buffers = to_torch(nnx.merge(graphdef, parameters, bn_after))
+    return block, fused, outputs, buffers, to_torch(nnx.merge(graphdef, gradients, statistics))
+
+
+def tolerance(name, quantity, dtype):
+    """Relative to the largest expected magnitude: how far the official code may be from itself, as it is stored."""
+    if dtype == jnp.float64:
+        return STORED_AS_F32
+    return STORED_AS_F32 + 5 * golden.manifest()[name]["f32_error_hint"][quantity] / largest(name, quantity)
+
+
+def largest(name, quantity):
+    if quantity == "grad_max_abs":
+        return golden.manifest()[name]["max_abs_grad_all"]
+    return np.abs(expected(name, quantity)).max()
+
+
+def expected(name, quantity):
+    """A quantity of the case, from the corrected copy where the official code has a bug."""
+    tensors = golden.tensors(name)
+    return tensors.get(f"fixed.{quantity}", tensors[quantity])
+
+
+both_dtypes = pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+every_block = pytest.mark.parametrize("name", BLOCKS)
+
+
+@every_block
+@both_dtypes
+@pytest.mark.parametrize("quantity", ["y_eval", "y_train", "y_deploy", "x_grad"])
+def test_outputs_and_the_inputs_gradient(name, dtype, quantity):
+    actual = run(name, dtype)[2][quantity]
+    assert actual.dtype == dtype
+    assert_close(actual, golden.nhwc(expected(name, quantity)), tolerance(name, quantity, dtype))
+
+
+@every_block
+@both_dtypes
+def test_batch_norm_buffers_after_a_step(name, dtype):
+    buffers = run(name, dtype)[3]
+    for key, value in golden.part(name, "bn_after").items():
+        if key.endswith("num_batches_tracked"):
+            assert buffers[key] == value
+        else:
+            assert_close(buffers[key], value, tolerance(name, "y_train", dtype))
+
+
+@every_block
+@both_dtypes
+def test_gradients_of_all_parameters(name, dtype):
+    gradients, references = run(name, dtype)[4], golden.part(name, "grad")
+    trained = {key for key in gradients if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    assert trained == references.keys()
+    for key, reference in references.items():
+        # Relative to the largest of all gradients: what is zero but for rounding has no scale of its own.
+        scale = largest(name, "grad_max_abs")
+        assert_close(gradients[key], reference, tolerance(name, "grad_max_abs", dtype), scale)
+
+
+@every_block
+@both_dtypes
+def test_fused_weights(name, dtype):
+    deployed = golden.part(name, "fixed.deploy") or golden.part(name, "deploy")
+    converted = to_torch(run(name, dtype)[1])
+    assert converted.keys() == deployed.keys()
+    for key, value in deployed.items():
+        assert_close(converted[key], value, tolerance(name, "y_deploy", dtype))
+
+
+@pytest.mark.skipif(not golden.manifest(), reason="needs the golden cases")
+def test_the_official_conversion_is_wrong_where_channels_differ():
+    name = "v1_block_nogp_c4o8"
+    fused = to_torch(run(name, jnp.float64)[1])
+    assert worst_error(fused["fc3.weight"], golden.part(name, "deploy")["fc3.weight"]) > 0.1
+
+
+@every_block
+def test_deployed_weights_load_into_the_fused_block(name):
+    _, fused, outputs, *_ = run(name, jnp.float64)
+    loaded = from_torch(fused, golden.part(name, "fixed.deploy") or golden.part(name, "deploy"))
+    x = jnp.asarray(golden.nhwc(golden.tensors(name)["x"]), jnp.float64)
+    # The weights were stored as float32: their error averages out over the sum that each output is.
+    assert_close(loaded(x), outputs["y_deploy"], 4 * STORED_AS_F32)
+
+
+@every_block
+def test_the_round_trip_returns_every_bit_and_key(name):
+    official = golden.part(name, "train")
+    returned = to_torch(run(name, jnp.float32)[0])
+    assert returned.keys() == official.keys()
+    for key, value in official.items():
+        assert returned[key].dtype == value.dtype, key
+        assert returned[key].shape == value.shape, key
+        assert returned[key].tobytes() == value.tobytes(), key
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_our_own_round_trip_is_the_identity(fused):
+    model = fuse_params(build_block()) if fused else build_block()
+    assert_identical(from_torch(model, to_torch(model)), model)
+
+
+def test_loading_leaves_the_given_model_alone():
+    block = build_block()
+    before = nnx.clone(block)
+    from_torch(block, to_torch(build_block(seed=1)))
+    assert_identical(block, before)
+
+
+def test_an_abstract_model_will_do():
+    block = build_block()
+    abstract = nnx.eval_shape(lambda: RepMLP(**PLAIN, param_dtype=jnp.float64, rngs=nnx.Rngs(0)))
+    assert_identical(from_torch(abstract, to_torch(block)), block)
+
+
+def test_every_problem_is_named_at_once():
+    state_dict = to_torch(build_block(param_dtype=jnp.float32))
+    del state_dict["fc3_bn.weight"]
+    state_dict["head.weight"] = np.zeros(3, np.float32)
+    state_dict["repconv3.conv.weight"] = np.zeros((4, 2, 5, 5), np.float32)
+    state_dict["fc1_fc2.fc1.bias"] = state_dict["fc1_fc2.fc1.bias"].astype(np.float64)
+    state_dict["avg.bn.num_batches_tracked"] = np.asarray(2**40)
+    with pytest.raises(ValueError, match="state_dict does not fit RepMLP") as error:
+        from_torch(build_block(param_dtype=jnp.float32), state_dict)
+    assert str(error.value).splitlines()[1:] == [
+        "  avg.bn.num_batches_tracked holds int64, the model int32: cast one of them",
+        "  fc1_fc2.fc1.bias holds float64, the model float32: cast one of them",
+        "  missing: fc3_bn.weight",
+        "  not used by the model: head.weight",
+        "  repconv3.conv.weight has shape (4, 2, 5, 5), the model (4, 2, 3, 3)",
+    ]
+
+
+def test_models_without_an_official_layout_are_refused():
+    linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="Linear has no official PyTorch layout; these have: FusedRepMLP, RepMLP"):
+        from_torch(linear, {})
+    with pytest.raises(TypeError, match="Linear has no official PyTorch layout"):
+        to_torch(linear)

@@ -1,7 +1,7 @@
 """Table 1 of the paper: the pure MLP on CIFAR-10, its ablations, and the Wide ConvNet.
 
-    python train.py --config=configs/cifar.py
-    python train.py --config=configs/cifar.py:wide_convnet
+python train.py --config=configs/cifar.py
+python train.py --config=configs/cifar.py:wide_convnet
 
 """
 

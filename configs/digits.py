@@ -1,6 +1,6 @@
 """A small pure MLP on scikit-learn's handwritten digits: real data without a download.
 
-    python train.py --config=configs/digits.py
+python train.py --config=configs/digits.py
 
 """
 

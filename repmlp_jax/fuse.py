@@ -75,7 +75,9 @@ def fusable_modules(model: nnx.Module) -> Iterator[tuple[tuple, nnx.Module]]:
 
 
 def replace_modules(
-    model: nnx.Module, chosen: Callable[[object], bool], replacement: Callable[[tuple, nnx.Module], nnx.Module]
+    model: nnx.Module,
+    chosen: Callable[[object], bool],
+    replacement: Callable[[tuple, nnx.Module], nnx.Module],
 ) -> nnx.Module:
     """A copy of the model in which `replacement(path, module)` stands for each outermost chosen module.
 
@@ -122,9 +124,7 @@ def _children(node) -> list[tuple]:
         children = vars(node).items()
     else:
         children = ()
-    return [
-        (key, child) for key, child in children if isinstance(child, nnx.Pytree | list | tuple | dict)
-    ]
+    return [(key, child) for key, child in children if isinstance(child, nnx.Pytree | list | tuple | dict)]
 
 
 def _set(node, key, value):
@@ -151,5 +151,6 @@ def _check_statistics(path, module):
             raise ValueError(f"cannot fuse {where}: {broken} of its {2 * mean.size} running statistics are not finite")
         if negative:
             raise ValueError(
-                f"cannot fuse {where}: {negative} of its {var.size} running variances are negative, the lowest {lowest:g}"
+                f"cannot fuse {where}: {negative} of its {var.size} running variances are negative, "
+                f"the lowest {lowest:g}"
             )

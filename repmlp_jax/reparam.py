@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 def fusing_dtype(param_dtype) -> jnp.dtype:
     """The dtype parameters are fused in: float64 for float64, otherwise float32."""
-    return jnp.dtype(jnp.float64 if param_dtype == jnp.float64 else jnp.float32)
+    return jnp.dtype(jnp.float64 if jnp.dtype(param_dtype) == jnp.float64 else jnp.float32)
 
 
 def widened(array: Array) -> Array:

@@ -53,7 +53,13 @@ class FuseReport:
             notes = [f"{part} {place}" for part, place in block.folded.items()]
             notes += [f"{part} stays: {reason}" for part, reason in block.kept.items()]
             rows.append(
-                (block.path, block.kind, _change(block.parameters), _change(block.macs), notes[0] if notes else "")
+                (
+                    block.path,
+                    block.kind,
+                    _change(block.parameters),
+                    _change(block.macs),
+                    notes[0] if notes else "",
+                )
             )
             rows += [("", "", "", "", note) for note in notes[1:]]
         rows.append(("total", "", _change(self.parameters), _change(self.macs), ""))

@@ -1,5 +1,6 @@
 """Saved models: a folder that says what it is, from which a model comes back without anybody building it."""
 
+import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -7,18 +8,20 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from repmlp_jax.digest import describe, digests
 from repmlp_jax.fuse import fuse_params
 from repmlp_jax.models import MODELS
 from repmlp_jax.models.arguments import arguments_from_text
-from repmlp_jax.processes import this_process_alone
 
 FORMAT = 1
 DESCRIPTION = "model.json"
-WEIGHTS = "weights"
+WEIGHTS = "weights.safetensors"
 CONTENTS = {"format", "model", "arguments", "fused", "preprocessing", "arrays", "digests", "versions"}
 
 
@@ -37,32 +40,35 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
         FileExistsError: if `path` exists and `overwrite` is off.
         TypeError: if the model is none of `list_models()`, or its modules were changed since it was built.
     """
-    from orbax.checkpoint import v1 as ocp
-
     path = Path(path).absolute()
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
-    state = nnx.to_pure_dict(nnx.state(model))
+    arrays = _arrays(model)
     description = {
         "format": FORMAT,
         "model": type(model).__name__,
         "arguments": json.loads(getattr(model, "arguments", "{}")),
         "fused": _is_fused(model),
         "preprocessing": preprocessing or {},
-        "arrays": describe(state),
-        "digests": digests(state),
+        "arrays": describe(arrays),
+        "digests": digests(arrays),
         "versions": {name: importlib.metadata.version(name) for name in ("repmlp_jax", "jax", "flax")},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{path.name}.partial.", dir=path.parent))
     try:
-        with this_process_alone():
-            ocp.save(partial / WEIGHTS, state)
-        (partial / DESCRIPTION).write_text(json.dumps(description, indent=1))
+        save_file({name: np.asarray(array) for name, array in arrays.items()}, partial / WEIGHTS)
+        (partial / DESCRIPTION).write_text(json.dumps(description | {"sha256": _seal(description)}, indent=1))
         partial.chmod(0o755)
+        replaced = partial / "replaced"
         if path.exists():
-            path.rename(partial / "replaced")
-        partial.rename(path)
+            path.rename(replaced)
+        try:
+            partial.rename(path)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(path / "replaced", ignore_errors=True)
@@ -92,8 +98,6 @@ class SavedModel(NamedTuple):
 
 def load(path: str | Path) -> SavedModel:
     """Reads a model and its preprocessing; raises as `load_model` does."""
-    from orbax.checkpoint import v1 as ocp
-
     path = Path(path).absolute()
     description = _read_description(path)
     model_class = _model_classes()[description["model"]]
@@ -101,26 +105,38 @@ def load(path: str | Path) -> SavedModel:
         abstract = _abstract(model_class, json.dumps(description["arguments"]), description["fused"])
     except Exception as error:
         raise ValueError(f"{path} is damaged: {description['model']} does not take its arguments ({error})") from error
-    graphdef, state = nnx.split(abstract)
-    state = nnx.to_pure_dict(state)
-    if describe(state) != description["arrays"]:
+    wanted = nnx.to_flat_state(nnx.state(abstract))
+    if describe(_by_name(wanted)) != description["arrays"]:
         raise ValueError(f"{path} is damaged: its arrays are not those of the {description['model']} that it names")
     try:
-        with this_process_alone():
-            state = ocp.load(path / WEIGHTS, jax.tree.map(_on_first_device, state))
-    except Exception as error:
-        raise ValueError(f"{path} is damaged: its weights cannot be read ({type(error).__name__})") from error
-    if changed := [name for name, digest in digests(state).items() if digest != description["digests"][name]]:
+        arrays = {name: jnp.asarray(array) for name, array in load_file(path / WEIGHTS).items()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged: its weights cannot be read ({error})") from error
+    if describe(arrays) != description["arrays"]:
+        raise ValueError(f"{path} is damaged: {WEIGHTS} holds other arrays than {DESCRIPTION} says")
+    found = digests(arrays)
+    if changed := [name for name, digest in description["digests"].items() if digest != found[name]]:
         raise ValueError(f"{path} is damaged: wrong values in {', '.join(changed[:5])}")
-    restored = nnx.state(abstract)
-    nnx.replace_by_pure_dict(restored, state)
-    model = nnx.merge(graphdef, restored)
+    restored = [(place, variable.replace(arrays[_name(place)])) for place, variable in wanted]
+    model = nnx.merge(nnx.graphdef(abstract), nnx.from_flat_state(restored))
     model.eval()
     return SavedModel(model, description["preprocessing"])
 
 
-def _on_first_device(leaf):
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+def _arrays(model) -> dict:
+    return _by_name(nnx.to_flat_state(nnx.state(model)))
+
+
+def _by_name(flat_state) -> dict:
+    return {_name(place): variable.get_value() for place, variable in flat_state}
+
+
+def _name(place: tuple) -> str:
+    return ".".join(map(str, place))
+
+
+def _seal(description: dict) -> str:
+    return hashlib.sha256(json.dumps(description).encode()).hexdigest()
 
 
 def _read_description(path):
@@ -131,6 +147,8 @@ def _read_description(path):
         found = description["format"], description["model"]
         if found[0] == FORMAT and (missing := CONTENTS - set(description)):
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        if found[0] == FORMAT and description.pop("sha256") != _seal(description):
+            raise ValueError("its digest is wrong")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {DESCRIPTION} cannot be read ({error})") from error
     if found[0] != FORMAT or found[1] not in _model_classes():
@@ -154,8 +172,8 @@ def _is_fused(model) -> bool:
     model_class = _model_classes().get(type(model).__name__)
     if model_class is not type(model):
         raise TypeError(f"save_model knows the models of list_models(), and a {type(model).__name__} is none of them")
-    found = describe(nnx.to_pure_dict(nnx.state(model)))
+    found = describe(_arrays(model))
     for fused in (False, True):
-        if found == describe(nnx.to_pure_dict(nnx.state(_abstract(model_class, model.arguments, fused)))):
+        if found == describe(_arrays(_abstract(model_class, model.arguments, fused))):
             return fused
     raise TypeError(f"the modules of this {type(model).__name__} were changed since it was built: it cannot be saved")

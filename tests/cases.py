@@ -1,5 +1,7 @@
 """The blocks under test: every edge of RepMLP's arguments in a small size, filled with random numbers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,7 @@ from flax import nnx
 
 from repmlp_jax import RepMLP
 
-PLAIN = dict(
-    in_features=4, out_features=4, image_size=(6, 6), partition_size=(3, 3), conv_kernels=(1, 3), groups=2
-)
+PLAIN = dict(in_features=4, out_features=4, image_size=(6, 6), partition_size=(3, 3), conv_kernels=(1, 3), groups=2)
 CASES = {
     "plain": PLAIN,
     "height is not width": PLAIN | dict(image_size=(8, 6), partition_size=(2, 6), conv_kernels=(1, 3, 5)),
@@ -26,8 +26,13 @@ CASES = {
 }
 
 
+# Most of a test's time is compilation, and without optimisation that takes half. What is tested in float32,
+# and the training, is compiled as users have it.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def randomised(model: nnx.Module, seed: int = 0) -> nnx.Module:
-    """A model, which may be abstract, with random weights and random statistics, so that no norm is the identity."""
+    """A model, which may be abstract, with random weights and statistics, so no norm is an identity."""
     random = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -66,7 +71,7 @@ def random_input(model, batch: int = 2, seed: int = 1, dtype=jnp.float64):
     return jnp.asarray(images, dtype)
 
 
-@jax.jit
+@quick_jit
 def apply(model, x):
     """The model's output, compiled."""
     return model(x)

@@ -1,4 +1,4 @@
-"""The official implementation's numbers: the cases of ../shared/golden, with its NCHW arrays put into NHWC."""
+"""The official implementation's numbers: the cases of ../shared/golden, and its NCHW arrays in NHWC."""
 
 import functools
 import json
@@ -14,6 +14,12 @@ from repmlp_jax import RepMLP
 FOLDER = Path(os.environ.get("REPMLP_GOLDEN_DIR", Path(__file__).parents[2] / "shared" / "golden"))
 
 
+needed = pytest.mark.skipif(
+    not (FOLDER / "manifest.json").exists(),
+    reason=f"needs the golden cases in {FOLDER} (or set REPMLP_GOLDEN_DIR)",
+)
+
+
 @functools.cache
 def manifest() -> dict[str, dict]:
     """Every case by its name; empty without the folder."""
@@ -21,13 +27,9 @@ def manifest() -> dict[str, dict]:
     return {case["name"]: case for case in json.loads(path.read_text())["cases"]} if path.exists() else {}
 
 
-def cases(constructor: str, kind: str):
-    """Parameters for pytest: the names of all cases of one constructor and kind, or one skipped parameter."""
-    names = [
-        name for name, case in manifest().items() if (case["constructor"], case["kind"]) == (constructor, kind)
-    ]
-    reason = f"needs the golden cases in {FOLDER} (or set REPMLP_GOLDEN_DIR)"
-    return names or [pytest.param("none", marks=pytest.mark.skip(reason=reason))]
+def names(constructor: str, kind: str) -> list[str]:
+    """The names of all cases of one constructor and kind."""
+    return [name for name, case in manifest().items() if (case["constructor"], case["kind"]) == (constructor, kind)]
 
 
 @functools.cache
@@ -38,7 +40,9 @@ def tensors(name: str) -> dict[str, np.ndarray]:
 
 def part(name: str, prefix: str) -> dict[str, np.ndarray]:
     """The tensors whose names start with the prefix and a dot, without both."""
-    return {key.removeprefix(f"{prefix}."): value for key, value in tensors(name).items() if key.startswith(f"{prefix}.")}
+    return {
+        key.removeprefix(f"{prefix}."): value for key, value in tensors(name).items() if key.startswith(f"{prefix}.")
+    }
 
 
 def nhwc(array: np.ndarray) -> np.ndarray:

@@ -1,12 +1,18 @@
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from cases import CASES, apply, build, build_block, evaluate, random_input, randomised
+from cases import CASES, apply, build, build_block, evaluate, quick_jit, random_input
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerance import ROUNDING_BF16, ROUNDING_F32, ROUNDING_F64, assert_close, assert_identical
+from tolerance import (
+    ROUNDING_BF16,
+    ROUNDING_F32,
+    ROUNDING_F64,
+    assert_close,
+    assert_identical,
+    assert_trees_close,
+)
 
 from repmlp_jax import RepMLP, fuse_params
 from repmlp_jax.fused import FusedGlobalPerceptron, FusedRepMLP
@@ -14,10 +20,10 @@ from repmlp_jax.layers import BatchNorm, ConvBN
 from repmlp_jax.reparam import add_kernels, fold_norm, scale_and_shift
 
 
-@jax.jit
 def trained_and_fused(model, x):
     """The outputs of the model in evaluation mode and of its fused twin, compiled as one."""
-    return nnx.view(model, use_running_average=True)(x), fuse_params(model)(x)
+    jit = quick_jit if x.dtype == jnp.float64 else jax.jit
+    return jit(lambda model, x: (nnx.view(model, use_running_average=True)(x), fuse_params(model)(x)))(model, x)
 
 
 def assert_nothing_left(fused):
@@ -35,9 +41,8 @@ def test_fusing_is_exact(name):
     assert_close(actual, expected, ROUNDING_F64)
 
 
-@pytest.mark.parametrize("name", ["plain", "padded"])
-def test_fusing_is_exact_to_rounding_in_float32(name):
-    block = build_block(name, param_dtype=jnp.float32)
+def test_fusing_is_exact_to_rounding_in_float32():
+    block = build_block("height is not width", param_dtype=jnp.float32)
     expected, actual = trained_and_fused(block, random_input(block, dtype=jnp.float32))
     assert actual.dtype == jnp.float32
     assert_close(actual, expected, ROUNDING_F32)
@@ -157,7 +162,7 @@ def test_under_jit_and_eval_shape():
     compiled = jax.jit(fuse_params)(block)
     abstract = nnx.eval_shape(fuse_params, block)
     assert nnx.graphdef(compiled) == nnx.graphdef(fused) == nnx.graphdef(abstract)
-    jax.tree.map(lambda one, other: assert_close(one, other, ROUNDING_F64), compiled, fused)
+    assert_trees_close(compiled, fused, ROUNDING_F64)
     described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (fused, abstract))
     assert jax.tree.leaves(described[0]) == jax.tree.leaves(described[1])
 
@@ -171,16 +176,18 @@ def test_the_gradient_through_fusing_is_that_of_the_trained_model():
     def loss(parameters, change):
         return jnp.sum(jnp.sin(change(nnx.merge(graphdef, parameters, statistics, copy=True))(x)))
 
-    gradients = jax.jit(lambda parameters: [jax.grad(loss)(parameters, change) for change in (fuse_params, lambda m: m)])
+    gradients = quick_jit(
+        lambda parameters: [jax.grad(loss)(parameters, change) for change in (fuse_params, lambda m: m)]
+    )
     through_fusing, without = gradients(parameters)
-    jax.tree.map(lambda one, other: assert_close(one, other, ROUNDING_F64), through_fusing, without)
+    assert_trees_close(through_fusing, without, ROUNDING_F64)
 
 
 def test_a_stack_of_models_is_fused_by_vmap():
     blocks = [build_block(seed=seed) for seed in range(3)]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
     x = random_input(blocks[0])
-    stacked = jax.jit(jax.vmap(lambda model, x: fuse_params(model)(x), in_axes=(0, None)))(stack, x)
+    stacked = quick_jit(jax.vmap(lambda model, x: fuse_params(model)(x), in_axes=(0, None)))(stack, x)
     for block, actual in zip(blocks, stacked, strict=True):
         assert_close(actual, evaluate(block, x), ROUNDING_F64)
 

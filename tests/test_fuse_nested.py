@@ -60,11 +60,18 @@ def test_other_layers_are_copies_with_the_same_bits(name):
     np.testing.assert_array_equal(getattr(mine, parameter)[...], before)
 
 
+def variables_and_modules(model):
+    return {id(node) for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable | nnx.Module)}
+
+
 def test_the_fused_model_shares_no_variable_with_the_given_one():
     net = make_net()
-    variables = [{id(node) for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable | nnx.Module)}
-                 for model in (net, fuse_params(net))]
-    assert variables[0].isdisjoint(variables[1])
+    assert variables_and_modules(net).isdisjoint(variables_and_modules(fuse_params(net)))
+
+
+def test_a_block_asked_for_its_fused_twin_shares_no_variable_with_it():
+    block = build_block()
+    assert variables_and_modules(block).isdisjoint(variables_and_modules(block.fused()))
 
 
 def test_the_result_is_in_evaluation_mode_and_the_given_model_still_in_training():

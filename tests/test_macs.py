@@ -38,9 +38,7 @@ def test_a_convolution_that_is_not_ours(groups, seen, layout):
     shapes = {"NHWC": (2, 5, 6, 4), "NCHW": (2, 4, 5, 6), "HWIO": (3, 3, seen, 8), "OIHW": (8, seen, 3, 3)}
 
     def convolve(x, kernel):
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=groups
-        )
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=groups)
 
     assert count_macs(convolve, array(*shapes[layout[0]]), array(*shapes[layout[1]])) == 2 * 5 * 6 * 9 * seen * 8
 
@@ -55,7 +53,10 @@ PRODUCTS = [
     pytest.param(lambda a, b: a * b + a, ((3, 4), (3, 4)), 0, id="elementwise"),
     pytest.param(jax.checkpoint(jnp.dot), ((3, 4), (4, 5)), 3 * 4 * 5, id="checkpoint"),
     pytest.param(
-        lambda a, b: lax.scan(lambda carry, _: (carry @ b, None), a, length=7)[0], ((3, 4), (4, 4)), 48, id="loop body"
+        lambda a, b: lax.scan(lambda carry, _: (carry @ b, None), a, length=7)[0],
+        ((3, 4), (4, 4)),
+        48,
+        id="loop body",
     ),
 ]
 

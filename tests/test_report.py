@@ -60,7 +60,10 @@ def test_multiply_accumulates_of_the_ablations(ablation, before, after):
 def test_parameters_are_those_of_the_model_and_of_the_fused_one():
     model = abstract(PureMLP)
     report = report_of(PureMLP)
-    assert report.parameters == (count_parameters(model), count_parameters(nnx.eval_shape(fuse_params, model)))
+    assert report.parameters == (
+        count_parameters(model),
+        count_parameters(nnx.eval_shape(fuse_params, model)),
+    )
     assert sum(block.parameters[0] for block in report.blocks) == report.parameters[0] - 650
 
 
@@ -137,7 +140,15 @@ def test_the_given_model_stays_as_it_is():
 
 def test_printed_it_is_a_table():
     lines = str(report_of(PureMLP)).splitlines()
-    assert lines[0].split() == ["block", "kind", "parameters", "multiply-accumulates", "folded", "and", "kept"]
+    assert lines[0].split() == [
+        "block",
+        "kind",
+        "parameters",
+        "multiply-accumulates",
+        "folded",
+        "and",
+        "kept",
+    ]
     assert lines[-1].startswith("total")
     assert "118,866,560 → 52,806,272" in lines[-1]
     assert any(line.startswith("embedding") and "norm folded into conv" in line for line in lines)

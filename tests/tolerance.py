@@ -1,7 +1,7 @@
 """How close is close: one comparison for all tests, and the reason for each tolerance.
 
-Errors are relative to the largest expected magnitude, because every output is a sum whose terms, not whose result, set
-the size of the rounding error.
+Errors are relative to the largest expected magnitude, because every output is a sum whose terms, not whose
+result, set the size of the rounding error.
 """
 
 import jax
@@ -10,7 +10,7 @@ from flax import nnx
 
 # Sums of up to a few thousand terms in float64, twice: 2^-53 times some thousands.
 ROUNDING_F64 = 1e-12
-# The same in float32, where sums grow their error like the square root of their length: 2^-24 times some dozens.
+# The same in float32, where sums of hundreds of terms lose like its square root: 2^-24 times some dozens.
 ROUNDING_F32 = 4e-6
 # A float64 number stored as float32 is off by half a unit in the last place, 2^-24 of itself, and no more.
 STORED_AS_F32 = 2.0**-24 * 1.01

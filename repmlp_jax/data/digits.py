@@ -5,7 +5,7 @@ import numpy as np
 CLASS_NAMES = tuple(map(str, range(10)))
 # Of the training images, scaled to [0, 1].
 MEAN = (0.3054,)
-STD = (0.3763,)
+STD = (0.3759,)
 TRAIN_EXAMPLES = 1437
 
 

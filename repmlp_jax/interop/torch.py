@@ -53,9 +53,17 @@ CONV = "kh kw i o -> o i kh kw"
 FC3 = "g h w c y x o -> (g o y x) (c h w) 1 1"
 
 GLOBAL_FCS = [
-    Rule(r"global_perceptron\.fc1\.kernel", "fc1_fc2.fc1.weight", "down across c hidden -> hidden (c down across)"),
+    Rule(
+        r"global_perceptron\.fc1\.kernel",
+        "fc1_fc2.fc1.weight",
+        "down across c hidden -> hidden (c down across)",
+    ),
     Rule(r"global_perceptron\.fc1\.bias", "fc1_fc2.fc1.bias", "hidden -> hidden"),
-    Rule(r"global_perceptron\.fc2\.kernel", "fc1_fc2.fc2.weight", "hidden down across c -> (c down across) hidden"),
+    Rule(
+        r"global_perceptron\.fc2\.kernel",
+        "fc1_fc2.fc2.weight",
+        "hidden down across c -> (c down across) hidden",
+    ),
     Rule(r"global_perceptron\.fc2\.bias", "fc1_fc2.fc2.bias", "down across c -> (c down across)"),
 ]
 RULES = {
@@ -80,6 +88,7 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> nnx.M
 
     Args:
         model: a module with official weights: RepMLP for the training-time layout, FusedRepMLP for the deployed one.
+            An abstract one (`nnx.eval_shape`) will do.
         state_dict: official key → array (anything that numpy can view).
 
     Returns:
@@ -100,7 +109,7 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> nnx.M
     for path, (rule, key) in rules.items():
         if key not in arrays:
             continue
-        here, array = leaves[path][...], arrays[key]
+        here, array = leaves[path], arrays[key]
         expected = rule.torch_shape(here.shape)
         if array.shape != expected:
             problems.append(f"{key} has shape {array.shape}, the model {expected}")

@@ -43,9 +43,9 @@ def check_config(config: ConfigDict) -> None:
         problems.append(f"there is no field {name!r}; the nearest is {nearest!r}")
     problems += [f"field {name!r} is missing" for name in sorted(set(known) - set(config))]
     positive = ("epochs", "batch_size", "eval_batch_size", "learning_rate")
-    problems += [f"{name}={config[name]} must be above 0" for name in positive if config.get(name, 1) <= 0]
+    problems += [f"{name}={config[name]} must be above 0" for name in positive if not config.get(name, 1) > 0]
     not_negative = ("weight_decay", "warmup_epochs", "crop_padding", "checkpoint_every_steps", "steps_per_call")
-    problems += [f"{name}={config[name]} must not be below 0" for name in not_negative if config.get(name, 0) < 0]
+    problems += [f"{name}={config[name]} must not be below 0" for name in not_negative if not config.get(name, 0) >= 0]
     if config.get("warmup_epochs", 0) >= config.get("epochs", math.inf) > 0:
         problems.append(f"warmup_epochs={config.warmup_epochs} must be less than epochs={config.epochs}")
     problems += _problems_of_model_arguments(config)

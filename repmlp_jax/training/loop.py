@@ -109,6 +109,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
                 bar.set_postfix(loss=f"{seen.loss:.4f}", accuracy=f"{seen.accuracy:.2%}", refresh=False)
                 bar.update(seen.step * config.batch_size - bar.n)
                 if seen.failed_step >= 0:
+                    checkpoints.wait()
                     raise FloatingPointError(_failure(seen.failed_step, checkpoints, config))
                 asked_to_stop = interruption.requested()
                 if asked_to_stop:

@@ -130,9 +130,7 @@ def test_features_are_those_of_tfds(server, tmp_path):
     builder = tfds.builder("cifar10", data_dir=tmp_path)
     assert type(builder) is tfds.builder_cls("cifar10")
     assert tuple(builder.info.features["label"].names) == CLASS_NAMES
-    assert repr(builder.info.features) == repr(
-        tfds.builder("cifar10", data_dir=tmp_path / "none").info.features
-    )
+    assert repr(builder.info.features) == repr(tfds.builder("cifar10", data_dir=tmp_path / "none").info.features)
     assert builder.info.supervised_keys == ("image", "label")
 
 
@@ -189,9 +187,7 @@ def test_nothing_temporary_is_left_behind(server, tmp_path):
     assert folder_names(tmp_path / "downloads") == {"cifar-10-binary.tar.gz"}
 
 
-def test_nothing_is_printed_or_logged_but_progress(
-    server, load_from_server, tmp_path, capfd, caplog, recwarn
-):
+def test_nothing_is_printed_or_logged_but_progress(server, load_from_server, tmp_path, capfd, caplog, recwarn):
     with caplog.at_level(logging.WARNING):
         load_from_server(tmp_path)
     printed = capfd.readouterr()

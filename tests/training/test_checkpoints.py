@@ -109,9 +109,7 @@ def test_a_missing_step_is_an_error(tmp_path):
 
 def test_other_arrays_are_one_error_that_lists_them(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(
-            1, {"a": jnp.zeros(3), "b": {"c": jnp.zeros((2, 3), jnp.float32)}, "same": jnp.zeros(())}
-        )
+        checkpoints.save(1, {"a": jnp.zeros(3), "b": {"c": jnp.zeros((2, 3), jnp.float32)}, "same": jnp.zeros(())})
     wanted = {"b": {"c": jnp.zeros((2, 3), jnp.bfloat16)}, "d": jnp.zeros(3), "same": jnp.zeros(())}
     with pytest.raises(ValueError, match="holds other arrays than the state") as error:
         checkpoints.restore(abstract(wanted))
@@ -177,9 +175,7 @@ def test_damage_to_any_file_never_gives_wrong_values(two_saved, tmp_path, caplog
 
 
 def data_file(checkpoint):
-    return max(
-        (path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
-    )
+    return max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -224,9 +220,7 @@ def test_nothing_whole_is_an_error_and_stays_one(two_saved, tmp_path):
     for step in "12":
         DAMAGES["truncated"](data_file(tmp_path / step))
     for _ in range(2):
-        with pytest.raises(
-            CheckpointError, match=r"(?s)no checkpoint can be read:\n.*/2 is damaged: .*/1 is damaged"
-        ):
+        with pytest.raises(CheckpointError, match=r"(?s)no checkpoint can be read:\n.*/2 is damaged: .*/1 is damaged"):
             Checkpoints(tmp_path).restore(abstract(make_state()))
     with pytest.raises(CheckpointError, match="/1 is damaged"):
         Checkpoints(tmp_path).restore(abstract(make_state()), step=1)
@@ -251,9 +245,7 @@ def test_saved_on_eight_devices_restored_on_two_and_on_one(tmp_path):
         return NamedSharding(mesh, PartitionSpec("data"))
 
     def wanted(count):
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(count)), values
-        )
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(count)), values)
 
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, jax.device_put(values, sharding(8)))
@@ -281,9 +273,7 @@ abstract = jax.eval_shape(make_state, 0)
 
 def start(program, *arguments):
     command = [sys.executable, "-c", PROGRAM + program, *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.slow
@@ -340,9 +330,7 @@ assert step == 2 and (state["x"] == make_state(2)["x"]).all()
     output = process.communicate()[0]
     assert process.returncode == 0, output
     errors = [
-        line
-        for line in output.splitlines()
-        if line.startswith(f"checkpoint {tmp_path}/2 could not be written: ")
+        line for line in output.splitlines() if line.startswith(f"checkpoint {tmp_path}/2 could not be written: ")
     ]
     assert len(errors) == 2
     assert errors[0].endswith("; the last one is that of step 1")

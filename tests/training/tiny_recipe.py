@@ -1,4 +1,4 @@
-"""The smallest run that still trains: a recipe for `train.py` and for the tests in this folder."""
+"""The smallest run that still trains: a recipe for `train.py`."""
 
 from repmlp_jax.training import default_config
 
@@ -17,5 +17,6 @@ def get_config(**changes):
     config.eval_batch_size = 200
     config.checkpoint_every_steps = 5
     config.steps_per_call = 1
-    config.update(changes)
+    for name, value in changes.items():
+        config[name] = value
     return config

@@ -1,0 +1,152 @@
+import json
+import shutil
+import signal
+import time
+
+import pytest
+from tiny_recipe import get_config
+from tiny_runs import finish, run, saved_steps, start, wait_for_checkpoint, wait_until
+from tolerance import assert_identical
+
+from repmlp_jax import load_model
+from repmlp_jax.training.checkpoint_format import read_record
+
+pytestmark = pytest.mark.slow
+FINAL_STEP = 44
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run that nothing interrupts. No test may write to it."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, output = run(workdir)
+    assert code == 0, output
+    return workdir
+
+
+def record(workdir, step=FINAL_STEP):
+    return read_record(workdir / "checkpoints" / str(step))
+
+
+def assert_same_end(workdir, undisturbed):
+    """The same bits in every array of the last checkpoint and of the models, and the same rows."""
+    assert record(workdir) == record(undisturbed)
+    for name in ("model", "fused"):
+        assert_identical(load_model(workdir / name), load_model(undisturbed / name))
+    assert (workdir / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+    assert saved_steps(workdir) == saved_steps(undisturbed)
+    expected = {path.name for path in undisturbed.iterdir()}
+    assert {path.name for path in workdir.iterdir()} == expected
+
+
+def test_the_undisturbed_run(undisturbed):
+    lines = (undisturbed / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines] == [["epoch", "step"], ["1", "22"], ["2", "44"]]
+    assert saved_steps(undisturbed) == [40, 44]
+
+
+def test_killed_at_any_instant_it_ends_the_same(undisturbed, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+
+    def a_save_is_under_way():
+        return saved_steps(tmp_path)[-1:] >= [30] and list(checkpoints.glob("*.orbax-checkpoint-tmp*"))
+
+    instants = {
+        "before the first checkpoint": lambda: (tmp_path / "config.json").exists(),
+        "in the first epoch": lambda: saved_steps(tmp_path)[-1:] >= [10],
+        "as the first row is written": lambda: (tmp_path / "metrics.csv").exists(),
+        "while a checkpoint is being written": a_save_is_under_way,
+    }
+    for instant in instants.values():
+        processes = start(tmp_path)
+        wait_until(instant, processes)
+        processes[0].kill()
+        (code,), _ = finish(processes)
+        assert code == -signal.SIGKILL
+    steps = saved_steps(tmp_path)
+    code, output = run(tmp_path)
+    assert code == 0, output
+    assert f"going on from step {steps[-1]} of {FINAL_STEP}" in output
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_killed_at_its_end_it_ends_the_same(undisturbed, tmp_path):
+    processes = start(tmp_path)
+    wait_for_checkpoint(tmp_path, FINAL_STEP, processes)
+    processes[0].kill()
+    finish(processes)
+    code, output = run(tmp_path)
+    assert code == 0, output
+    assert_same_end(tmp_path, undisturbed)
+
+
+# 22 steps are an epoch: its last look is the only one, and then its row must not be missing.
+@pytest.mark.parametrize("steps_per_call", [1, 22])
+def test_sigterm_saves_first(undisturbed, tmp_path, steps_per_call):
+    arguments = f"--config.steps_per_call={steps_per_call}", "--config.checkpoint_every_steps=0"
+    processes = start(tmp_path, *arguments)
+    if steps_per_call == 1:
+        wait_for_checkpoint(tmp_path, 22, processes)
+    else:
+        wait_until((tmp_path / "checkpoints").exists, processes)
+        time.sleep(2)
+    processes[0].send_signal(signal.SIGTERM)
+    (code,), (output,) = finish(processes)
+    assert code == 128 + signal.SIGTERM, output
+    (stopped,) = saved_steps(tmp_path)[-1:]
+    assert f"SIGTERM: step {stopped} is saved; the same command goes on from it" in output
+    assert (stopped % 22 == 0) == (steps_per_call == 22)
+
+    code, output = run(tmp_path, *arguments)
+    assert code == 0, output
+    assert f"going on from step {stopped} of {FINAL_STEP}" in output
+    # Digests and metrics alone: the checkpoints in between are others, and so is config.json.
+    assert record(tmp_path) == record(undisturbed)
+    assert (tmp_path / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+
+
+def cut_short(content):
+    return content[: len(content) // 2]
+
+
+def with_a_flipped_bit(content):
+    changed = bytearray(content)
+    changed[len(changed) // 2] ^= 1 << 3
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", [cut_short, with_a_flipped_bit])
+def test_the_checkpoint_before_a_damaged_one_is_used(undisturbed, tmp_path, damage):
+    workdir = shutil.copytree(undisturbed, tmp_path / "run")
+    last = workdir / "checkpoints" / str(FINAL_STEP)
+    files = [path for path in last.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(damage(largest.read_bytes()))
+    code, output = run(workdir)
+    assert code == 0, output
+    assert output.count(f"checkpoint {last} is damaged: ") == 1
+    assert f"going on from step 40 of {FINAL_STEP}" in output
+    assert (workdir / "checkpoints" / "damaged" / str(FINAL_STEP)).is_dir()
+    assert_same_end(workdir, undisturbed)
+
+
+def test_a_checkpoint_of_another_model_is_named_with_its_differences(undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed, tmp_path / "run")
+    before = sorted(workdir.rglob("*"))
+    config = get_config(model="pure_mlp_no_global", model_arguments=get_config().model_arguments)
+    config.model_arguments.param_dtype = "bfloat16"
+    (workdir / "config.json").write_text(json.dumps(json.loads(config.to_json())))
+    recipe = tmp_path / "other_recipe.py"
+    recipe.write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        f"    return ConfigDict({json.loads(config.to_json())!r})\n"
+    )
+    code, output = run(workdir, f"--config={recipe}")
+    assert code == 2, output
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: checkpoint {workdir}/checkpoints/{FINAL_STEP} holds other arrays than the state; ")
+    assert "only in the checkpoint: " in line
+    assert "stages/0/0/global_perceptron/fc1" in line
+    assert "embedding/conv/kernel/value (float32[1,1,1,8] in the checkpoint, bfloat16[1,1,1,8] in the state)" in line
+    assert "Traceback" not in output
+    assert sorted(workdir.rglob("*")) == before

@@ -1,0 +1,127 @@
+import csv
+import math
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import randomised
+from flax import nnx
+from tiny_recipe import get_config
+from tiny_runs import finish, start, wait_for_checkpoint
+from tolerance import assert_trees_close
+from training_parts import mesh_of, prepare
+
+from repmlp_jax import load_model
+from repmlp_jax.data import load_dataset
+from repmlp_jax.models import create_model
+from repmlp_jax.training.evaluation import Evaluator
+from repmlp_jax.training.sharding import put_on_every_device
+from repmlp_jax.training.step import Batches, look
+
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
+# Sums over a batch in another order round differently, and the gradients of random weights multiply that.
+ANOTHER_ORDER = {jnp.float32: 1e-5, jnp.float64: 1e-13}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_eight_devices_train_as_one_does(dtype):
+    config = get_config(learning_rate=0.01)
+    config.model_arguments.param_dtype = dtype
+    with jax.enable_x64(dtype is jnp.float64):
+        one, eight = (prepare(config, mesh_of(devices)).train(3) for devices in (1, 8))
+    assert all(len(array.sharding.device_set) == 8 for array in jax.tree.leaves(eight.parameters))
+    assert_trees_close(eight.parameters, one.parameters, ANOTHER_ORDER[dtype])
+    # The statistics of norms are those of the whole batch of 64, not of a device's 8 images.
+    assert_trees_close(eight.statistics, one.statistics, ANOTHER_ORDER[dtype])
+    (_, seen_by_eight), (_, seen_by_one) = look(eight), look(one)
+    assert seen_by_eight.accuracy == seen_by_one.accuracy
+    # Totals are float32 always.
+    assert seen_by_eight.loss == pytest.approx(seen_by_one.loss, rel=ANOTHER_ORDER[jnp.float32])
+
+
+@pytest.fixture(scope="module")
+def model(as_users_have_it):
+    arguments = get_config().model_arguments
+    return randomised(nnx.eval_shape(lambda: create_model("pure_mlp", rngs=nnx.Rngs(0), **arguments)))
+
+
+@pytest.mark.parametrize(("devices", "examples", "batch_size"), [(8, 360, 200), (8, 13, 16), (1, 360, 7)])
+def test_every_test_image_counts_once(model, devices, examples, batch_size):
+    dataset = load_dataset("digits")
+    images, labels = (array[:examples] for array in dataset.test)
+    mesh = mesh_of(devices)
+    data = Batches(put_on_every_device(images, mesh), put_on_every_device(labels, mesh))
+    loss, accuracy = Evaluator(data, dataset.mean, dataset.std, batch_size, mesh).evaluate(model)
+
+    logits = nnx.view(model, use_running_average=True)(
+        jnp.asarray((images / 255 - dataset.mean[0]) / dataset.std[0], jnp.float32)
+    )
+    logits = np.asarray(logits, np.float64)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(examples), labels]
+    assert accuracy == (logits.argmax(1) == labels).mean()
+    assert loss == pytest.approx(losses.mean(), rel=ANOTHER_ORDER[jnp.float32])
+
+
+@pytest.fixture(scope="module")
+def alone(as_users_have_it, tmp_path_factory):
+    """The run of one process."""
+    workdir = tmp_path_factory.mktemp("alone")
+    codes, outputs = finish(start(workdir, processes=1))
+    assert codes == [0], outputs
+    return workdir
+
+
+def assert_same_run(workdir, expected):
+    """The same parameters, but for rounding, and the same rows."""
+    # 44 steps at a rate of 0.02: each carries the rounding of the ones before along.
+    assert_trees_close(*(nnx.state(load_model(folder / "model"), nnx.Param) for folder in (workdir, expected)), 1e-4)
+    found, wanted = (list(csv.DictReader((folder / "metrics.csv").open())) for folder in (workdir, expected))
+    assert [row["step"] for row in found] == [row["step"] for row in wanted] == ["22", "44"]
+    for row, other in zip(found, wanted, strict=True):
+        assert all(math.isclose(float(row[name]), float(other[name]), rel_tol=2e-2) for name in row)
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {path.name for path in expected.iterdir()}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(alone, tmp_path):
+    codes, outputs = finish(start(tmp_path, processes=2))
+    assert codes == [0, 0], outputs
+    assert_same_run(tmp_path, alone)
+    # One process speaks for both.
+    assert "saved: " in outputs[0]
+    assert "accuracy" not in outputs[1]
+
+
+@pytest.mark.slow
+def test_killed_processes_start_again(alone, tmp_path):
+    for step, killed in ((5, [1]), (15, [0, 1])):
+        processes = start(tmp_path, processes=2)
+        wait_for_checkpoint(tmp_path, step, processes)
+        for process in killed:
+            processes[process].kill()
+        # One that is left cannot go on alone; what started them ends it.
+        time.sleep(1)
+        for process in processes:
+            process.kill()
+        finish(processes)
+    codes, outputs = finish(start(tmp_path, processes=2))
+    assert codes == [0, 0], outputs
+    assert "going on from step" in outputs[0]
+    assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_stops_both_at_a_checkpoint(alone, tmp_path):
+    processes = start(tmp_path, processes=2)
+    wait_for_checkpoint(tmp_path, 5, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    codes, outputs = finish(processes)
+    assert codes == [128 + signal.SIGTERM] * 2, outputs
+    assert "is saved; the same command goes on from it" in outputs[0]
+    codes, outputs = finish(start(tmp_path, processes=2))
+    assert codes == [0, 0], outputs
+    assert_same_run(tmp_path, alone)

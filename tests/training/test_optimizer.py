@@ -1,0 +1,66 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_recipe import get_config
+from tolerance import ROUNDING_F32, assert_close
+
+from repmlp_jax.training.losses import cross_entropy
+from repmlp_jax.training.step import make_optimizer
+
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing():
+    _, schedule = make_optimizer(get_config(epochs=10, warmup_epochs=2.5, learning_rate=0.4), 20)
+    assert schedule(0) == 0
+    assert_close(schedule(25), 0.2, ROUNDING_F32)
+    assert_close(schedule(50), 0.4, ROUNDING_F32)
+    # Half of the 150 steps that are left: the middle of the cosine.
+    assert_close(schedule(125), 0.2, ROUNDING_F32)
+    assert schedule(199) > schedule(200) == 0
+
+
+def test_without_a_warm_up_it_starts_at_its_peak():
+    _, schedule = make_optimizer(get_config(epochs=10, learning_rate=0.4), 20)
+    assert schedule(0) == np.float32(0.4)
+    rates = [float(schedule(step)) for step in range(201)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == 0
+
+
+def test_only_kernels_decay():
+    config = get_config(learning_rate=0.1, weight_decay=0.5, momentum=0.0)
+    optimizer, _ = make_optimizer(config, 20)
+    parameters = {"fc": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "norm": {"scale": jnp.ones(3)}}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, parameters), optimizer.init(parameters), parameters)
+    assert_close(updates["fc"]["kernel"], jnp.full(3, -0.05), ROUNDING_F32)
+    assert not updates["fc"]["bias"].any()
+    assert not updates["norm"]["scale"].any()
+
+
+def test_steps_are_those_of_pytorch():
+    config = get_config(epochs=1, learning_rate=0.1, weight_decay=0.01, momentum=0.9)
+    optimizer, schedule = make_optimizer(config, 20)
+    parameters = {"kernel": jnp.float32(2.0)}
+    state = optimizer.init(parameters)
+    expected, velocity = 2.0, 0.0
+    for step, gradient in enumerate([1.0, -0.5, 0.25, 3.0]):
+        updates, state = optimizer.update({"kernel": jnp.float32(gradient)}, state, parameters)
+        parameters = optax.apply_updates(parameters, updates)
+        # torch.optim.SGD: the decay joins the gradient, the rate stays outside of the velocity.
+        velocity = 0.9 * velocity + gradient + 0.01 * expected
+        expected -= float(schedule(step)) * velocity
+        assert_close(parameters["kernel"], expected, ROUNDING_F32)
+
+
+def test_cross_entropy():
+    logits = np.random.default_rng(0).normal(0, 3, (5, 4)).astype(np.float32)
+    labels = np.array([0, 3, 1, 1, 2], np.int32)
+    log_probabilities = logits - np.log(np.exp(logits.astype(np.float64)).sum(1, keepdims=True))
+    chosen = log_probabilities[np.arange(5), labels]
+    assert_close(cross_entropy(logits, labels), -chosen, ROUNDING_F32)
+    smoothed = 0.9 * chosen + 0.1 * log_probabilities.mean(1)
+    assert_close(cross_entropy(logits, labels, 0.1), -smoothed, ROUNDING_F32)
+    assert cross_entropy(jnp.asarray(logits, jnp.bfloat16), labels).dtype == jnp.float32

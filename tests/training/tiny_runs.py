@@ -1,0 +1,75 @@
+"""Runs of the tiny recipe by `train.py`, in processes that can be killed."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+# Compiling takes longer than training; the programs are the same every time.
+COMPILED = tempfile.TemporaryDirectory(prefix="compiled")
+
+
+def start(workdir, *arguments, processes: int = 1) -> list[subprocess.Popen]:
+    """Starts the processes of a run."""
+    together = [()]
+    if processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        flags = ("--distributed", f"--coordinator_address=localhost:{port}", f"--num_processes={processes}")
+        together = [(*flags, f"--process_id={process}") for process in range(processes)]
+    environment = os.environ | dict(
+        JAX_PLATFORMS="cpu",
+        JAX_NUM_CPU_DEVICES="1",
+        JAX_COMPILATION_CACHE_DIR=COMPILED.name,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
+    command = [sys.executable, "train.py", "--config=tests/training/tiny_recipe.py", f"--workdir={workdir}"]
+    return [
+        subprocess.Popen(
+            [*command, *arguments, *flags],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for flags in together
+    ]
+
+
+def finish(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
+    """Waits for the processes, and returns the exit code and the output of each."""
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], outputs
+
+
+def run(workdir, *arguments) -> tuple[int, str]:
+    """Runs a process to its end, and returns its exit code and output."""
+    (code,), (output,) = finish(start(workdir, *arguments))
+    return code, output
+
+
+def saved_steps(workdir) -> list[int]:
+    """The steps of the checkpoints that are there."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+
+
+def wait_until(condition, processes: list[subprocess.Popen]) -> None:
+    """Waits for something that the processes do."""
+    while not condition():
+        assert all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.01)
+
+
+def wait_for_checkpoint(workdir, step: int, processes: list[subprocess.Popen]) -> None:
+    """Waits for a checkpoint of that step or a later one."""
+    wait_until(lambda: saved_steps(workdir) and saved_steps(workdir)[-1] >= step, processes)

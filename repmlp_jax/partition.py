@@ -48,7 +48,9 @@ class Partitioning:
     def split(self, x: Float[Array, "N H W C"]) -> Float[Array, "N down across h w C"]:
         """Cuts maps into their partitions."""
         (down, across), (h, w) = self.counts, self.partition_size
-        margins = [(0, count * part - whole) for count, part, whole in zip((down, across), (h, w), x.shape[1:3])]
+        margins = [
+            (0, count * part - whole) for count, part, whole in zip((down, across), (h, w), x.shape[1:3], strict=True)
+        ]
         x = jnp.pad(x, [(0, 0), *margins, (0, 0)])
         return x.reshape(x.shape[0], down, h, across, w, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5)
 

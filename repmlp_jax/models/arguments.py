@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def arguments_text(model, scope: dict) -> str:
-    """The constructor's arguments out of its `locals()`, as JSON. (Text, because a module's attributes are hashed.)"""
+    """The constructor's arguments out of its `locals()`, as JSON: text, because a module's attributes are hashed."""
     names = inspect.signature(type(model).__init__).parameters
     return json.dumps({name: _plain(scope[name]) for name in names if name not in ("self", "rngs")})
 

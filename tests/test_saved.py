@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from cases import apply, random_input, randomised
+from cases import randomised
 from flax import nnx
 from tolerance import assert_identical
 
@@ -55,16 +55,13 @@ def test_round_trip_is_bit_equal(tmp_path, name, fused):
     save_model(tmp_path / "parent" / "model", model)
     loaded = load_model(tmp_path / "parent" / "model")
     assert_identical(loaded, model)
-    x = random_input(model, dtype=model.head.kernel[...].dtype)
-    assert (apply(loaded, x) == apply(model, x)).all()
 
 
-def test_a_model_in_training_comes_back_in_evaluation_mode(folder):
-    loaded = load_model(folder)
-    before = nnx.state(loaded)
-    loaded(random_input(loaded, dtype=jnp.float32))
-    assert (nnx.state(loaded)["embedding"]["norm"]["mean"][...] == before["embedding"]["norm"]["mean"][...]).all()
-    assert loaded.embedding.norm.use_running_average
+def test_a_model_in_training_comes_back_in_evaluation_mode(folder, model):
+    assert not model.embedding.norm.use_running_average
+    evaluated = nnx.clone(model)
+    evaluated.eval()
+    assert_identical(load_model(folder), evaluated)
 
 
 def test_preprocessing_comes_back(tmp_path, model):
@@ -203,8 +200,10 @@ def test_the_old_model_outlives_a_save_that_fails(folder, tmp_path, monkeypatch,
     def fail_once(*arguments):
         return fail() if next(results) == calls else rename(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+    other = fuse_params(build())
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", fail_once)
-        save_model(path, fuse_params(build()), overwrite=True)
+        with pytest.raises(OSError, match="no space left"):
+            save_model(path, other, overwrite=True)
     assert_identical(load_model(path), load_model(folder))
     assert [child.name for child in tmp_path.iterdir()] == ["model"]

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("as_users_have_it")
 ANOTHER_ORDER = {jnp.float32: 1e-5, jnp.float64: 1e-13}
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)])
 def test_eight_devices_train_as_one_does(dtype):
     config = get_config(learning_rate=0.01)
     config.model_arguments.param_dtype = dtype
@@ -116,12 +116,13 @@ def test_killed_processes_start_again(alone, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_to_one_stops_both_at_a_checkpoint(alone, tmp_path):
-    processes = start(tmp_path, processes=2)
+    # Two steps a look: they agree on a look, not on a step that none of them would come to.
+    processes = start(tmp_path, "--config.steps_per_call=2", processes=2)
     wait_for_checkpoint(tmp_path, 5, processes)
     processes[1].send_signal(signal.SIGTERM)
     codes, outputs = finish(processes)
     assert codes == [128 + signal.SIGTERM] * 2, outputs
     assert "is saved; the same command goes on from it" in outputs[0]
-    codes, outputs = finish(start(tmp_path, processes=2))
+    codes, outputs = finish(start(tmp_path, "--config.steps_per_call=2", processes=2))
     assert codes == [0, 0], outputs
     assert_same_run(tmp_path, alone)

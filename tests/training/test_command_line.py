@@ -1,0 +1,139 @@
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+from flax import nnx
+
+from repmlp_jax.models import create_model
+from repmlp_jax.training.checkpoint_format import CheckpointError
+from repmlp_jax.training.command_line import parse_flags, report_errors
+from repmlp_jax.training.config import check_config
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = REPOSITORY / "configs"
+
+
+def load(path):
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def defined_flags():
+    """Those of the program, which importing it defines."""
+    load(REPOSITORY / "train.py")
+
+
+@pytest.fixture
+def parse(defined_flags, monkeypatch):
+    """Parses arguments as the program does."""
+
+    def parse(*arguments):
+        # ml_collections looks there for the fields of --config.
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        return parse_flags(sys.argv)
+
+    return parse
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/digit.py"], "there is no configuration configs/digit.py; the nearest is configs/digits.py"),
+        (["--config", "configs/cifr.py"], "there is no configuration configs/cifr.py; the nearest is configs/cifar.py"),
+        (["--config=nowhere/x.py"], "there is no configuration nowhere/x.py; there is no Python file in nowhere"),
+        (
+            ["--config=configs/digits.py", "--config.epoch=3"],
+            '--config has no field \'epoch\'; Did you mean "epochs" instead of "epoch"?',
+        ),
+        (
+            ["--config=configs/digits.py", "--config.epochs=ten"],
+            "flag --config.epochs=ten: invalid literal for int() with base 10: 'ten'",
+        ),
+        (["--config=configs/digits.py:small"], "configs/digits.py has no variants: nothing may follow a ':'"),
+        (
+            ["--config=configs/cifar.py:wide"],
+            "ValueError: configs/cifar.py has no variant 'wide'; it has wide_convnet, no_local, no_global, "
+            "fc3_conv9, conv9",
+        ),
+        (["--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
+        (["--num_processes=two"], "flag --num_processes=two: invalid literal for int() with base 10: 'two'"),
+    ],
+)
+def test_a_mistake_is_one_line(parse, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        parse(*arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("wrong"), OSError("wrong"), FloatingPointError("wrong"), CheckpointError("wrong")]
+)
+def test_what_a_user_can_mend_is_one_line(capsys, error):
+    with pytest.raises(SystemExit) as stop, report_errors():
+        raise error
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: wrong\n"
+
+
+def test_what_a_user_cannot_mend_is_raised():
+    with pytest.raises(ZeroDivisionError), report_errors():
+        raise ZeroDivisionError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/digit.py"], "there is no configuration configs/digit.py"),
+        (["--config.model=pure_mpl"], "no model is called 'pure_mpl'; the nearest is 'pure_mlp'"),
+        (["--config.batch_size=2000"], "batch_size=2000 is more than the 1437 training images"),
+        (["--config.epochs=0"], "config: epochs=0 must be above 0"),
+    ],
+)
+def test_the_program_ends_with_one_line_and_exit_code_2(tmp_path, arguments, message):
+    # From elsewhere: the default recipe is found beside the program.
+    command = [sys.executable, REPOSITORY / "train.py", f"--workdir={tmp_path / 'run'}", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def recipes():
+    for path in sorted(CONFIGS.glob("*.py")):
+        for variant in getattr(load(path), "VARIANTS", [""]):
+            yield pytest.param(path, variant, id=f"{path.stem}:{variant}".rstrip(":"))
+
+
+@pytest.mark.parametrize(("path", "variant"), list(recipes()))
+def test_every_recipe_builds_its_model(path, variant):
+    config = load(path).get_config(*filter(None, [variant]))
+    check_config(config)
+    model = nnx.eval_shape(lambda: create_model(config.model, rngs=nnx.Rngs(0), **config.model_arguments))
+    height, width, features = model.input_shape
+    images = jax.ShapeDtypeStruct((2, height, width, features), "float32")
+    logits = jax.eval_shape(lambda model, images: nnx.view(model, use_running_average=True)(images), model, images)
+    assert logits.shape == (2, 10)
+    assert (height, width, features) == {"cifar10": (32, 32, 3), "digits": (8, 8, 1)}[config.dataset]
+
+
+def test_flags_change_a_recipe(parse):
+    parse("--config=configs/cifar.py:wide_convnet", "--config.seed=3", "--workdir=x")
+    assert flags.FLAGS.config.model == "wide_convnet"
+    assert flags.FLAGS.config.seed == 3
+    assert flags.FLAGS.workdir == "x"

@@ -1,16 +1,15 @@
 """The bricks under every block: batch norm, grouped convolution, convolution with batch norm, grouped FC."""
 
-import functools
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
 from repmlp_jax import reparam
+from repmlp_jax.operations import grouped_convolution, grouped_product
 
 # The initialisation of the official code (PyTorch's default for convolutions and FCs): U(-b, b), b = 1/sqrt(fan_in).
 # Every layer but the last is followed by a norm, where the size of the weights sets the effective learning rate,
@@ -97,26 +96,6 @@ class BatchNorm(nnx.Module):
     def _update(self, running, value):
         value = lax.stop_gradient(value).reshape(running[...].shape)
         running[...] = self.momentum * running[...] + (1 - self.momentum) * value
-
-
-@functools.partial(jax.jit, static_argnames=("strides", "padding", "feature_group_count", "options"))
-def grouped_convolution(x, kernel, *, strides, padding, feature_group_count, options=()):
-    """Convolves NHWC `x` with an HWIO kernel in the way that is fast on the backend in use.
-
-    XLA's CPU backend runs the backward pass of a grouped convolution 20 to 40 times slower than one dense
-    convolution a group, so there it is split. (It is jitted so that it keeps its name in a jaxpr: see `macs.py`.)
-    """
-    convolve = functools.partial(
-        lax.conv_general_dilated,
-        window_strides=strides,
-        padding=padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        **dict(options),
-    )
-    if jax.default_backend() == "cpu" and 1 < feature_group_count < x.shape[-1]:
-        groups = zip(*(jnp.split(array, feature_group_count, axis=-1) for array in (x, kernel)), strict=True)
-        return jnp.concatenate([convolve(*group) for group in groups], axis=-1)
-    return convolve(x, kernel, feature_group_count=feature_group_count)
 
 
 def _conv_general_dilated(x, kernel, strides, padding, *, feature_group_count, dimension_numbers, **options):
@@ -224,8 +203,7 @@ def grouped_fc(x: Float[Array, "M h w C"], kernel: Float[Array, "g h w c h2 w2 o
     """
     groups, h, w, c, *out = kernel.shape
     x = x.reshape(-1, h * w, groups, c).transpose(2, 0, 1, 3).reshape(groups, -1, h * w * c)
-    y = lax.dot_general(x, kernel.reshape(groups, h * w * c, -1), (((2,), (1,)), ((0,), (0,))))
-    return y.reshape(groups, -1, *out)
+    return grouped_product(x, kernel.reshape(groups, h * w * c, -1)).reshape(groups, -1, *out)
 
 
 def ungroup(y: Float[Array, "g M h w o"]) -> Float[Array, "M h w O"]:

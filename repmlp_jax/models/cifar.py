@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from repmlp_jax.blocks import RepMLP
 from repmlp_jax.layers import ConvBN
 from repmlp_jax.models.arguments import arguments_text
+from repmlp_jax.operations import halve
 
 ABLATIONS = ("no_local", "no_global", "fc3_conv9", "conv9")
 
@@ -68,7 +69,7 @@ class StagedNet(nnx.Module):
         x = nnx.relu(self.embedding(x))
         for index, stage in enumerate(self.stages):
             if index:
-                x = nnx.max_pool(x, (2, 2), (2, 2))
+                x = halve(x)
             for layer in stage:
                 x = nnx.relu(layer(x))
         return self.head(x.mean((1, 2)))

@@ -105,7 +105,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         while step < final_step:
             epoch = step // steps_per_epoch + 1
             bar.set_description(f"epoch {epoch}/{config.epochs}")
-            for state, seen in advance(state, step, _next_stop(step, steps_per_epoch, config)):  # noqa: B007
+            for state, seen in advance(state, step, _next_stop(step, steps_per_epoch, config)):  # noqa: B007, B020
                 bar.set_postfix(loss=f"{seen.loss:.4f}", accuracy=f"{seen.accuracy:.2%}", refresh=False)
                 bar.update(seen.step * config.batch_size - bar.n)
                 if seen.failed_step >= 0:

@@ -1,0 +1,90 @@
+"""The operations whose fastest form depends on the backend: the only place that asks which it is."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from repmlp_jax import reparam
+
+# Up to so many numbers a row of pixels, a convolution over rows beats one over pixels on the CPU.
+NARROW_ROW = 128
+
+
+@functools.partial(jax.jit, static_argnames=("strides", "padding", "feature_group_count", "options"))
+def grouped_convolution(x, kernel, *, strides, padding, feature_group_count, options=()):
+    """Convolves NHWC `x` with an HWIO kernel.
+
+    XLA's CPU backend runs the backward pass of a grouped convolution 20 to 40 times slower than one dense
+    convolution a group, so there it is split. Since convolutions of few channels are slow there too, narrow maps, as
+    partitions are, are convolved row by row, and a 1×1 convolution is a matrix product. (It is jitted so that it keeps
+    its name in a jaxpr, by which `macs.py` counts it.)
+
+    Args:
+        x: images, (N, H, W, C).
+        kernel: (kh, kw, C / groups, O).
+        strides: (down, across).
+        padding: ((top, bottom), (left, right)), or XLA's name for it.
+        feature_group_count: groups of channels, contiguous.
+        options: further arguments of `lax.conv_general_dilated`, as pairs.
+    """
+    convolve = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        **dict(options),
+    )
+    if jax.default_backend() != "cpu" or feature_group_count == x.shape[-1] > 1:
+        return convolve(x, kernel, feature_group_count=feature_group_count)
+    same = tuple((side // 2, side // 2) for side in kernel.shape[:2])
+    if strides == (1, 1) and padding == same and dict(options).get("rhs_dilation", (1, 1)) == (1, 1):
+        if kernel.shape[:2] == (1, 1) and feature_group_count == 1:
+            return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
+        if feature_group_count > 1 and x.shape[2] * kernel.shape[2] <= NARROW_ROW:
+            convolve = convolve_rows
+    groups = zip(*(jnp.split(array, feature_group_count, axis=-1) for array in (x, kernel)), strict=True)
+    return jnp.concatenate([convolve(*group) for group in groups], axis=-1)
+
+
+def convolve_rows(x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"]) -> Float[Array, "N H W O"]:
+    """A convolution of stride 1 and 'same' padding that takes a row of pixels for one pixel with W·C channels.
+
+    Within a row the convolution is an FC, made as the paper makes FCs of convolutions.
+    """
+    n, height, width, channels = x.shape
+    kh, kw, _, features = kernel.shape
+    rows_of_kernel = kernel.transpose(1, 2, 0, 3).reshape(1, kw, channels, kh * features)
+    fcs = reparam.conv_to_fc(rows_of_kernel, (1, width)).reshape(width, channels, width, kh, features)
+    y = lax.conv_general_dilated(
+        x.reshape(n, height, width * channels),
+        fcs.transpose(3, 0, 1, 2, 4).reshape(kh, width * channels, width * features),
+        window_strides=(1,),
+        padding=((kh // 2, kh // 2),),
+        dimension_numbers=("NHC", "HIO", "NHC"),
+    )
+    return y.reshape(n, height, width, features)
+
+
+def halve(x: Float[Array, "N H W C"]) -> Float[Array, "N H/2 W/2 C"]:
+    """Max-pools 2×2 pixels to one, for even H and W.
+
+    The backward pass of XLA's own pooling is 18 times slower on the CPU.
+    """
+    x = jnp.maximum(x[:, ::2], x[:, 1::2])
+    return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
+
+
+def grouped_product(x: Float[Array, "g M K"], kernel: Float[Array, "g K N"]) -> Float[Array, "g M N"]:
+    """The matrix product of each group.
+
+    XLA's CPU backend multiplies a single row by a matrix on one core, so there it is split into four products and
+    their sum, which run at once.
+    """
+    groups, m, k = x.shape
+    if m == 1 and k % 4 == 0 and jax.default_backend() == "cpu":
+        x, kernel = x.reshape(groups, 4, 1, k // 4), kernel.reshape(groups, 4, k // 4, -1)
+        return lax.dot_general(x, kernel, (((3,), (2,)), ((0, 1), (0, 1)))).sum(1)
+    return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))))

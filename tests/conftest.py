@@ -6,6 +6,9 @@ from pathlib import Path
 import jax
 import pytest
 
+# Also for the processes that tests start; on a machine with an accelerator the tests are those of the CPU all the same.
+os.environ["JAX_PLATFORMS"] = "cpu"
+jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -4,7 +4,7 @@ from tiny_recipe import get_config
 from tolerance import assert_trees_close
 from training_parts import mesh_of, prepare
 
-pytestmark = pytest.mark.usefixtures("as_users_have_it")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("as_users_have_it")]
 
 
 def test_the_loop_of_accelerators_trains_as_single_steps_do(monkeypatch):

@@ -13,7 +13,7 @@ def get_config():
     config.model_arguments = dict(
         image_size=(8, 8), in_features=1, widths=(16, 32), partition_size=(4, 4), conv_kernels=(1, 3)
     )
-    config.epochs = 30
+    config.epochs = 20
     config.learning_rate = 0.1
     config.crop_padding = 1
     config.flip = False  # a mirrored 2 is no 2

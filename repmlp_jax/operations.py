@@ -40,7 +40,8 @@ def grouped_convolution(x, kernel, *, strides, padding, feature_group_count, opt
     if jax.default_backend() != "cpu" or feature_group_count == x.shape[-1] > 1:
         return convolve(x, kernel, feature_group_count=feature_group_count)
     same = tuple((side // 2, side // 2) for side in kernel.shape[:2])
-    if strides == (1, 1) and padding == same and dict(options).get("rhs_dilation", (1, 1)) == (1, 1):
+    is_dilated = any(dict(options).get(name, (1, 1)) != (1, 1) for name in ("lhs_dilation", "rhs_dilation"))
+    if strides == (1, 1) and padding == same and not is_dilated:
         if kernel.shape[:2] == (1, 1) and feature_group_count == 1:
             return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
         if feature_group_count > 1 and x.shape[2] * kernel.shape[2] <= NARROW_ROW:

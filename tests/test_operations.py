@@ -1,0 +1,83 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import quick_jit
+from flax import nnx
+from jax import lax
+from tolerance import ROUNDING_F64, assert_close, assert_trees_close
+
+from repmlp_jax.layers import conv
+from repmlp_jax.operations import convolve_rows, grouped_convolution, grouped_product, halve
+
+
+def random(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+
+
+def value_and_gradients(function, *arguments):
+    """The result and the gradients of a sum of its squares, which weighs every output differently."""
+    return quick_jit(function)(*arguments), quick_jit(
+        jax.grad(lambda *inner: jnp.square(function(*inner)).sum(), argnums=tuple(range(len(arguments))))
+    )(*arguments)
+
+
+CONVOLUTIONS = {
+    # name: height, width, channels, outputs, (kh, kw), groups
+    "narrow partition": (8, 8, 4, 6, (3, 3), 2),
+    "kernel exceeds the map": (3, 5, 4, 4, (7, 9), 2),
+    "flat kernel": (4, 6, 4, 4, (1, 3), 2),
+    "one pixel kernel in groups": (4, 6, 4, 8, (1, 1), 2),
+    "one pixel kernel": (4, 6, 3, 8, (1, 1), 1),
+    "wide row": (2, 80, 4, 4, (3, 3), 2),
+    "groups are channels": (4, 4, 4, 4, (3, 3), 4),
+    "no groups": (4, 4, 3, 5, (3, 3), 1),
+}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_every_way_to_convolve_gives_what_lax_gives(case):
+    height, width, channels, outputs, sides, groups = case
+    x, kernel = random(0, 2, height, width, channels), random(1, *sides, channels // groups, outputs)
+    options = dict(padding=tuple((side // 2, side // 2) for side in sides), feature_group_count=groups)
+
+    def ours(x, kernel):
+        return grouped_convolution(x, kernel, strides=(1, 1), **options)
+
+    def reference(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+
+    found, expected = (value_and_gradients(function, x, kernel) for function in (ours, reference))
+    assert_trees_close(found, expected, ROUNDING_F64)
+
+
+@pytest.mark.parametrize("changed", [dict(strides=2), dict(kernel_dilation=2), dict(input_dilation=2)], ids=str)
+def test_strides_and_dilations_are_not_taken_for_plain(changed):
+    layer = conv(4, 4, 3, feature_group_count=2, **changed, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    x = random(0, 2, 8, 8, 4)
+    found = layer(x)
+    layer.conv_general_dilated = lax.conv_general_dilated
+    assert_close(found, layer(x), ROUNDING_F64)
+
+
+def test_convolve_rows_of_one_row_and_one_column():
+    for shape in ((1, 6), (6, 1)):
+        x, kernel = random(0, 2, *shape, 3), random(1, 3, 3, 3, 2)
+        expected = lax.conv(x.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1), (1, 1), "SAME")
+        assert_close(convolve_rows(x, kernel), expected.transpose(0, 2, 3, 1), ROUNDING_F64)
+
+
+@pytest.mark.parametrize(("rows", "inner"), [(1, 8), (1, 6), (3, 8)], ids=["split", "not divisible", "many rows"])
+def test_grouped_product_is_the_matrix_product_of_each_group(rows, inner):
+    x, kernel = random(0, 2, rows, inner), random(1, 2, inner, 5)
+    found, expected = (value_and_gradients(function, x, kernel) for function in (grouped_product, jnp.matmul))
+    assert_trees_close(found, expected, ROUNDING_F64)
+
+
+def test_halve_is_max_pooling():
+    x = random(0, 2, 4, 6, 3)
+
+    def pool(x):
+        return nnx.max_pool(x, (2, 2), (2, 2))
+
+    found, expected = (value_and_gradients(function, x) for function in (halve, pool))
+    assert_trees_close(found, expected, ROUNDING_F64)

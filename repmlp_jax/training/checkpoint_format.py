@@ -25,11 +25,12 @@ class Record(TypedDict):
     arrays: dict[str, str]
     digests: dict[str, int]
     metrics: dict[str, float]
+    config: dict[str, Any]
 
 
-def make_record(state: Any, metrics: Mapping[str, float]) -> Record:
+def make_record(state: Any, metrics: Mapping[str, float], config: Mapping[str, Any]) -> Record:
     """Describes a state; where it is spread over several processes, all of them make this call."""
-    return Record(arrays=describe(state), digests=digests(state), metrics=dict(metrics))
+    return Record(arrays=describe(state), digests=digests(state), metrics=dict(metrics), config=dict(config))
 
 
 def write(path: Path, state: Any, record: Record) -> Any:

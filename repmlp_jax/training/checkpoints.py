@@ -23,19 +23,28 @@ class Checkpoints:
     of them make every call, in the same order, and see the same file system.
     """
 
-    def __init__(self, folder: str | Path, *, latest: int = 2, best: str = "test_accuracy"):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        latest: int = 2,
+        best: str = "test_accuracy",
+        config: Mapping[str, Any] | None = None,
+    ):
         """Makes the folder if need be, and removes what a killed run left half-written.
 
         Args:
             folder: where the checkpoints are.
             latest: how many of the newest checkpoints to keep, at least 1.
             best: the metric, higher is better, whose best checkpoint is kept too.
+            config: what each checkpoint says of the run that made it, as JSON.
         """
         if latest < 1:
             raise ValueError(f"latest must be at least 1, got {latest}")
         self.folder = Path(folder).absolute()
         self._latest = latest
         self._best = best
+        self._config = config or {}
         self._saving = None
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
@@ -73,7 +82,7 @@ class Checkpoints:
         """
         self.wait()
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
-        record = checkpoint_format.make_record(state, metrics)
+        record = checkpoint_format.make_record(state, metrics, self._config)
         if step in self.steps():
             try:
                 saved = checkpoint_format.read_record(self._path(step))

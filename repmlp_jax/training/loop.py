@@ -50,7 +50,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     mesh = sharding.make_mesh()
     for name in ("batch_size", "eval_batch_size"):
         sharding.check_batch_size(name, config[name], mesh)
-    _refuse_another_configuration(workdir, config)
+    plain_config = json.loads(config.to_json())
+    _refuse_another_configuration(workdir, plain_config)
     is_chief = jax.process_index() == 0
 
     dataset = load_dataset(config.dataset, config.data_dir or None)
@@ -83,7 +84,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     pace = Pace(config.steps_per_call)
     if is_chief:
         workdir.mkdir(parents=True, exist_ok=True)
-        replace_text(workdir / "config.json", json.dumps(json.loads(config.to_json()), indent=1))
+        replace_text(workdir / "config.json", json.dumps(plain_config, indent=1))
 
     def advance(state, step, stop):
         """Trains within an epoch from `step` to `stop`, with a look at the state about every second."""
@@ -95,7 +96,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
             yield state, seen
 
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints"))
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config=plain_config))
         interruption = stack.enter_context(Interruption())
         step, state = checkpoints.restore(_abstract(make_state, init_key, everywhere)) or (0, make_state(init_key))
         if step:
@@ -147,9 +148,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     return fuse_and_save(workdir, model, dataset, evaluator)
 
 
-def _refuse_another_configuration(workdir: Path, config: ConfigDict):
+def _refuse_another_configuration(workdir: Path, wanted: dict):
     path = workdir / "config.json"
-    found, wanted = json.loads(path.read_text()) if path.exists() else None, json.loads(config.to_json())
+    found = json.loads(path.read_text()) if path.exists() else None
     if found not in (None, wanted):
         raise ValueError(
             f"{workdir} holds a run of another configuration: {'; '.join(differences(wanted, found))}. "

@@ -18,6 +18,7 @@ from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.digest import digests
 from repmlp_jax.report import fuse_report
 from repmlp_jax.training import loop, sharding, train_and_evaluate
+from repmlp_jax.training.checkpoint_format import read_record
 from repmlp_jax.training.metrics import COLUMNS
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
@@ -232,3 +233,10 @@ def test_it_does_not_matter_how_steps_are_spread_over_calls(which, request):
     expected = digests(prepared.train(7))
     assert digests(prepared.train(1, 1, 1, 1, 1, 1, 1)) == expected
     assert digests(prepared.train(3, 4)) == expected
+
+
+def test_a_checkpoint_says_of_which_configuration_it_is(run):
+    config = json.loads((run.workdir / "config.json").read_text())
+    assert config["epochs"] == EPOCHS
+    for checkpoint in (run.workdir / "checkpoints").iterdir():
+        assert read_record(checkpoint)["config"] == config

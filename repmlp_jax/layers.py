@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -110,11 +111,11 @@ def _conv_general_dilated(x, kernel, strides, padding, *, feature_group_count, d
     )
 
 
-def conv(in_features, out_features, kernel_size, **options) -> nnx.Conv:
-    """An `nnx.Conv` over NHWC with the official padding, k // 2 zeros at each side, and initialisation."""
+def conv(in_features, out_features, kernel_size, *, padded=True, **options) -> nnx.Conv:
+    """An `nnx.Conv` over NHWC with the official padding, k // 2 zeros at each side (or none), and initialisation."""
     kernel_size = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
     dilation = options.get("kernel_dilation", 1)
-    padding = tuple((size // 2 * dilation,) * 2 for size in kernel_size)
+    padding = tuple((size // 2 * dilation if padded else 0,) * 2 for size in kernel_size)
     return nnx.Conv(
         in_features,
         out_features,
@@ -133,9 +134,10 @@ class ConvBN(nnx.Module):
         in_features: input channels C.
         out_features: output channels O.
         kernel_size: odd side of the kernel, or (height, width).
-        strides: stride in both directions.
+        strides: stride in both directions, or (down, across).
         groups: groups of channels, contiguous.
         kernel_dilation: distance between the kernel's pixels.
+        padded: whether there is padding; without it the kernel may be even.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
@@ -150,19 +152,22 @@ class ConvBN(nnx.Module):
         out_features: int,
         kernel_size: int | tuple[int, int],
         *,
-        strides: int = 1,
+        strides: int | tuple[int, int] = 1,
         groups: int = 1,
         kernel_dilation: int = 1,
+        padded: bool = True,
         dtype: jnp.dtype | None = None,
         param_dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_groups(groups, in_features, out_features)
-        check_kernel_size(kernel_size)
+        if padded:
+            check_kernel_size(kernel_size)
         self.conv = conv(
             in_features,
             out_features,
             kernel_size,
+            padded=padded,
             strides=strides,
             feature_group_count=groups,
             kernel_dilation=kernel_dilation,
@@ -185,6 +190,32 @@ class ConvBN(nnx.Module):
     def folds(self) -> dict[str, str]:
         """Where each batch norm goes."""
         return {"norm": "folded into conv"}
+
+
+class ScaleAndShift(nnx.Module):
+    """A factor and a summand for each channel: what is left of a norm that can be folded into nothing.
+
+    Args:
+        scale: the factors (C,).
+        shift: the summands (C,).
+        dtype: dtype to compute in; None: that of input and parameters.
+    """
+
+    def __init__(self, scale: Float[Array, " C"], shift: Float[Array, " C"], dtype: jnp.dtype | None = None):
+        self.scale = nnx.Param(scale)
+        self.shift = nnx.Param(shift)
+        self.dtype = dtype
+
+    @classmethod
+    def of(cls, norm: BatchNorm) -> "ScaleAndShift":
+        """What a norm does in evaluation mode."""
+        scale, shift = (array.astype(norm.scale.dtype) for array in reparam.scale_and_shift(norm))
+        return cls(scale, shift, norm.dtype)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+        """Scales and shifts."""
+        x, scale, shift = promote_dtype((x, self.scale[...], self.shift[...]), dtype=self.dtype)
+        return x * scale.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
 
 
 def with_bias(conv: nnx.Conv, kernel: Array, bias: Array) -> nnx.Conv:

@@ -38,6 +38,17 @@ def fold_norm(kernel: Float[Array, "... O"], norm) -> tuple[Array, Array]:
     return widened(kernel) * scale.reshape((1,) * (kernel.ndim - 1) + (-1,)), shift
 
 
+def fold_norm_before(norm, kernel: Float[Array, "... C O"], bias: Float[Array, " O"]) -> tuple[Array, Array]:
+    """Folds the norm before an FC or 1×1 convolution with a bias into its kernel and bias.
+
+    (Before a larger convolution it cannot be folded: what the norm makes of the zeros of the padding is not zero.)
+    """
+    scale, shift = scale_and_shift(norm)
+    kernel, bias = widened(kernel), widened(bias)
+    shifted = jnp.matmul(shift, kernel.reshape(-1, kernel.shape[-1]), precision="highest")
+    return kernel * scale[:, None].reshape((1,) * (kernel.ndim - 2) + (-1, 1)), bias + shifted
+
+
 def add_kernels(kernels: Sequence[Float[Array, "kh kw c O"]]) -> Float[Array, "K1 K2 c O"]:
     """Adds odd-sized kernels as if each were zero-padded to the largest."""
     sides = [max(kernel.shape[axis] for kernel in kernels) for axis in (0, 1)]

@@ -1,0 +1,122 @@
+"""What trains in RepMLPNet: the block of arXiv 2112.11081, whose Global Perceptron is a gate and whose FC3 shared."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from repmlp_jax import reparam
+from repmlp_jax.fused_gated import FusedRepMLPNetBlock, Gate, share, shared_fc, unshare
+from repmlp_jax.layers import BatchNorm, ConvBN, check_groups, kernel_init
+from repmlp_jax.partition import Partitioning
+
+# Each share-set's matrix by itself, as the official code's grouped convolution.
+fc3_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=(1, 2), out_axis=(3, 4), batch_axis=0)
+
+
+class RepMLPNetBlock(nnx.Module):
+    """RepMLPNet's block: FC3 and convolutions that channels share, times a gate that sees the whole map (Section 3).
+
+    Channel c uses the share-set c mod S. Each share-set has one (h·w)×(h·w) matrix and one kernel of each size, for
+    all its channels and partitions. Maps may have any size that the partitions divide.
+
+    Args:
+        features: channels C, of input and output.
+        partition_size: (h, w) of a partition.
+        conv_kernels: odd sides of the Local Perceptron's kernels; () for none.
+        reduction: factor by which the gate has fewer hidden features than C.
+        sharesets: number S of share-sets, which divides C.
+        pad: zero-pad maps that partitions do not divide, and crop the output.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: if the share-sets do not divide the channels, a kernel is even, or `reduction` leaves no hidden
+            feature.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        partition_size: tuple[int, int],
+        conv_kernels: Sequence[int] = (1, 3),
+        reduction: int = 4,
+        sharesets: int = 1,
+        pad: bool = False,
+        dtype: jnp.dtype | None = None,
+        param_dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_groups(sharesets, features)
+        if not 1 <= reduction <= features:
+            raise ValueError(f"reduction={reduction} leaves no hidden feature of {features}: use 1 to {features}")
+        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        fc = functools.partial(nnx.Linear, kernel_init=kernel_init, **options)
+        self.features = features
+        self.partition_size = tuple(partition_size)
+        self.sharesets = sharesets
+        self.pad = pad
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.gate = Gate(fc(features, features // reduction), fc(features // reduction, features))
+        shape = (sharesets, *self.partition_size, *self.partition_size)
+        self.kernel = nnx.Param(fc3_init(rngs.params(), shape, param_dtype))
+        self.norm = BatchNorm((sharesets, 1, 1, 1), dtype=dtype, param_dtype=param_dtype)
+        self.local_perceptron = nnx.Dict(
+            {f"{k}x{k}": ConvBN(sharesets, sharesets, k, groups=sharesets, **options) for k in conv_kernels}
+        )
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+        """Applies the block.
+
+        Raises:
+            ValueError: if the partitions do not divide the map, or the channels are not `features`.
+        """
+        partitioning = Partitioning(x.shape[1:3], self.partition_size, self.pad)
+        partitioning.check(x, self.features)
+        x, kernel = promote_dtype((x, self.kernel[...]), dtype=self.dtype)
+        shared = share(partitioning.split(x), self.sharesets)
+        y = self.norm(shared_fc(shared, kernel))
+        for conv in self.local_perceptron.values():
+            y = y + jnp.moveaxis(conv(jnp.moveaxis(shared, 0, -1)), -1, 0)
+        return partitioning.join(unshare(y, self.features)) * self.gate(x)
+
+    def fused(self) -> FusedRepMLPNetBlock:
+        """The same as the gate and one FC without norms and convolutions."""
+        kernel, bias = _fuse_fc3(self.kernel[...], self.norm, list(self.local_perceptron.values()))
+        return FusedRepMLPNetBlock(
+            self.features,
+            self.partition_size,
+            self.pad,
+            nnx.clone(self.gate),
+            kernel.astype(self.param_dtype),
+            bias.astype(self.param_dtype),
+            self.dtype,
+        )
+
+    def folds(self) -> dict[str, str]:
+        """Where each batch norm and each convolution goes."""
+        convs = {f"local_perceptron.{size}": "conv and norm added to fc3" for size in self.local_perceptron}
+        return {"norm": "folded into fc3", **convs}
+
+
+@jax.jit
+def _fuse_fc3(kernel, norm, local_perceptron):
+    sharesets, h, w = kernel.shape[:3]
+    scale, shift = reparam.scale_and_shift(norm)
+    fused = reparam.widened(kernel) * scale[..., None]
+    bias = jnp.broadcast_to(shift[:, 0], (sharesets, h, w))
+    if local_perceptron:
+        kernels, biases = zip(
+            *(reparam.fold_norm(branch.conv.kernel[...], branch.norm) for branch in local_perceptron), strict=True
+        )
+        convs = reparam.conv_to_fc(reparam.add_kernels(kernels), (h, w), sharesets)
+        fused += convs.reshape(kernel.shape)
+        bias += sum(biases).reshape(sharesets, 1, 1)
+    return fused, bias

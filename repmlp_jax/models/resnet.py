@@ -1,0 +1,283 @@
+"""ResNet-50 with RepMLP in its middle stages (arXiv 2105.01883, Section 4.2), and its blocks."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from repmlp_jax.blocks import RepMLP
+from repmlp_jax.layers import ConvBN
+from repmlp_jax.models.arguments import arguments_text
+
+BLOCKS = ("base", "light", "bottleneck")
+
+
+def _shortcut(in_features, out_features, strides=1, **options):
+    """A projection of the input; None where the input fits as it is."""
+    if strides == 1 and in_features == out_features:
+        return nnx.data(None)
+    return ConvBN(in_features, out_features, 1, strides=strides, **options)
+
+
+def _add_shortcut(block, x, y):
+    return nnx.relu(y + (x if block.shortcut is None else block.shortcut(x)))
+
+
+class BaseBlock(nnx.Module):
+    """ResNet-50's own bottleneck, with its stride in the 3×3 convolution.
+
+    Args:
+        in_features: input channels.
+        mid_features: channels of the 3×3 convolution.
+        out_features: output channels.
+        strides: stride in both directions.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        mid_features: int,
+        out_features: int,
+        *,
+        strides: int = 1,
+        dtype: jnp.dtype | None = None,
+        param_dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.conv1 = ConvBN(in_features, mid_features, 1, **options)
+        self.conv2 = ConvBN(mid_features, mid_features, 3, strides=strides, **options)
+        self.conv3 = ConvBN(mid_features, out_features, 1, **options)
+        self.shortcut = _shortcut(in_features, out_features, strides, **options)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 O"]:
+        """Applies the block."""
+        y = nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
+        return _add_shortcut(self, x, self.conv3(y))
+
+
+class LightBlock(nnx.Module):
+    """1×1 convolution, RepMLP, 1×1 convolution: the fast block of Section 4.2.
+
+    Args:
+        in_features: input channels.
+        mid_features: channels of RepMLP.
+        out_features: output channels.
+        image_size: (height, width) of the feature map.
+        partition_size: (h, w) of RepMLP's partitions.
+        conv_kernels: odd sides of RepMLP's convolutions.
+        groups: groups of channels of RepMLP.
+        reduction: factor by which RepMLP's FC1 has fewer outputs than inputs.
+        pad: zero-pad a map that partitions do not divide.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: as `RepMLP`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        mid_features: int,
+        out_features: int,
+        *,
+        image_size: tuple[int, int],
+        partition_size: tuple[int, int],
+        conv_kernels: Sequence[int] = (1, 3, 5),
+        groups: int = 1,
+        reduction: int = 1,
+        pad: bool = False,
+        dtype: jnp.dtype | None = None,
+        param_dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.conv1 = ConvBN(in_features, mid_features, 1, **options)
+        self.repmlp = RepMLP(
+            mid_features,
+            mid_features,
+            image_size=image_size,
+            partition_size=partition_size,
+            conv_kernels=conv_kernels,
+            groups=groups,
+            reduction=reduction,
+            pad=pad,
+            **options,
+        )
+        self.conv3 = ConvBN(mid_features, out_features, 1, **options)
+        self.shortcut = _shortcut(in_features, out_features, **options)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W O"]:
+        """Applies the block."""
+        y = nnx.relu(self.repmlp(nnx.relu(self.conv1(x))))
+        return _add_shortcut(self, x, self.conv3(y))
+
+
+class BottleneckBlock(nnx.Module):
+    """1×1, 3×3, RepMLP, 3×3, 1×1: the accurate block of Section 4.2, whose RepMLP has mid_features // r channels.
+
+    Args:
+        in_features: input channels.
+        mid_features: channels between the 1×1 convolutions and the 3×3 ones.
+        out_features: output channels.
+        r: factor by which RepMLP has fewer channels than `mid_features`.
+        image_size: (height, width) of the feature map.
+        partition_size: (h, w) of RepMLP's partitions.
+        conv_kernels: odd sides of RepMLP's convolutions.
+        groups: groups of channels of RepMLP.
+        reduction: factor by which RepMLP's FC1 has fewer outputs than inputs.
+        pad: zero-pad a map that partitions do not divide.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: if `r` does not divide `mid_features`, and as `RepMLP`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        mid_features: int,
+        out_features: int,
+        *,
+        r: int,
+        image_size: tuple[int, int],
+        partition_size: tuple[int, int],
+        conv_kernels: Sequence[int] = (1, 3, 5),
+        groups: int = 1,
+        reduction: int = 1,
+        pad: bool = False,
+        dtype: jnp.dtype | None = None,
+        param_dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if r < 1 or mid_features % r:
+            raise ValueError(f"r={r} does not divide mid_features={mid_features}")
+        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        inner = mid_features // r
+        self.conv1 = ConvBN(in_features, mid_features, 1, **options)
+        self.conv2 = ConvBN(mid_features, inner, 3, **options)
+        self.repmlp = RepMLP(
+            inner,
+            inner,
+            image_size=image_size,
+            partition_size=partition_size,
+            conv_kernels=conv_kernels,
+            groups=groups,
+            reduction=reduction,
+            pad=pad,
+            **options,
+        )
+        self.conv4 = ConvBN(inner, mid_features, 3, **options)
+        self.conv5 = ConvBN(mid_features, out_features, 1, **options)
+        self.shortcut = _shortcut(in_features, out_features, **options)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W O"]:
+        """Applies the block."""
+        y = nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
+        y = nnx.relu(self.conv4(nnx.relu(self.repmlp(y))))
+        return _add_shortcut(self, x, self.conv5(y))
+
+
+class RepMLPResNet(nnx.Module):
+    """ResNet whose stages c3 and c4 have RepMLP blocks where the stride is 1 (Section 4.2).
+
+    Args:
+        stage_sizes: blocks of the stages c2, c3, c4 and c5.
+        num_classes: classes.
+        block: "base" (no RepMLP), "light" or "bottleneck".
+        image_size: (height, width) of the image, a multiple of 32.
+        partition_size: (h, w) of all RepMLP's partitions.
+        conv_kernels: odd sides of RepMLP's convolutions.
+        groups: groups of channels of RepMLP in c3 and in c4.
+        reduction: factor by which RepMLP's FC1 has fewer outputs than inputs, in c3 and in c4.
+        r: factor by which a bottleneck's RepMLP has fewer channels, in c3 and in c4.
+        widths: output channels of the stages.
+        in_features: channels of the image.
+        pad: zero-pad maps that partitions do not divide.
+        rematerialise: compute each block again in the backward pass instead of keeping its activations.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: if there is no such block, the image is no multiple of 32, or as `RepMLP`.
+    """
+
+    def __init__(
+        self,
+        stage_sizes: Sequence[int] = (3, 4, 6, 3),
+        num_classes: int = 1000,
+        *,
+        block: str,
+        image_size: tuple[int, int] = (224, 224),
+        partition_size: tuple[int, int] = (7, 7),
+        conv_kernels: Sequence[int] = (1, 3, 5),
+        groups: tuple[int, int] = (4, 4),
+        reduction: tuple[int, int] = (1, 1),
+        r: tuple[int, int] = (2, 4),
+        widths: Sequence[int] = (256, 512, 1024, 2048),
+        in_features: int = 3,
+        pad: bool = False,
+        rematerialise: bool = False,
+        dtype: jnp.dtype | None = None,
+        param_dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if block not in BLOCKS:
+            raise ValueError(f"block={block!r} is none of {', '.join(BLOCKS)}")
+        if any(side % 32 for side in image_size):
+            raise ValueError(
+                f"image_size {tuple(image_size)} must be multiples of 32, by which the net shrinks the map"
+            )
+        self.arguments = arguments_text(self, locals())
+        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+        def make_block(stage, inputs, width, strides):
+            if block == "base" or strides > 1 or stage not in (1, 2):
+                return BaseBlock(inputs, width // 4, width, strides=strides, **options)
+            repmlp = dict(
+                image_size=tuple(side // (4 * 2**stage) for side in image_size),
+                partition_size=partition_size,
+                conv_kernels=conv_kernels,
+                groups=groups[stage - 1],
+                reduction=reduction[stage - 1],
+                pad=pad,
+            )
+            if block == "light":
+                return LightBlock(inputs, width // 8, width, **repmlp, **options)
+            return BottleneckBlock(inputs, width // 4, width, r=r[stage - 1], **repmlp, **options)
+
+        self.input_shape = (*image_size, in_features)
+        self.rematerialise = rematerialise
+        self.stem = ConvBN(in_features, 64, 7, strides=2, **options)
+        self.stages = nnx.List()
+        inputs = 64
+        for stage, (size, width) in enumerate(zip(stage_sizes, widths, strict=True)):
+            blocks = []
+            for index in range(size):
+                blocks.append(make_block(stage, inputs, width, 2 if stage and not index else 1))
+                inputs = width
+            self.stages.append(nnx.List(blocks))
+        self.head = nnx.Linear(inputs, num_classes, **options)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N classes"]:
+        """The logits of a batch of images."""
+        apply = nnx.remat(_apply) if self.rematerialise else _apply
+        x = nnx.relu(self.stem(x))
+        x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for stage in self.stages:
+            for block in stage:
+                x = apply(block, x)
+        return self.head(x.mean((1, 2)))
+
+
+def _apply(block, x):
+    return block(x)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from repmlp_jax import create_model, fuse_params, fuse_report, list_models
-from repmlp_jax.interop.torch import official_leaves, deployed
+from repmlp_jax.interop.torch import deployed, official_leaves
 from repmlp_jax.macs import count_macs
 from repmlp_jax.report import count_parameters
 

@@ -147,7 +147,6 @@ class RepMLPNet(nnx.Module):
         in_features: channels of the image.
         image_size: (height, width) of the image that it is meant for; None: one partition at every stage.
         pad: zero-pad maps that partitions do not divide.
-        rematerialise: compute each unit again in the backward pass instead of keeping its activations.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
@@ -170,7 +169,6 @@ class RepMLPNet(nnx.Module):
         in_features: int = 3,
         image_size: tuple[int, int] | None = None,
         pad: bool = False,
-        rematerialise: bool = False,
         dtype: jnp.dtype | None = None,
         param_dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -186,7 +184,6 @@ class RepMLPNet(nnx.Module):
         patches = functools.partial(ConvBN, padded=False, **options)
         (h, w), (patch_h, patch_w) = partition_sizes[0], patch_size
         self.input_shape = (*(image_size or (h * patch_h, w * patch_w)), in_features)
-        self.rematerialise = rematerialise
         self.embedding = patches(in_features, widths[0], patch_size, strides=patch_size)
         self.stages = nnx.List()
         for size, width, partition_size, sets in zip(stage_sizes, widths, partition_sizes, sharesets, strict=True):
@@ -203,15 +200,10 @@ class RepMLPNet(nnx.Module):
         Raises:
             ValueError: if partitions do not divide a stage's map.
         """
-        apply = nnx.remat(_apply) if self.rematerialise else _apply
         x = nnx.relu(self.embedding(x))
         for index, stage in enumerate(self.stages):
             if index:
                 x = nnx.relu(self.halvings[index - 1](x))
             for unit in stage:
-                x = apply(unit, x)
+                x = unit(x)
         return self.head(x)
-
-
-def _apply(unit, x):
-    return unit(x)

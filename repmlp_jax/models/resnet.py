@@ -202,7 +202,6 @@ class RepMLPResNet(nnx.Module):
         widths: output channels of the stages.
         in_features: channels of the image.
         pad: zero-pad maps that partitions do not divide.
-        rematerialise: compute each block again in the backward pass instead of keeping its activations.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
@@ -226,7 +225,6 @@ class RepMLPResNet(nnx.Module):
         widths: Sequence[int] = (256, 512, 1024, 2048),
         in_features: int = 3,
         pad: bool = False,
-        rematerialise: bool = False,
         dtype: jnp.dtype | None = None,
         param_dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -256,7 +254,6 @@ class RepMLPResNet(nnx.Module):
             return BottleneckBlock(inputs, width // 4, width, r=r[stage - 1], **repmlp, **options)
 
         self.input_shape = (*image_size, in_features)
-        self.rematerialise = rematerialise
         self.stem = ConvBN(in_features, 64, 7, strides=2, **options)
         self.stages = nnx.List()
         inputs = 64
@@ -270,14 +267,9 @@ class RepMLPResNet(nnx.Module):
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N classes"]:
         """The logits of a batch of images."""
-        apply = nnx.remat(_apply) if self.rematerialise else _apply
         x = nnx.relu(self.stem(x))
         x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for stage in self.stages:
             for block in stage:
-                x = apply(block, x)
+                x = block(x)
         return self.head(x.mean((1, 2)))
-
-
-def _apply(block, x):
-    return block(x)

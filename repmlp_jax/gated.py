@@ -1,4 +1,4 @@
-"""What trains in RepMLPNet: the block of arXiv 2112.11081, whose Global Perceptron is a gate and whose FC3 shared."""
+"""What trains in RepMLPNet (arXiv 2112.11081): a block whose Global Perceptron is a gate and whose FC3 is shared."""
 
 import functools
 from collections.abc import Sequence

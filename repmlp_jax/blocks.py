@@ -224,9 +224,7 @@ def _fuse_fc3(partition_perceptron, local_perceptron, partition_size, groups):
         kernels.append(reparam.widened(partition_perceptron.kernel[...]) * scale[:, :, None, None])
         biases.append(shift[:, 0])
     if local_perceptron:
-        conv_kernels, conv_biases = zip(
-            *(reparam.fold_norm(branch.conv.kernel[...], branch.norm) for branch in local_perceptron), strict=True
-        )
-        kernels.append(reparam.conv_to_fc(reparam.add_kernels(conv_kernels), partition_size, groups))
-        biases.append(reparam.fc_bias(sum(conv_biases), partition_size, groups))
+        kernel, bias = reparam.merge_convolutions([(conv.conv.kernel[...], conv.norm) for conv in local_perceptron])
+        kernels.append(reparam.conv_to_fc(kernel, partition_size, groups))
+        biases.append(reparam.fc_bias(bias, partition_size, groups))
     return sum(kernels), sum(biases)

@@ -113,10 +113,8 @@ def _fuse_fc3(kernel, norm, local_perceptron):
     fused = reparam.widened(kernel) * scale[..., None]
     bias = jnp.broadcast_to(shift[:, 0], (sharesets, h, w))
     if local_perceptron:
-        kernels, biases = zip(
-            *(reparam.fold_norm(branch.conv.kernel[...], branch.norm) for branch in local_perceptron), strict=True
-        )
-        convs = reparam.conv_to_fc(reparam.add_kernels(kernels), (h, w), sharesets)
-        fused += convs.reshape(kernel.shape)
-        bias += sum(biases).reshape(sharesets, 1, 1)
+        convs = [(conv.conv.kernel[...], conv.norm) for conv in local_perceptron]
+        conv_kernel, conv_bias = reparam.merge_convolutions(convs)
+        fused += reparam.conv_to_fc(conv_kernel, (h, w), sharesets).reshape(kernel.shape)
+        bias += conv_bias.reshape(sharesets, 1, 1)
     return fused, bias

@@ -60,6 +60,12 @@ def add_kernels(kernels: Sequence[Float[Array, "kh kw c O"]]) -> Float[Array, "K
     return sum(padded(kernel) for kernel in kernels)
 
 
+def merge_convolutions(convolutions: Sequence[tuple[Float[Array, "kh kw c O"], object]]) -> tuple[Array, Array]:
+    """The kernel and bias of one convolution that equals the sum of several, given as (kernel, the norm after it)."""
+    kernels, biases = zip(*(fold_norm(kernel, norm) for kernel, norm in convolutions), strict=True)
+    return add_kernels(kernels), sum(biases)
+
+
 def conv_to_fc(
     kernel: Float[Array, "kh kw c O"], partition_size: tuple[int, int], groups: int = 1
 ) -> Float[Array, "g h w c h w o"]:

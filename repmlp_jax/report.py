@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from repmlp_jax.fuse import dotted, fusable_modules, is_fusable, replace_modules
+from repmlp_jax.interop.torch import deployed
 from repmlp_jax.layers import BatchNorm
 from repmlp_jax.macs import count_macs
 
@@ -41,11 +42,14 @@ class FuseReport:
         blocks: every block that is fused and every norm that stays.
         parameters: trained parameters of the whole model before and after.
         macs: multiply-accumulates of the whole model before and after; None where the input size is not known.
+        official: parameters and multiply-accumulates after the official code's conversion, which leaves norms that
+            `fuse_params` folds; None where both come to the same.
     """
 
     blocks: tuple[BlockReport, ...]
     parameters: tuple[int, int]
     macs: tuple[int, int] | None
+    official: tuple[int, int | None] | None = None
 
     def __str__(self) -> str:
         rows = [("block", "kind", "parameters", "multiply-accumulates", "folded and kept")]
@@ -63,6 +67,10 @@ class FuseReport:
             )
             rows += [("", "", "", "", note) for note in notes[1:]]
         rows.append(("total", "", _change(self.parameters), _change(self.macs), ""))
+        if self.official:
+            parameters, macs = self.official
+            macs = "not known" if macs is None else f"→ {macs:,}"
+            rows.append(("official conversion", "", f"→ {parameters:,}", macs, "leaves norms that are folded here"))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         return "\n".join(line.rstrip() for line in lines)
@@ -90,12 +98,14 @@ def _report(model, input_shape) -> FuseReport:
     blocks = [_report_block(path, block, inputs.get(path)) for path, block in fusable_modules(model)]
     blocks += _norms_outside(model)
     fused = nnx.eval_shape(_replace_fusable, model)
+    official = nnx.eval_shape(deployed, model)
     whole = inputs.get(())
-    return FuseReport(
-        tuple(blocks),
-        (count_parameters(model), count_parameters(fused)),
-        None if whole is None else (_macs(model, whole), _macs(fused, whole)),
-    )
+    macs, official_macs = None, None
+    if whole is not None:
+        macs, official_macs = (_macs(model, whole), _macs(fused, whole)), _macs(official, whole)
+    counts, official_count = (count_parameters(model), count_parameters(fused)), count_parameters(official)
+    goes_deeper = official_count != counts[1]
+    return FuseReport(tuple(blocks), counts, macs, (official_count, official_macs) if goes_deeper else None)
 
 
 def count_parameters(model: nnx.Module) -> int:

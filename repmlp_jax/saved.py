@@ -18,6 +18,7 @@ from repmlp_jax.digest import describe, digests
 from repmlp_jax.fuse import fuse_params
 from repmlp_jax.models import MODELS
 from repmlp_jax.models.arguments import arguments_from_text
+from repmlp_jax.randomness import seeded, weights
 
 FORMAT = 1
 DESCRIPTION = "model.json"
@@ -105,7 +106,7 @@ def load(path: str | Path) -> SavedModel:
         abstract = _abstract(model_class, json.dumps(description["arguments"]), description["fused"])
     except Exception as error:
         raise ValueError(f"{path} is damaged: {description['model']} does not take its arguments ({error})") from error
-    wanted = nnx.to_flat_state(nnx.state(abstract))
+    wanted = nnx.to_flat_state(nnx.state(abstract, weights))
     if describe(_by_name(wanted)) != description["arrays"]:
         raise ValueError(f"{path} is damaged: its arrays are not those of the {description['model']} that it names")
     try:
@@ -118,13 +119,14 @@ def load(path: str | Path) -> SavedModel:
     if changed := [name for name, digest in description["digests"].items() if digest != found[name]]:
         raise ValueError(f"{path} is damaged: wrong values in {', '.join(changed[:5])}")
     restored = [(place, variable.replace(arrays[_name(place)])) for place, variable in wanted]
-    model = nnx.merge(nnx.graphdef(abstract), nnx.from_flat_state(restored))
+    model = seeded(abstract)
+    nnx.update(model, nnx.from_flat_state(restored))
     model.eval()
     return SavedModel(model, description["preprocessing"])
 
 
 def _arrays(model) -> dict:
-    return _by_name(nnx.to_flat_state(nnx.state(model)))
+    return _by_name(nnx.to_flat_state(nnx.state(model, weights)))
 
 
 def _by_name(flat_state) -> dict:

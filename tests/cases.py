@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from repmlp_jax import RepMLP
+from repmlp_jax.randomness import seeded
 
 PLAIN = dict(in_features=4, out_features=4, image_size=(6, 6), partition_size=(3, 3), conv_kernels=(1, 3), groups=2)
 CASES = {
@@ -49,7 +50,7 @@ def randomised(model: nnx.Module, seed: int = 0) -> nnx.Module:
             array = random.normal(0, 0.5, shape) + (name == "scale")
         return leaf.replace(jnp.asarray(array, leaf.dtype))
 
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(seeded(model))
     drawn = [(path, draw(path, leaf)) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graphdef, nnx.from_flat_state(drawn))
 

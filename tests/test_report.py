@@ -2,10 +2,11 @@ import functools
 
 import jax.numpy as jnp
 import pytest
-from cases import CASES
+from cases import CASES, build_block
 from flax import nnx
 
-from repmlp_jax import RepMLP, fuse_params
+from repmlp_jax import RepMLP, RepMLPNet, fuse_params
+from repmlp_jax.interop.torch import deployed
 from repmlp_jax.layers import ConvBN
 from repmlp_jax.models.cifar import PureMLP, WideConvNet
 from repmlp_jax.report import count_parameters, fuse_report
@@ -160,3 +161,14 @@ def test_no_array_is_made_and_the_dtype_does_not_matter(param_dtype):
     huge = CASES["plain"] | dict(in_features=4096, out_features=4096, groups=1)
     report = fuse_report(abstract(RepMLP, **huge, param_dtype=param_dtype))
     assert report.parameters[1] == 2 * ((4 * 4096) ** 2 + 4 * 4096) + (9 * 4096) ** 2 + 9 * 4096
+
+
+def test_where_fusing_goes_deeper_than_the_official_conversion_both_counts_are_there():
+    net = RepMLPNet((1, 1), (4, 8), 5, partition_sizes=((4, 4), (2, 2)), sharesets=(1, 2), rngs=nnx.Rngs(0))
+    report = fuse_report(net)
+    official = nnx.eval_shape(deployed, net)
+    assert report.official == (count_parameters(official), report.macs[1])
+    assert report.official[0] > report.parameters[1]
+    assert "official conversion" in str(report).splitlines()[-1]
+    assert fuse_report(fuse_params(net)).official is None
+    assert fuse_report(build_block()).official is None

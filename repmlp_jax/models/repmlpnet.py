@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -13,6 +14,7 @@ from repmlp_jax.fused_gated import FusedRepMLPNetBlock
 from repmlp_jax.gated import RepMLPNetBlock
 from repmlp_jax.layers import BatchNorm, ConvBN, ScaleAndShift, with_bias
 from repmlp_jax.models.arguments import arguments_text
+from repmlp_jax.rematerialise import rematerialised
 
 
 class Unit(nnx.Module):
@@ -21,24 +23,29 @@ class Unit(nnx.Module):
     Args:
         features: channels C.
         expansion: factor by which the feed-forward net's hidden features are more than C.
+        drop_rate: probability with which either branch is left out of an image's training; what stays is scaled up.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
         block: arguments of the RepMLPNetBlock.
     """
 
-    def __init__(self, features, *, expansion=4, dtype=None, param_dtype=jnp.float32, rngs, **block):
+    def __init__(self, features, *, expansion=4, drop_rate=0.0, dtype=None, param_dtype=jnp.float32, rngs, **block):
         options = dict(dtype=dtype, param_dtype=param_dtype)
         self.norm1 = BatchNorm(features, **options)
         self.block = RepMLPNetBlock(features, **block, **options, rngs=rngs)
         self.norm2 = BatchNorm(features, **options)
         self.fc1 = ConvBN(features, expansion * features, 1, **options, rngs=rngs)
         self.fc2 = ConvBN(expansion * features, features, 1, **options, rngs=rngs)
+        self.drop = nnx.Dropout(drop_rate, broadcast_dims=(1, 2, 3), rngs=rngs) if drop_rate else nnx.data(None)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
         """Applies the unit."""
-        x = x + self.block(self.norm1(x))
-        return x + self.fc2(nnx.gelu(self.fc1(self.norm2(x)), approximate=False))
+        x = x + self._drop(self.block(self.norm1(x)))
+        return x + self._drop(self.fc2(nnx.gelu(self.fc1(self.norm2(x)), approximate=False)))
+
+    def _drop(self, y):
+        return y if self.drop is None else self.drop(y)
 
     def fused(self) -> "FusedUnit":
         """The same with one norm left, as a scale and a shift."""
@@ -147,12 +154,16 @@ class RepMLPNet(nnx.Module):
         in_features: channels of the image.
         image_size: (height, width) of the image that it is meant for; None: one partition at every stage.
         pad: zero-pad maps that partitions do not divide.
+        stochastic_depth: probability with which the last unit's two branches are left out of an image's training
+            (arXiv 1603.09382); it grows from 0 at the first unit in even steps.
+        rematerialise: compute each unit again in the backward pass, to train in less memory.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: if the stages' lists differ in length, or share-sets do not divide channels.
+        ValueError: if the stages' lists differ in length, share-sets do not divide channels, or `stochastic_depth` is
+            no probability.
     """
 
     def __init__(
@@ -169,10 +180,14 @@ class RepMLPNet(nnx.Module):
         in_features: int = 3,
         image_size: tuple[int, int] | None = None,
         pad: bool = False,
+        stochastic_depth: float = 0.0,
+        rematerialise: bool = False,
         dtype: jnp.dtype | None = None,
         param_dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if not 0 <= stochastic_depth < 1:
+            raise ValueError(f"stochastic_depth={stochastic_depth} is no probability from 0 to below 1")
         lengths = {len(stage_sizes), len(widths), len(partition_sizes), len(sharesets)}
         if len(lengths) > 1:
             raise ValueError(
@@ -185,12 +200,15 @@ class RepMLPNet(nnx.Module):
         (h, w), (patch_h, patch_w) = partition_sizes[0], patch_size
         self.input_shape = (*(image_size or (h * patch_h, w * patch_w)), in_features)
         self.embedding = patches(in_features, widths[0], patch_size, strides=patch_size)
+        self.rematerialise = rematerialise
         self.stages = nnx.List()
+        drop_rates = iter(np.linspace(0, stochastic_depth, sum(stage_sizes)).tolist())
         for size, width, partition_size, sets in zip(stage_sizes, widths, partition_sizes, sharesets, strict=True):
             block = dict(
                 partition_size=partition_size, sharesets=sets, conv_kernels=conv_kernels, reduction=reduction, pad=pad
             )
-            self.stages.append(nnx.List([Unit(width, **block, **options) for _ in range(size)]))
+            units = [Unit(width, drop_rate=next(drop_rates), **block, **options) for _ in range(size)]
+            self.stages.append(nnx.List(units))
         self.halvings = nnx.List([patches(*pair, (2, 2), strides=(2, 2)) for pair in itertools.pairwise(widths)])
         self.head = Head(widths[-1], num_classes, **options)
 
@@ -205,5 +223,5 @@ class RepMLPNet(nnx.Module):
             if index:
                 x = nnx.relu(self.halvings[index - 1](x))
             for unit in stage:
-                x = unit(x)
+                x = rematerialised(unit, x) if self.rematerialise else unit(x)
         return self.head(x)

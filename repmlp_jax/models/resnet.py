@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from repmlp_jax.blocks import RepMLP
 from repmlp_jax.layers import ConvBN
 from repmlp_jax.models.arguments import arguments_text
+from repmlp_jax.rematerialise import rematerialised
 
 BLOCKS = ("base", "light", "bottleneck")
 
@@ -202,6 +203,7 @@ class RepMLPResNet(nnx.Module):
         widths: output channels of the stages.
         in_features: channels of the image.
         pad: zero-pad maps that partitions do not divide.
+        rematerialise: compute each block again in the backward pass, to train in less memory.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
@@ -225,6 +227,7 @@ class RepMLPResNet(nnx.Module):
         widths: Sequence[int] = (256, 512, 1024, 2048),
         in_features: int = 3,
         pad: bool = False,
+        rematerialise: bool = False,
         dtype: jnp.dtype | None = None,
         param_dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -254,6 +257,7 @@ class RepMLPResNet(nnx.Module):
             return BottleneckBlock(inputs, width // 4, width, r=r[stage - 1], **repmlp, **options)
 
         self.input_shape = (*image_size, in_features)
+        self.rematerialise = rematerialise
         self.stem = ConvBN(in_features, 64, 7, strides=2, **options)
         self.stages = nnx.List()
         inputs = 64
@@ -271,5 +275,5 @@ class RepMLPResNet(nnx.Module):
         x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for stage in self.stages:
             for block in stage:
-                x = block(x)
+                x = rematerialised(block, x) if self.rematerialise else block(x)
         return self.head(x.mean((1, 2)))

@@ -88,7 +88,7 @@ class Evaluator:
 
 
 def _predict(mean, std, model, images):
-    model = nnx.view(model, raise_if_not_found=False, use_running_average=True)
+    model = nnx.view(model, raise_if_not_found=False, use_running_average=True, deterministic=True)
     return model(augment.normalise(images, mean, std))
 
 

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import apply, randomised
+from cases import apply, randomised, train
 from flax import nnx
-from tolerance import ROUNDING_F64, assert_close, assert_identical
+from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close, assert_identical
 
-from repmlp_jax import RepMLPNet, RepMLPResNet, fuse_params
+from repmlp_jax import RepMLPNet, RepMLPResNet, create_model, fuse_params, load_model, save_model
 from repmlp_jax.interop.torch import deployed, from_torch, to_torch
 from repmlp_jax.layers import BatchNorm
 
@@ -60,3 +60,55 @@ def test_repmlpnet_runs_at_every_resolution_that_its_partitions_divide():
     assert_close(apply(fuse_params(model), x), apply(model, x), ROUNDING_F64)
     with pytest.raises(ValueError, match=r"partition_size \(4, 2\) does not divide image_size \(5, 2\)"):
         model(jnp.zeros((1, 20, 8, 3)))
+
+
+def test_repmlpnet_pads_maps_that_its_partitions_do_not_divide():
+    model, _ = build("RepMLPNet", pad=True)
+    x = jax.random.normal(jax.random.key(1), (2, 20, 16, 3), jnp.float64)
+    assert_close(apply(fuse_params(model), x), apply(model, x), ROUNDING_F64)
+
+
+def test_stochastic_depth_leaves_whole_branches_out_while_training():
+    model, x = build("RepMLPNet", stochastic_depth=0.9)
+    unit = model.stages[1][1]
+    assert [unit.drop.rate for stage in model.stages for unit in stage if unit.drop is not None] == [0.45, 0.9]
+    y = jnp.ones((200, 2, 1, 3), jnp.float64)
+    unit.drop.train()
+    dropped = unit.drop(y)
+    kept = (dropped > 0).all((1, 2, 3))
+    assert (jnp.isclose(dropped, 0) | jnp.isclose(dropped, 10)).all()
+    assert (kept == (dropped > 0).any((1, 2, 3))).all()
+    assert 0.02 < kept.mean() < 0.25
+    # It is of training alone: evaluation, fusing and saving do not see it.
+    unit.drop.eval()
+    plain, _ = build("RepMLPNet")
+    assert_close(apply(model, x), apply(plain, x), ROUNDING_F64)
+    assert_close(apply(fuse_params(model), x), apply(plain, x), ROUNDING_F64)
+    assert not jax.tree.leaves(nnx.state(fuse_params(model), nnx.RngState))
+    with pytest.raises(ValueError, match="stochastic_depth=1 is no probability"):
+        build("RepMLPNet", stochastic_depth=1)
+
+
+def test_a_net_with_stochastic_depth_is_saved_and_trains_on(tmp_path):
+    model, x = build("RepMLPNet", stochastic_depth=0.5)
+    save_model(tmp_path / "net", model)
+    loaded = load_model(tmp_path / "net")
+    assert_close(apply(loaded, x), apply(model, x), 0.0)
+    loaded.train()
+    first, second = train(loaded, x), train(loaded, x)
+    assert jnp.abs(first - second).max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["RepMLPNet-T224", "RepMLP-Res50-light-224"])
+def test_published_nets_run_and_fuse_in_float32(name):
+    model = create_model(name, rngs=nnx.Rngs(0))
+    # Norms that are no identities; the weights stay as they are initialised, or activations grow beyond float32.
+    nnx.update(model, nnx.state(randomised(model), nnx.BatchStat))
+    model.eval()
+    x = jax.random.normal(jax.random.key(1), (2, *model.input_shape), jnp.float32)
+    forward = jax.jit(lambda model, x: model(x))
+    expected, actual = forward(model, x), forward(fuse_params(model), x)
+    assert expected.shape == (2, 1000)
+    # A rounding for each of some fifty layers, which add up like a random walk.
+    assert_close(actual, expected, 7 * ROUNDING_F32)

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from repmlp_jax.layers import BatchNorm
@@ -144,9 +144,9 @@ def _check_statistics(path, module):
         ):
             continue
         where = dotted((*path, *inner))
-        with jax.ensure_compile_time_eval():  # inside a jit that closes over them, too
-            broken = int(jnp.sum(~jnp.isfinite(mean))) + int(jnp.sum(~jnp.isfinite(var)))
-            negative, lowest = int(jnp.sum(var < 0)), float(var.min())
+        mean, var = _on_this_process(mean), _on_this_process(var)
+        broken = int(np.sum(~np.isfinite(mean))) + int(np.sum(~np.isfinite(var)))
+        negative, lowest = int(np.sum(var < 0)), float(var.min())
         if broken:
             raise ValueError(f"cannot fuse {where}: {broken} of its {2 * mean.size} running statistics are not finite")
         if negative:
@@ -154,3 +154,8 @@ def _check_statistics(path, module):
                 f"cannot fuse {where}: {negative} of its {var.size} running variances are negative, "
                 f"the lowest {lowest:g}"
             )
+
+
+def _on_this_process(array) -> np.ndarray:
+    """The values that this process has a part of."""
+    return np.concatenate([np.ravel(shard.data) for shard in array.addressable_shards])

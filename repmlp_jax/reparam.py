@@ -1,7 +1,7 @@
 """The algebra of re-parameterisation: folding norms, adding kernels, turning a convolution into an FC.
 
 Pure functions on arrays. All arithmetic of fusing happens in float32 (float64 for float64 parameters) at the highest
-precision, whatever dtype a model computes in.
+precision, whatever dtype a model computes in. Each fold is compiled as one: there are many in a model, and few shapes.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def fusing_dtype(param_dtype) -> jnp.dtype:
@@ -22,12 +22,14 @@ def widened(array: Array) -> Array:
     return array.astype(fusing_dtype(array.dtype))
 
 
+@jax.jit
 def scale_and_shift(norm) -> tuple[Array, Array]:
     """The running statistics and parameters of a norm as `x * scale + shift`, each of the shape of its parameters."""
     scale = widened(norm.scale[...]) * lax.rsqrt(widened(norm.var[...]) + norm.epsilon)
     return scale, widened(norm.bias[...]) - widened(norm.mean[...]) * scale
 
 
+@jax.jit
 def fold_norm(kernel: Float[Array, "... O"], norm) -> tuple[Array, Array]:
     """Folds the norm after a convolution or FC without bias into its kernel, whose last axis is the output.
 
@@ -38,6 +40,7 @@ def fold_norm(kernel: Float[Array, "... O"], norm) -> tuple[Array, Array]:
     return widened(kernel) * scale.reshape((1,) * (kernel.ndim - 1) + (-1,)), shift
 
 
+@jax.jit
 def fold_norm_before(norm, kernel: Float[Array, "... C O"], bias: Float[Array, " O"]) -> tuple[Array, Array]:
     """Folds the norm before an FC or 1×1 convolution with a bias into its kernel and bias.
 
@@ -71,9 +74,9 @@ def conv_to_fc(
 ) -> Float[Array, "g h w c h w o"]:
     """The FC that equals a convolution of stride 1 and 'same' zero padding on a partition (paper, Section 3.2).
 
-    The FC's kernel is the convolution applied to the identity: row after row, an image with a single 1. As that 1
-    lies in one channel, and the channel `c` only meets `kernel[:, :, c]`, the same h·w one-channel images serve all
-    channels and groups, so the identity never grows beyond (h·w)².
+    The FC's kernel is the convolution applied to the identity: row after row, an image with a single 1. What a
+    convolution makes of a single 1 is its kernel, turned by 180° and laid around it, as far as the partition reaches:
+    a window of the zero-padded kernel. So nothing is multiplied, and every value arrives bit for bit.
 
     Args:
         kernel: HWIO kernel of odd height and width, which may exceed the partition; c = C / groups.
@@ -93,21 +96,16 @@ def conv_to_fc(
         raise ValueError(f"conv_to_fc needs odd kernel sides, for which 'same' padding is symmetric, not {kh}x{kw}")
     if groups < 1 or features % groups:
         raise ValueError(f"conv_to_fc: groups={groups} does not divide the {features} output channels")
-    one_channel_kernel = kernel.reshape(kh, kw, 1, c * features)
+    margins = [(side - 1 - size // 2,) * 2 + (0,) for side, size in ((h, kh), (w, kw))]  # below 0, it is cropped
+    around = kernel.reshape(kh, kw, c, groups, features // groups).transpose(3, 2, 0, 1, 4)[:, :, ::-1, ::-1]
+    around = lax.pad(around, jnp.zeros((), kernel.dtype), [(0, 0, 0)] * 2 + margins + [(0, 0, 0)])
 
-    def convolve(image: Float[Array, "h w"]) -> Float[Array, "h w cO"]:
-        return lax.conv_general_dilated(
-            image.reshape(1, h, w, 1),
-            one_channel_kernel,
-            window_strides=(1, 1),
-            padding=((kh // 2, kh // 2), (kw // 2, kw // 2)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=lax.Precision.HIGHEST,
-        )[0]
+    def convolve_one_at(row: Int[Array, ""], column: Int[Array, ""]) -> Float[Array, "g c h w o"]:
+        corner = (0, 0, h - 1 - row, w - 1 - column, 0)
+        return lax.dynamic_slice(around, corner, (groups, c, h, w, features // groups))
 
-    identity = jnp.eye(h * w, dtype=kernel.dtype).reshape(h * w, h, w)
-    rows = jax.vmap(convolve)(identity)
-    return rows.reshape(h, w, h, w, c, groups, features // groups).transpose(5, 0, 1, 4, 2, 3, 6)
+    rows = jax.vmap(jax.vmap(convolve_one_at, (None, 0)), (0, None))(jnp.arange(h), jnp.arange(w))
+    return jnp.moveaxis(rows, 2, 0)
 
 
 def fc_bias(bias: Float[Array, " O"], partition_size: tuple[int, int], groups: int) -> Float[Array, "g h w o"]:

@@ -4,6 +4,7 @@ from repmlp_jax.blocks import RepMLP
 from repmlp_jax.fuse import fuse_params
 from repmlp_jax.gated import RepMLPNetBlock
 from repmlp_jax.interop.torch import from_torch, to_torch
+from repmlp_jax.interop.torch_file import load_torch_file
 from repmlp_jax.models import create_model, list_models
 from repmlp_jax.models.cifar import PureMLP, WideConvNet
 from repmlp_jax.models.repmlpnet import RepMLPNet
@@ -28,6 +29,7 @@ __all__ = [
     "fuse_report",
     "list_models",
     "load_model",
+    "load_torch_file",
     "save_model",
     "to_torch",
 ]

@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import einops
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from repmlp_jax.fuse import is_fusable, replace_modules
 from repmlp_jax.gated import RepMLPNetBlock
+from repmlp_jax.interop.mmpretrain import is_mmpretrain, official_keys
 from repmlp_jax.interop.official_names import OfficialArray, official_names
+from repmlp_jax.randomness import seeded, weights
 
 
 class Leaf(NamedTuple):
@@ -40,8 +43,8 @@ class Leaf(NamedTuple):
         return einops.rearrange(np.broadcast_to(np.False_, shape), self.axes).shape
 
 
-def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> nnx.Module:
-    """The model with the weights and statistics of an official state_dict.
+def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head: str = "load") -> nnx.Module:
+    """The model with the weights and statistics of an official state_dict, or of mmpretrain's for a RepMLPNet.
 
     A trained model also takes the official deployed layout: then the result is deployed likewise, with its RepMLP
     blocks fused. (The official code leaves more norms of RepMLPNet than `fuse_params` does, which folds them then.)
@@ -49,6 +52,7 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> nnx.M
     Args:
         model: a module with official weights; an abstract one (`nnx.eval_shape`) will do.
         state_dict: official key → array (anything that numpy can view).
+        head: "load", or "skip" to leave the classifier as the model has it, for another number of classes.
 
     Returns:
         A new model; the given one stays as it is.
@@ -56,35 +60,41 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> nnx.M
     Raises:
         TypeError: if there is no official layout for this module.
         ValueError: if keys are missing or left over, a shape differs, or a dtype would lose precision; all of them
-            in one message.
+            in one message. Or if `head="skip"` and the model has no classifier, or none with values.
     """
+    if head not in ("load", "skip"):
+        raise ValueError(f'head={head!r} is neither "load" nor "skip"')
+    state_dict = official_keys(state_dict) if is_mmpretrain(state_dict) else state_dict
     arrays = {key: np.asarray(value) for key, value in state_dict.items()}
     leaves = official_leaves(model)
     deployed_keys = {key for key in arrays if key.endswith("fc3.bias")}
     if deployed_keys and not deployed_keys & {leaf.key for leaf in leaves.values()}:
         model = nnx.eval_shape(deployed, model)
         leaves = official_leaves(model)
-    graphdef, state = nnx.split(model)
+    graphdef, state, others = nnx.split(seeded(model), weights, ...)
     variables = {place: variable for place, variable in nnx.to_flat_state(state)}
+    kept = _places_to_keep(model, variables) if head == "skip" else set()
+    ignored = {leaves[place].key for place in kept}
     keys = {leaf.key for leaf in leaves.values()}
-    problems = [f"missing: {key}" for key in keys - arrays.keys()]
+    problems = [f"missing: {key}" for key in keys - arrays.keys() - ignored]
     problems += [f"not used by the model: {key}" for key in arrays.keys() - keys]
     converted = {}
     for place, leaf in leaves.items():
-        if leaf.key not in arrays:
+        if leaf.key not in arrays or place in kept:
             continue
         here, array = variables[place], arrays[leaf.key]
         expected = leaf.torch_shape(here.shape)
         if array.shape != expected:
-            problems.append(f"{leaf.key} has shape {array.shape}, the model {expected}")
+            hint = '; head="skip" leaves it as it is' if place in head_places(model) else ""
+            problems.append(f"{leaf.key} has shape {array.shape}, the model {expected}{hint}")
         elif not _fits(array, here.dtype):
             problems.append(f"{leaf.key} holds {array.dtype}, the model {here.dtype}: cast one of them")
         else:
             converted[place] = jnp.asarray(leaf.from_torch(array, here.shape), here.dtype)
     if problems:
         raise ValueError(f"state_dict does not fit {type(model).__name__}:\n  " + "\n  ".join(sorted(problems)))
-    new = [(place, variable.replace(converted[place])) for place, variable in variables.items()]
-    return nnx.merge(graphdef, nnx.from_flat_state(new))
+    new = [(place, here.replace(converted.get(place, here.get_value()))) for place, here in variables.items()]
+    return nnx.merge(graphdef, nnx.from_flat_state(new), others)
 
 
 def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -97,7 +107,7 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     """
     leaves = official_leaves(model)
     state_dict = {}
-    for place, variable in nnx.to_flat_state(nnx.state(model)):
+    for place, variable in nnx.to_flat_state(nnx.state(model, weights)):
         array = leaves[place].to_torch(np.asarray(variable[...]))
         state_dict[leaves[place].key] = (
             array.astype(np.int64) if array.dtype == np.int32 else np.ascontiguousarray(array)
@@ -118,6 +128,22 @@ def deployed(model: nnx.Module) -> nnx.Module:
     return result
 
 
+def head_places(model: nnx.Module) -> set[tuple]:
+    """Where the arrays of the model's classifier are; empty where it has none."""
+    head = getattr(model, "head", None)
+    linear = ("head", "linear") if hasattr(head, "linear") else ("head",)
+    return {(*linear, name) for name in ("kernel", "bias")} if head is not None else set()
+
+
+def _places_to_keep(model, variables) -> set[tuple]:
+    places = head_places(model)
+    if not places:
+        raise ValueError(f'head="skip": a {type(model).__name__} has no classifier')
+    if any(isinstance(variables[place].get_value(), jax.ShapeDtypeStruct) for place in places):
+        raise ValueError('head="skip" keeps the classifier, but that of an abstract model has no values; build it')
+    return places
+
+
 def _fits(array, dtype):
     """Whether no value can change; PyTorch's int64 batch counters fit our int32 ones where the value does."""
     if np.issubdtype(array.dtype, np.integer) and np.issubdtype(dtype, np.integer):
@@ -132,7 +158,7 @@ def official_leaves(model) -> dict[tuple, Leaf]:
         TypeError: if an array has no official name.
     """
     leaves = {leaf.place: leaf for leaf in _walk(model, (), "")}
-    without = [place for place, _ in nnx.to_flat_state(nnx.state(model)) if place not in leaves]
+    without = [place for place, _ in nnx.to_flat_state(nnx.state(model, weights)) if place not in leaves]
     if without:
         raise TypeError(
             f"{type(model).__name__} has no official PyTorch layout for {'.'.join(map(str, without[0]))}"

@@ -1,0 +1,95 @@
+"""Reading files of PyTorch weights, as NumPy arrays and without executing anything that is in them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+PICKLED = (".pth", ".pt", ".tar", ".bin")
+NESTED = ("state_dict", "model", "model_state_dict")
+
+
+def load_torch_file(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads a state_dict from a file.
+
+    It may lie in a training checkpoint under "state_dict" or "model", of which the rest (an optimizer's state, say) is
+    left aside; where every key begins with "module.", as data-parallel training saves them, that is taken off.
+
+    Args:
+        path: `.safetensors`, or `.pth`, `.pt`, `.tar` or `.bin`, for which torch is needed (the extra `[torch]`). They
+            are pickles, and read as `torch.load(…, weights_only=True)` does: what is no weight is refused, not run.
+
+    Returns:
+        key → array, of the dtype in the file; bfloat16 is `ml_dtypes.bfloat16`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ImportError: if the file needs torch and it is not installed.
+        ValueError: if the suffix is another one, the file is damaged, or it holds something else than weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix == ".safetensors":
+        try:
+            state_dict = load_file(path)
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    elif path.suffix in PICKLED:
+        state_dict = {key: _to_numpy(tensor) for key, tensor in _unpickle(path).items()}
+    else:
+        suffixes = ", ".join((".safetensors", *PICKLED))
+        raise ValueError(f"{path} ends in {path.suffix or 'no suffix'!r}; what can be read ends in {suffixes}")
+    if all(key.startswith("module.") for key in state_dict):
+        state_dict = {key.removeprefix("module."): array for key, array in state_dict.items()}
+    return state_dict
+
+
+def _unpickle(path) -> Mapping:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f'reading {path} needs PyTorch: pip install "repmlp_jax[torch]" (a .safetensors file does not)'
+        ) from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged pickle raises is of any kind
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise ValueError(
+                f"{path} holds more than weights, which was not executed: {_first_line(error)} Where you trust it, "
+                f"load it in PyTorch and save its state_dict alone"
+            ) from error
+        raise ValueError(f"{path} is damaged or no PyTorch file: {_first_line(error)}") from error
+    found = content
+    for name in NESTED:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(one, torch.Tensor) for one in found.values()):
+        raise ValueError(f"{path} holds no state_dict of tensors, but {_describe(content)}")
+    return found
+
+
+def _to_numpy(tensor) -> np.ndarray:
+    import torch
+
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(jnp.bfloat16)
+    return tensor.numpy()
+
+
+def _describe(content) -> str:
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    parts = [f"{key!r}: {type(value).__name__}" for key, value in list(content.items())[:5]]
+    return "{" + ", ".join(parts) + (", …" if len(content) > 5 else "") + "}"
+
+
+def _first_line(error) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
+    return (named or lines or [type(error).__name__])[0][:300]

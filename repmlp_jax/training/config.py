@@ -8,25 +8,47 @@ from ml_collections import ConfigDict
 
 from repmlp_jax.models import MODELS
 
+CHOICES = {
+    "task": ("classification", "faces", "segmentation"),
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("cosine", "poly", "steps"),
+    "augmentation": ("", "autoaugment", "randaugment"),
+    "init_head": ("load", "skip"),
+}
+
 
 def default_config() -> ConfigDict:
     """Every field with its default: the paper's recipe for the pure MLP on CIFAR-10."""
     return ConfigDict(
         dict(
+            task="classification",  # "classification", "faces" or "segmentation"
             seed=0,  # of initial weights, order and augmentation
             model="pure_mlp",  # one of list_models()
             model_arguments={},  # of the model's class, besides those of the name
-            dataset="cifar10",  # "cifar10" or "digits"
+            init_from="",  # weights to start from: a saved model's folder, or a file of official PyTorch weights
+            init_head="load",  # "skip": the classifier starts anew, for other classes than those of init_from
+            dataset="cifar10",  # "cifar10", "digits", or the name of a TFDS dataset, which is streamed
             data_dir="",  # folder of TFDS datasets; "": TFDS_DATA_DIR, or TFDS's default
-            epochs=100,
+            workers=0,  # processes that read and decode streamed data; 0: the training process itself
+            epochs=100,  # 0: only evaluate and fuse what init_from holds
             batch_size=128,  # of all devices together; an epoch's last images that fill no batch wait for the next
-            learning_rate=0.2,  # at its peak; falls to 0 by a cosine over all steps
+            accumulate=1,  # parts that a batch is done in, one after another, to need less memory
+            optimizer="sgd",  # "sgd" or "adamw"
+            learning_rate=0.2,  # at its peak, after the warm-up
+            schedule="cosine",  # "cosine" to 0, "poly" to 0, or "steps"
+            poly_power=0.9,  # of "poly"
+            drop_at=(0.6, 0.867, 0.967),  # of "steps": shares of the training after which the rate is divided by 10
             warmup_epochs=0.0,
-            momentum=0.9,
+            momentum=0.9,  # of "sgd"
             weight_decay=1e-4,  # of kernels; not of biases and norms
+            clip_norm=0.0,  # largest norm of all gradients together; 0: as they are
+            mesh=dict(data=0, fsdp=1),  # devices: rows that split a batch, times those that share a model; 0: the rest
             label_smoothing=0.0,
             crop_padding=4,  # pixels of zeros around an image before the random crop; 0: no crop
             flip=True,  # mirror half of the images
+            augmentation="",  # of streamed images, besides crops and flips: "autoaugment" or "randaugment"
+            mixup=0.0,  # alpha of mixup; 0: off
+            cutmix=0.0,  # alpha of CutMix; 0: off; where both are on, each batch draws one
             eval_batch_size=500,
             checkpoint_every_steps=0,  # besides that of every epoch's end; 0: none
             steps_per_call=0,  # training steps between two looks at the loss; 0: as many as take about a second
@@ -42,10 +64,21 @@ def check_config(config: ConfigDict) -> None:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         problems.append(f"there is no field {name!r}; the nearest is {nearest!r}")
     problems += [f"field {name!r} is missing" for name in sorted(set(known) - set(config))]
-    positive = ("epochs", "batch_size", "eval_batch_size", "learning_rate")
+    positive = ("batch_size", "eval_batch_size", "learning_rate", "accumulate", "poly_power")
     problems += [f"{name}={config[name]} must be above 0" for name in positive if not config.get(name, 1) > 0]
-    not_negative = ("weight_decay", "warmup_epochs", "crop_padding", "checkpoint_every_steps", "steps_per_call")
+    not_negative = (
+        *("epochs", "weight_decay", "warmup_epochs", "crop_padding", "checkpoint_every_steps", "steps_per_call"),
+        *("workers", "clip_norm", "mixup", "cutmix"),
+    )
     problems += [f"{name}={config[name]} must not be below 0" for name in not_negative if not config.get(name, 0) >= 0]
+    for name, works in CHOICES.items():
+        if config.get(name, works[0]) not in works:
+            nearest = difflib.get_close_matches(str(config[name]), works, n=1, cutoff=0)[0]
+            problems.append(
+                f"{name}={config[name]!r} is none of {', '.join(map(repr, works))}; the nearest is {nearest!r}"
+            )
+    if config.get("batch_size", 1) % max(1, config.get("accumulate", 1)):
+        problems.append(f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}")
     if config.get("warmup_epochs", 0) >= config.get("epochs", math.inf) > 0:
         problems.append(f"warmup_epochs={config.warmup_epochs} must be less than epochs={config.epochs}")
     problems += _problems_of_model_arguments(config)

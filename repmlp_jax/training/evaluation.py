@@ -3,120 +3,141 @@
 import functools
 import statistics
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from repmlp_jax.data import augment
-from repmlp_jax.training.losses import cross_entropy
-from repmlp_jax.training.sharding import split_batch
+from repmlp_jax.training.sharding import (
+    put_batch,
+    put_everywhere,
+    put_on_every_device,
+    replicated,
+    split_batch,
+)
 
 
 class Comparison(NamedTuple):
     """A trained model beside its fused twin on the same images.
 
     Attributes:
-        accuracies: of the trained and the fused one, shares of 1.
-        largest_difference: largest absolute difference of any logit.
-        largest_logit: largest absolute logit of the trained one.
+        scores: of the trained and the fused one.
+        largest_difference: largest absolute difference of any output.
+        largest_output: largest absolute output of the trained one.
         images_per_second: of the trained and the fused one.
     """
 
-    accuracies: tuple[float, float]
+    scores: tuple[dict[str, float], dict[str, float]]
     largest_difference: float
-    largest_logit: float
+    largest_output: float
     images_per_second: tuple[float, float]
 
 
 class Evaluator:
-    """Evaluates models on a split that lies on the device, every image exactly once.
+    """Evaluates models on a split, every image exactly once on any number of devices.
 
     Args:
-        data: the split, `step.Batches`.
-        mean: of each channel, images scaled to [0, 1].
-        std: standard deviation of each channel.
-        batch_size: images at a time; the last batch is filled up, and what fills it does not count.
-        mesh: the devices over which a batch is split.
+        batches: gives the split's batches anew at each call: dicts of arrays on the devices, of which "mask" says what
+            counts, as the last batch is filled up.
+        predict: `(model, batch) → outputs`; in jit, with the model in evaluation mode.
+        judge: `(outputs, batch) → what there is to know of them`, in jit.
+        summarise: all that was judged, a list of it with NumPy arrays → scores by their names.
+        mesh: the devices.
     """
 
-    def __init__(self, data, mean, std, batch_size, mesh):
-        self.data = data
-        self.batch_size = batch_size
-        self._evaluate_batch = jax.jit(functools.partial(_evaluate_batch, batch_size, mean, std, mesh))
-        self._compare_batch = jax.jit(functools.partial(_compare_batch, batch_size, mean, std, mesh))
-        self._predict = jax.jit(functools.partial(_predict, mean, std))
+    def __init__(
+        self,
+        batches: Callable[[], Iterable[dict[str, jax.Array]]],
+        predict: Callable[[nnx.Module, dict], jax.Array],
+        judge: Callable[[jax.Array, dict], Any],
+        summarise: Callable[[list], dict[str, float]],
+        mesh,
+    ):
+        self._batches = batches
+        self._summarise = summarise
+        self._mesh = mesh
+        self._evaluate_batch = jax.jit(
+            functools.partial(_evaluate_batch, predict, judge), out_shardings=replicated(mesh)
+        )
+        self._compare_batch = jax.jit(functools.partial(_compare_batch, predict, judge), out_shardings=replicated(mesh))
+        self._predict = jax.jit(functools.partial(_predict, predict))
 
-    def evaluate(self, model: nnx.Module) -> tuple[float, float]:
-        """The mean loss in nats and the accuracy, a share of 1."""
-        batches = [self._evaluate_batch(model, self.data, start) for start in self._starts("evaluating")]
-        losses, corrects = zip(*jax.device_get(batches), strict=True)
-        return sum(map(float, losses)) / len(self.data.labels), sum(map(int, corrects)) / len(self.data.labels)
+    def evaluate(self, model: nnx.Module) -> dict[str, float]:
+        """The model's scores."""
+        model = put_everywhere(model, self._mesh)
+        judged = [self._evaluate_batch(model, batch) for batch in self._visible("evaluating")]
+        return self._summarise(jax.device_get(judged))
 
     def compare(self, trained: nnx.Module, fused: nnx.Module, runs: int = 5) -> Comparison:
         """Puts the fused model beside the trained one."""
-        starts = self._starts("comparing trained and fused")
-        batches = [self._compare_batch(trained, fused, self.data, start) for start in starts]
-        corrects, fused_corrects, differences, logits = zip(*jax.device_get(batches), strict=True)
-        examples = len(self.data.labels)
+        trained, fused = put_everywhere(trained, self._mesh), put_everywhere(fused, self._mesh)
+        judged = [self._compare_batch(trained, fused, batch) for batch in self._visible("comparing trained and fused")]
+        of_trained, of_fused, differences, outputs = zip(*jax.device_get(judged), strict=True)
         return Comparison(
-            (sum(map(int, corrects)) / examples, sum(map(int, fused_corrects)) / examples),
+            (self._summarise(list(of_trained)), self._summarise(list(of_fused))),
             float(max(differences)),
-            float(max(logits)),
+            float(max(outputs)),
             tuple(self._images_per_second(model, runs) for model in (trained, fused)),
         )
 
     def _images_per_second(self, model, runs):
-        images = self.data.images[: self.batch_size]
-        self._predict(model, images).block_until_ready()
+        batch = next(iter(self._batches()))
+        self._predict(model, batch).block_until_ready()
         seconds = []
         for _ in range(runs):
             start = time.perf_counter()
-            self._predict(model, images).block_until_ready()
+            self._predict(model, batch).block_until_ready()
             seconds.append(time.perf_counter() - start)
-        return len(images) / statistics.median(seconds)
+        return len(batch["mask"]) / statistics.median(seconds)
 
-    def _starts(self, description):
-        starts = range(0, len(self.data.labels), self.batch_size)
-        visible = jax.process_index() == 0
-        return (
-            jnp.int32(start)
-            for start in tqdm(starts, description, unit=" batches", delay=2, leave=False, disable=not visible)
-        )
+    def _visible(self, description):
+        hidden = jax.process_index() > 0
+        return tqdm(self._batches(), description, unit=" batches", delay=2, leave=False, disable=hidden)
 
 
-def _predict(mean, std, model, images):
+def resident_batches(dataset: dict[str, np.ndarray], batch_size: int, mesh) -> Callable[[], Iterator[dict]]:
+    """The batches of a dataset that lies on the devices and that every process has.
+
+    Args:
+        dataset: name → array (examples, …).
+        batch_size: examples of a batch, of all devices together.
+        mesh: the devices.
+    """
+    resident = {name: put_on_every_device(array, mesh) for name, array in dataset.items()}
+    examples = len(next(iter(dataset.values())))
+
+    @functools.partial(jax.jit, out_shardings=split_batch(mesh))
+    def cut(resident, start):
+        places = start + jnp.arange(batch_size, dtype=jnp.int32)
+        inside = jnp.minimum(places, examples - 1)
+        return {name: array[inside] for name, array in resident.items()} | {"mask": places < examples}
+
+    return lambda: (cut(resident, np.int32(start)) for start in range(0, examples, batch_size))
+
+
+def streamed_batches(open_stream: Callable[[], Iterable[dict[str, np.ndarray]]], mesh) -> Callable[[], Iterator[dict]]:
+    """The batches of which this process reads its part; all processes have equally many."""
+    return lambda: (put_batch(batch, mesh) for batch in open_stream())
+
+
+def _predict(predict, model, batch):
     model = nnx.view(model, raise_if_not_found=False, use_running_average=True, deterministic=True)
-    return model(augment.normalise(images, mean, std))
+    return predict(model, batch)
 
 
-def _batch(batch_size, mesh, data, start):
-    """The images and labels from `start` on, and which of them count."""
-    places = start + jnp.arange(batch_size, dtype=jnp.int32)
-    inside = jnp.minimum(places, len(data.labels) - 1)
-    arrays = data.images[inside], data.labels[inside], places < len(data.labels)
-    return tuple(jax.lax.with_sharding_constraint(array, split_batch(mesh)) for array in arrays)
+def _evaluate_batch(predict, judge, model, batch):
+    return judge(_predict(predict, model, batch), batch)
 
 
-def _evaluate_batch(batch_size, mean, std, mesh, model, data, start):
-    images, labels, counts = _batch(batch_size, mesh, data, start)
-    logits = _predict(mean, std, model, images)
-    losses = jnp.where(counts, cross_entropy(logits, labels), 0.0)
-    return losses.sum(), _count_correct(logits, labels, counts)
-
-
-def _compare_batch(batch_size, mean, std, mesh, trained, fused, data, start):
-    images, labels, counts = _batch(batch_size, mesh, data, start)
-    logits, fused_logits = (_predict(mean, std, model, images) for model in (trained, fused))
+def _compare_batch(predict, judge, trained, fused, batch):
+    outputs, fused_outputs = (_predict(predict, model, batch) for model in (trained, fused))
     return (
-        _count_correct(logits, labels, counts),
-        _count_correct(fused_logits, labels, counts),
-        jnp.max(jnp.abs(logits - fused_logits)),
-        jnp.max(jnp.abs(logits)),
+        judge(outputs, batch),
+        judge(fused_outputs, batch),
+        jnp.max(jnp.abs(outputs - fused_outputs)),
+        jnp.max(jnp.abs(outputs)),
     )
-
-
-def _count_correct(logits, labels, counts):
-    return jnp.sum((jax.lax.argmax(logits, 1, jnp.int32) == labels) & counts, dtype=jnp.int32)

@@ -3,24 +3,27 @@
 import contextlib
 import json
 import logging
+import zlib
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from repmlp_jax.data import load_dataset
-from repmlp_jax.models import create_model
 from repmlp_jax.training import sharding
 from repmlp_jax.training.checkpoints import Checkpoints
 from repmlp_jax.training.config import check_config, differences
-from repmlp_jax.training.evaluation import Evaluator
+from repmlp_jax.training.initial_weights import with_weights_of
 from repmlp_jax.training.interruption import Interruption
 from repmlp_jax.training.metrics import Metrics, replace_text
+from repmlp_jax.training.optimizer import make_optimizer
 from repmlp_jax.training.pace import Pace
-from repmlp_jax.training.results import fuse_and_save
-from repmlp_jax.training.step import Batches, init_state, look, make_optimizer, make_train_steps
+from repmlp_jax.training.results import fuse_and_save, score
+from repmlp_jax.training.step import init_state, look, make_step
+from repmlp_jax.training.tasks import TASKS
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -47,61 +50,70 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     """
     check_config(config)
     workdir = Path(workdir)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(**config.mesh)
     for name in ("batch_size", "eval_batch_size"):
         sharding.check_batch_size(name, config[name], mesh)
     plain_config = json.loads(config.to_json())
     _refuse_another_configuration(workdir, plain_config)
     is_chief = jax.process_index() == 0
 
-    dataset = load_dataset(config.dataset, config.data_dir or None)
-    train, test = (
-        Batches(*(sharding.put_on_every_device(array, mesh) for array in split))
-        for split in (dataset.train, dataset.test)
-    )
-    steps_per_epoch = len(train.labels) // config.batch_size
+    init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
+    task = TASKS[config.task](config, mesh, order_key)
+    steps_per_epoch = task.feed.examples // config.batch_size
     if steps_per_epoch < 1:
-        raise ValueError(f"batch_size={config.batch_size} is more than the {len(train.labels)} training images")
+        raise ValueError(f"batch_size={config.batch_size} is more than the {task.feed.examples} training images")
     final_step = config.epochs * steps_per_epoch
 
-    init_key, order_key, augment_key = jax.random.split(jax.random.key(config.seed), 3)
-    everywhere = sharding.replicated(mesh)
+    optimizer, learning_rate = make_optimizer(config, steps_per_epoch)
 
     def make_model(key):
-        return create_model(config.model, rngs=nnx.Rngs(key), **config.model_arguments)
+        return task.make_model(nnx.Rngs(key))
 
     def make_state(key):
         return init_state(make_model(key), optimizer)
 
-    def draw_order(epoch):
-        return jax.random.permutation(jax.random.fold_in(order_key, epoch), len(train.labels))
-
     graphdef = nnx.graphdef(nnx.eval_shape(make_model, init_key))
-    optimizer, learning_rate = make_optimizer(config, steps_per_epoch)
-    make_state, draw_order = (jax.jit(function, out_shardings=everywhere) for function in (make_state, draw_order))
-    train_steps = make_train_steps(graphdef, optimizer, config, dataset.mean, dataset.std, mesh)
-    evaluator = Evaluator(test, dataset.mean, dataset.std, config.eval_batch_size, mesh)
+    abstract_state = jax.eval_shape(make_state, init_key)
+    places = sharding.placement(abstract_state, mesh)
+    one_step = make_step(
+        graphdef,
+        optimizer,
+        task.loss,
+        batch_size=config.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        accumulate=config.accumulate,
+        mesh=mesh,
+    )
+    train_steps = task.feed.compile(one_step, step_key, places)
     pace = Pace(config.steps_per_call)
     if is_chief:
         workdir.mkdir(parents=True, exist_ok=True)
         replace_text(workdir / "config.json", json.dumps(plain_config, indent=1))
 
+    def first_state():
+        """The state before the first step, with the weights of `init_from` where that is given."""
+        if not config.init_from:
+            return jax.jit(make_state, out_shardings=places)(init_key)
+        model = with_weights_of(config.init_from, make_model(init_key), head=config.init_head)
+        return sharding.put_state(init_state(model, optimizer), places)
+
     def advance(state, step, stop):
         """Trains within an epoch from `step` to `stop`, with a look at the state about every second."""
-        order = draw_order(step // steps_per_epoch)
         while step < stop:
             count = min(pace.steps, stop - step)
-            state, seen = pace.timed(lambda: look(train_steps(state, train, order, augment_key, count)), count)  # noqa: B023
+            state, seen = pace.timed(lambda: look(train_steps(state, step, count)), count)  # noqa: B023
             step += count
             yield state, seen
 
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config=plain_config))
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", best=f"test_{task.best}", config=plain_config)
+        )
         interruption = stack.enter_context(Interruption())
-        step, state = checkpoints.restore(_abstract(make_state, init_key, everywhere)) or (0, make_state(init_key))
+        step, state = checkpoints.restore(_placed(abstract_state, places)) or (0, first_state())
         if step:
             logger.warning("going on from step %d of %d", step, final_step)
-        metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step))) if is_chief else None
+        metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step, task.scores))) if is_chief else None
         bar = stack.enter_context(_progress_bar(config.batch_size, step, final_step))
         while step < final_step:
             epoch = step // steps_per_epoch + 1
@@ -117,10 +129,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
                     break
             step, scores = seen.step, {}
             if step % steps_per_epoch == 0:
-                test_loss, test_accuracy = evaluator.evaluate(
-                    nnx.merge(graphdef, state.parameters, state.statistics, copy=True)
+                found = task.evaluator.evaluate(
+                    task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
                 )
-                scores = {"test_accuracy": test_accuracy}
+                scores = {f"test_{name}": found[name] for name in task.scores}
                 if is_chief:
                     images_per_second = config.batch_size / pace.seconds_per_step
                     metrics.add(
@@ -129,13 +141,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
                         learning_rate=float(learning_rate(step - 1)),
                         train_loss=seen.loss,
                         train_accuracy=seen.accuracy,
-                        test_loss=test_loss,
-                        test_accuracy=test_accuracy,
                         images_per_second=images_per_second,
+                        **scores,
+                    )
+                    judged = "  ".join(
+                        f"test {name.replace('_', ' ')} {score(name, found[name])}" for name in task.scores
                     )
                     bar.write(
-                        f"epoch {epoch:3d}  train loss {seen.loss:.4f}  train accuracy {seen.accuracy:.2%}  test loss "
-                        f"{test_loss:.4f}  test accuracy {test_accuracy:.2%}  {images_per_second:,.0f} images/s"
+                        f"epoch {epoch:3d}  train loss {seen.loss:.4f}  train accuracy {seen.accuracy:.2%}  {judged}  "
+                        f"{images_per_second:,.0f} images/s"
                     )
             # After the row: a checkpoint of an epoch's end without its row could not make it again.
             checkpoints.save(step, state, scores)
@@ -144,23 +158,37 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
                 logger.warning("SIGTERM: step %d is saved; the same command goes on from it", step)
                 raise SystemExit(128 + interruption.signal)
 
-    model = nnx.merge(graphdef, state.parameters, state.statistics, copy=True)
-    return fuse_and_save(workdir, model, dataset, evaluator)
+    model = task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
+    return fuse_and_save(workdir, model, task)
 
 
 def _refuse_another_configuration(workdir: Path, wanted: dict):
+    """Raises ValueError where the processes or the runs in a folder differ in more than how they are spread."""
+    if jax.process_count() > 1:
+        digest = np.uint32(zlib.crc32(json.dumps(_deciding(wanted), sort_keys=True).encode()))
+        digests = multihost_utils.process_allgather(digest)
+        if differing := [index for index, other in enumerate(digests.tolist()) if other != digests[0]]:
+            raise ValueError(
+                f"processes {differing} of {jax.process_count()} have another configuration than process 0"
+            )
     path = workdir / "config.json"
     found = json.loads(path.read_text()) if path.exists() else None
-    if found not in (None, wanted):
+    if found is not None and _deciding(found) != _deciding(wanted):
         raise ValueError(
-            f"{workdir} holds a run of another configuration: {'; '.join(differences(wanted, found))}. "
+            f"{workdir} holds a run of another configuration: "
+            f"{'; '.join(differences(_deciding(wanted), _deciding(found)))}. "
             f"Choose another workdir, or go on with that run by its own configuration"
         )
 
 
-def _abstract(make_state, key, placement):
+def _deciding(config: dict) -> dict:
+    """The fields that decide what is learned; on which devices and by how many workers may change in a run."""
+    return {name: value for name, value in config.items() if name not in ("mesh", "workers")}
+
+
+def _placed(abstract_state, places):
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), jax.eval_shape(make_state, key)
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract_state, places
     )
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
@@ -16,9 +17,8 @@ COLUMNS = {
     "learning_rate": float,
     "train_loss": float,
     "train_accuracy": float,
-    "test_loss": float,
-    "test_accuracy": float,
 }
+"""Those of every task; its scores follow, each as `test_` and its name."""
 
 SECONDS_BETWEEN_PICTURES = 60
 
@@ -32,12 +32,14 @@ class Metrics:
     Args:
         workdir: the run's folder.
         step: the step that the run resumes from; rows of later steps are dropped, to be made again.
+        scores: what the task measures of a model.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, scores: Sequence[str]):
+        self._columns = COLUMNS | {f"test_{name}": float for name in scores}
         self._path = workdir / "metrics.csv"
         self._picture = workdir / "curves.png"
-        rows = _read(self._path) if self._path.exists() else []
+        rows = _read(self._path, self._columns) if self._path.exists() else []
         self.rows = [row for row in rows if row["step"] <= step]
         if self.rows != rows:
             self._write()
@@ -46,10 +48,10 @@ class Metrics:
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=10)
 
     def add(self, *, images_per_second: float, **row) -> None:
-        """Adds an epoch's row, a value for each of COLUMNS; it is on the disk when this returns."""
-        self.rows.append({name: kind(row[name]) for name, kind in COLUMNS.items()})
+        """Adds an epoch's row, a value for each column; it is on the disk when this returns."""
+        self.rows.append({name: kind(row[name]) for name, kind in self._columns.items()})
         self._write()
-        for name in list(COLUMNS)[2:]:
+        for name in list(self._columns)[2:]:
             self._tensorboard.add_scalar(name, row[name], row["step"])
         self._tensorboard.add_scalar("images_per_second", images_per_second, row["step"])
         if time.perf_counter() - self._drawn > SECONDS_BETWEEN_PICTURES:
@@ -66,7 +68,7 @@ class Metrics:
 
     def _write(self):
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         replace_text(self._path, text.getvalue())
@@ -82,6 +84,6 @@ def replace_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _read(path):
+def _read(path, columns):
     with path.open(newline="") as file:
-        return [{name: kind(row[name]) for name, kind in COLUMNS.items()} for row in csv.DictReader(file)]
+        return [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(file)]

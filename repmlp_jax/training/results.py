@@ -7,63 +7,64 @@ import jax
 from flax import nnx
 from tqdm import tqdm
 
-from repmlp_jax.data import Dataset
 from repmlp_jax.fuse import fuse_params
 from repmlp_jax.report import fuse_report
 from repmlp_jax.saved import save_model
-from repmlp_jax.training.evaluation import Evaluator
 from repmlp_jax.training.metrics import replace_text
+from repmlp_jax.training.sharding import on_this_process
 
 
-def fuse_and_save(workdir: Path, model: nnx.Module, dataset: Dataset, evaluator: Evaluator) -> dict:
+def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
     """Fuses a trained model, saves both, compares them and prints the table.
 
     Returns:
-        A dict with `trained` and `fused`, each with accuracy (of 1), parameters, macs (multiply-accumulates an image)
-        and images_per_second; `largest_logit_difference` on the test images, and their `largest_logit`.
+        A dict with `trained` and `fused`, each with the task's scores, parameters, macs (multiply-accumulates an image)
+        and images_per_second; `largest_output_difference` on the test images, and their `largest_output`.
     """
+    model = on_this_process(model)
     model.eval()
     fused = fuse_params(model)
     report = fuse_report(model)
-    comparison = evaluator.compare(model, fused)
+    comparison = task.evaluator.compare(model, fused)
     columns = zip(
         ("trained", "fused"),
-        comparison.accuracies,
+        comparison.scores,
         report.parameters,
         report.macs,
         comparison.images_per_second,
         strict=True,
     )
     results = {
-        name: dict(accuracy=accuracy, parameters=parameters, macs=macs, images_per_second=speed)
-        for name, accuracy, parameters, macs, speed in columns
+        name: scores | dict(parameters=parameters, macs=macs, images_per_second=speed)
+        for name, scores, parameters, macs, speed in columns
     }
-    results["largest_logit_difference"] = comparison.largest_difference
-    results["largest_logit"] = comparison.largest_logit
+    results["largest_output_difference"] = comparison.largest_difference
+    results["largest_output"] = comparison.largest_output
     if jax.process_index() == 0:
-        preprocessing = dict(mean=dataset.mean, std=dataset.std, class_names=dataset.class_names)
         for name, saved in (("model", model), ("fused", fused)):
-            save_model(workdir / name, _on_this_process(saved), preprocessing=preprocessing, overwrite=True)
+            save_model(workdir / name, saved, preprocessing=task.preprocessing, overwrite=True)
+        task.draw(workdir, fused)
         replace_text(workdir / "results.json", json.dumps(results, indent=1))
-        tqdm.write(_table(results) + f"\nsaved: {workdir / 'model'} and {workdir / 'fused'}")
+        tqdm.write(_table(results, task.scores) + f"\nsaved: {workdir / 'model'} and {workdir / 'fused'}")
     return results
 
 
-def _on_this_process(model):
-    """The model with arrays that no other process has a part of."""
-    return jax.tree.map(lambda array: array.addressable_data(0), model)
+def score(name: str, value: float) -> str:
+    """A score as it is printed: losses as they are, shares in per cent."""
+    return f"{value:.4f}" if name == "loss" else f"{value:.2%}"
 
 
-def _table(results) -> str:
-    lines = [f"{'':9}{'accuracy':>10}{'parameters':>14}{'MACs':>16}{'images/s':>12}"]
+def _table(results, scores) -> str:
+    shown = [name for name in scores if name != "loss"]
+    widths = [max(10, len(name) + 2) for name in shown]
+    heads = "".join(f"{name.replace('_', ' '):>{width}}" for name, width in zip(shown, widths, strict=True))
+    lines = [f"{'':9}{heads}{'parameters':>14}{'MACs':>18}{'images/s':>12}"]
     for name in ("trained", "fused"):
         row = results[name]
-        lines.append(
-            f"{name:9}{row['accuracy']:>10.2%}{row['parameters']:>14,}{row['macs']:>16,}"
-            f"{row['images_per_second']:>12,.0f}"
-        )
+        cells = "".join(f"{score(one, row[one]):>{width}}" for one, width in zip(shown, widths, strict=True))
+        lines.append(f"{name:9}{cells}{row['parameters']:>14,}{row['macs']:>18,}{row['images_per_second']:>12,.0f}")
     lines.append(
-        f"largest logit difference {results['largest_logit_difference']:.2g} (largest logit "
-        f"{results['largest_logit']:.3g})"
+        f"largest difference of an output {results['largest_output_difference']:.2g} (largest output "
+        f"{results['largest_output']:.3g})"
     )
     return "\n".join(lines)

@@ -1,13 +1,34 @@
-"""Where arrays live: one mesh over all devices of all processes, batches split over it, the rest on every device."""
+"""Where arrays live: one mesh over all devices of all processes, batches split over it, weights whole or in parts."""
+
+import math
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+# Splitting less than this saves no memory that counts, and costs a message each time it is gathered.
+SMALLEST_TO_SPLIT = 2**14  # elements
 
-def make_mesh() -> Mesh:
-    """All devices in a row, along which batches are split."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+def make_mesh(data: int = 0, fsdp: int = 1, devices=None) -> Mesh:
+    """All devices, in `data` rows of `fsdp`: batches are split over both, parameters over the second.
+
+    Args:
+        data: rows; 0: as many as there are devices for.
+        fsdp: devices that share one copy of the parameters and of the optimizer's state (fully sharded data
+            parallelism); 1: every device has its own copy.
+        devices: those to use; None: all.
+
+    Raises:
+        ValueError: if the mesh has not exactly as many places as there are devices.
+    """
+    count = len(devices) if devices is not None else jax.device_count()
+    if fsdp < 1 or data < 0 or (data or max(1, count // fsdp)) * fsdp != count:
+        works = ", ".join(f"({count // size}, {size})" for size in range(1, count + 1) if count % size == 0)
+        raise ValueError(f"mesh (data={data}, fsdp={fsdp}) does not fit {count} devices; what fits is {works}")
+    shape = (data or count // fsdp, fsdp)
+    return jax.make_mesh(shape, ("data", "fsdp"), devices=devices, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -17,7 +38,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def split_batch(mesh: Mesh) -> NamedSharding:
     """Each device has its part of the first axis."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def placement(abstract_state: Any, mesh: Mesh) -> Any:
+    """For each array of a training state its place: large ones are split over `fsdp`, the rest is everywhere.
+
+    The longest axis that `fsdp` divides is split, so that a parameter and its optimizer state, of one shape, lie alike.
+    """
+    parts = mesh.shape.get("fsdp", 1)
+
+    def place(leaf):
+        axes = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % parts == 0]
+        if parts == 1 or not axes or math.prod(leaf.shape) < SMALLEST_TO_SPLIT:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
+
+    return jax.tree.map(place, abstract_state)
 
 
 def check_batch_size(name: str, batch_size: int, mesh: Mesh):
@@ -31,3 +69,42 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh):
 def put_on_every_device(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """An array that every process has, on every device of all processes."""
     return jax.make_array_from_process_local_data(replicated(mesh), array)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """A batch of which every process has its part, split over all devices of all processes."""
+    return {name: jax.make_array_from_process_local_data(split_batch(mesh), part) for name, part in batch.items()}
+
+
+def put_state(state: Any, places: Any) -> Any:
+    """A state that every process has, each array at its place."""
+
+    def put(array, place):
+        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+            data = np.asarray(jax.random.key_data(array))
+            placed = jax.make_array_from_callback(data.shape, place, lambda index: data[index])
+            return jax.jit(jax.random.wrap_key_data, out_shardings=place)(placed)
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+    return jax.tree.map(put, state, places)
+
+
+def put_everywhere(tree: Any, mesh: Mesh) -> Any:
+    """The arrays whole on every device, whether they are split over the mesh or every process has them."""
+    everywhere = replicated(mesh)
+    if all(getattr(leaf.sharding, "mesh", None) == mesh for leaf in jax.tree.leaves(tree)):
+        return jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
+    return put_state(tree, jax.tree.map(lambda _: everywhere, tree))
+
+
+def on_this_process(tree: Any) -> Any:
+    """The arrays whole and on one device of this process, where no other process has a part of them."""
+
+    def whole(array):
+        place = replicated(array.sharding.mesh) if isinstance(array.sharding, NamedSharding) else array.sharding
+        if not array.is_fully_replicated:
+            array = jax.jit(lambda array: array, out_shardings=place)(array)
+        return array.addressable_data(0)
+
+    return jax.tree.map(whole, tree)

@@ -1,6 +1,5 @@
-"""The training step and the evaluation step: pure functions from state to state, compiled once."""
+"""The training step: a pure function from state to state."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -8,11 +7,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
-from repmlp_jax.data import augment
-from repmlp_jax.training.losses import cross_entropy
-from repmlp_jax.training.sharding import split_batch
+from repmlp_jax.training.sharding import replicated
 
 
 class Totals(NamedTuple):
@@ -20,18 +17,18 @@ class Totals(NamedTuple):
 
     Attributes:
         loss: of the examples' losses.
-        correct: examples whose largest logit is that of their label.
+        correct: examples that the model gets right, of a picture with many labels the share that it does.
         examples: their number.
     """
 
     loss: Float[Array, ""]
-    correct: Int[Array, ""]
+    correct: Float[Array, ""]
     examples: Int[Array, ""]
 
     @classmethod
     def zero(cls) -> "Totals":
         """Nothing seen yet."""
-        return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+        return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
 
 class TrainState(NamedTuple):
@@ -52,34 +49,6 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
     totals: Totals
     failed_step: Int[Array, ""]
-
-
-class Batches(NamedTuple):
-    """A split of a dataset on the device."""
-
-    images: UInt8[Array, "examples H W C"]
-    labels: Int[Array, " examples"]
-
-
-def make_optimizer(config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """SGD with momentum as PyTorch has it, decay of kernels only, linear warm-up and a cosine to 0."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup else config.learning_rate,
-        peak_value=config.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=config.epochs * steps_per_epoch,
-    )
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=_are_kernels),
-        optax.sgd(schedule, momentum=config.momentum),
-    ), schedule
-
-
-def _are_kernels(parameters):
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: any(getattr(entry, "key", None) == "kernel" for entry in path), parameters
-    )
 
 
 def init_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
@@ -115,45 +84,62 @@ def look(state: TrainState) -> tuple[TrainState, Seen]:
     """Waits for the state and brings its totals to the host, in one transfer."""
     step, totals, failed_step = jax.device_get((state.step, state.totals, state.failed_step))
     examples = int(totals.examples)
-    return state, Seen(int(step), float(totals.loss) / examples, int(totals.correct) / examples, int(failed_step))
+    return state, Seen(int(step), float(totals.loss) / examples, float(totals.correct) / examples, int(failed_step))
 
 
-def make_train_steps(graphdef, optimizer, config, mean, std, mesh):
-    """Compiles `(state, data, order, key, count) → state`, which does `count` training steps within an epoch.
+def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumulate=1, mesh):
+    """A training step, `(state, batch, key) → state`, to be compiled by who feeds it.
 
-    The batch, the augmentation and everything else follow from the state's step, the epoch's order and the key, so
-    that it does not matter how the steps are spread over calls. Another `count` is no other program.
+    Args:
+        graphdef: of the model.
+        optimizer: Optax's.
+        loss: `(model, batch, key) → (mean loss of the batch, how many of its examples are right)`.
+        batch_size: examples of a batch, of all devices together.
+        steps_per_epoch: after which the totals start anew.
+        accumulate: parts that a batch is done in, one after another, to need less memory; norms see each by itself.
+        mesh: the devices.
     """
-    batch_size = config.batch_size
+    everywhere = replicated(mesh)
+    is_split = mesh.shape.get("fsdp", 1) > 1
 
-    def loss_of(parameters, statistics, images, labels):
+    def loss_of(parameters, statistics, batch, key):
+        if is_split:  # Gathered before use, so that their gradient is summed and scattered on the way back.
+            parameters = lax.with_sharding_constraint(parameters, everywhere)
         model = nnx.merge(graphdef, parameters, statistics, copy=True)
-        logits = model(images)
-        losses = cross_entropy(logits, labels, config.label_smoothing)
-        correct = jnp.sum(lax.argmax(logits, 1, jnp.int32) == labels, dtype=jnp.int32)
+        value, correct = loss(model, batch, key)
         _, _, statistics = nnx.split(model, nnx.Param, ...)
-        return losses.mean(), (statistics, correct)
+        return value, (statistics, correct)
 
-    def prepare(images, key):
-        crop_key, flip_key = jax.random.split(key)
-        if config.crop_padding:
-            images = augment.pad_and_crop(crop_key, images, config.crop_padding)
-        if config.flip:
-            images = augment.flip(flip_key, images)
-        return augment.normalise(images, mean, std)
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
 
-    def one_step(state, data, order, key):
-        position = state.step % (len(order) // batch_size)
-        chosen = lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
-        images, labels = (
-            lax.with_sharding_constraint(array[chosen], split_batch(mesh)) for array in (data.images, data.labels)
-        )
-        images = prepare(images, jax.random.fold_in(key, state.step))
-        (loss, (statistics, correct)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            state.parameters, state.statistics, images, labels
+    def gradient_of_batch(parameters, statistics, batch, key):
+        if accumulate == 1:
+            return gradient_of(parameters, statistics, batch, key)
+
+        def add_part(total, part_and_key):
+            statistics, *sums = total
+            (loss, (statistics, correct)), gradients = gradient_of(parameters, statistics, *part_and_key)
+            return (statistics, *jax.tree.map(jnp.add, tuple(sums), (loss, correct, gradients))), None
+
+        # Every device keeps its own examples: a part takes each `accumulate`-th.
+        parts = jax.tree.map(lambda array: jnp.moveaxis(array.reshape(-1, accumulate, *array.shape[1:]), 1, 0), batch)
+        zero = jax.tree.map(jnp.zeros_like, parameters)
+        total = (statistics, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), zero)
+        total, _ = lax.scan(add_part, total, (parts, jax.random.split(key, accumulate)), unroll=unroll)
+        statistics, loss, correct, gradients = total
+        loss, gradients = jax.tree.map(lambda array: array / accumulate, (loss, gradients))
+        return (loss, (statistics, correct)), gradients
+
+    # XLA's CPU backend runs convolutions within a loop on one core and 20 times slower.
+    unroll = accumulate if jax.default_backend() == "cpu" else 1
+
+    def one_step(state, batch, key):
+        (loss, (statistics, correct)), gradients = gradient_of_batch(
+            state.parameters, state.statistics, batch, jax.random.fold_in(key, state.step)
         )
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-        seen = jax.tree.map(lambda total: jnp.where(position == 0, jnp.zeros_like(total), total), state.totals)
+        is_first = state.step % steps_per_epoch == 0
+        seen = jax.tree.map(lambda total: jnp.where(is_first, jnp.zeros_like(total), total), state.totals)
         failed = (state.failed_step < 0) & ~jnp.isfinite(loss)
         return TrainState(
             step=state.step + 1,
@@ -164,19 +150,4 @@ def make_train_steps(graphdef, optimizer, config, mean, std, mesh):
             failed_step=jnp.where(failed, state.step + 1, state.failed_step),
         )
 
-    if jax.default_backend() == "cpu":
-        # XLA's CPU backend runs convolutions within a loop on one core and 20 times slower.
-        step = jax.jit(one_step, donate_argnums=0)
-
-        def train_steps(state, data, order, key, count):
-            for _ in range(count):
-                state = step(state, data, order, key)
-            return state
-
-    else:
-
-        @functools.partial(jax.jit, donate_argnums=0)
-        def train_steps(state, data, order, key, count):
-            return lax.fori_loop(0, count, lambda _, state: one_step(state, data, order, key), state)
-
-    return train_steps
+    return one_step

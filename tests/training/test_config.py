@@ -23,7 +23,7 @@ def test_all_mistakes_in_one_message():
         check_config(config)
     assert str(error.value) == (
         "config: there is no field 'batchsize'; the nearest is 'batch_size'; field 'momentum' is missing; "
-        "epochs=-1 must be above 0; crop_padding=-1 must not be below 0; "
+        "epochs=-1 must not be below 0; crop_padding=-1 must not be below 0; "
         "checkpoint_every_steps=-5 must not be below 0; "
         "PureMLP has no argument 'width'; the nearest is 'widths'"
     )
@@ -39,6 +39,12 @@ def test_all_mistakes_in_one_message():
         (dict(warmup_epochs=2.0), "warmup_epochs=2.0 must be less than epochs=2"),
         (dict(model="pure_mpl"), "no model is called 'pure_mpl'; the nearest is 'pure_mlp'"),
         (dict(dataset="digit"), "no dataset is called 'digit'; the nearest is 'digits'"),
+        (dict(optimizer="adam"), "optimizer='adam' is none of 'sgd', 'adamw'; the nearest is 'adamw'"),
+        (dict(batch_size=64, accumulate=3), "accumulate=3 does not divide batch_size=64"),
+        (
+            dict(mesh=dict(data=3, fsdp=2)),
+            r"mesh \(data=3, fsdp=2\) does not fit 8 devices; what fits is \(8, 1\), \(4, 2\)",
+        ),
         (dict(batch_size=1440), "batch_size=1440 is more than the 1437 training images"),
         (dict(batch_size=60), "batch_size=60 cannot be split over 8 devices evenly; 56 or 64 can"),
         (dict(eval_batch_size=7), "eval_batch_size=7 cannot be split over 8 devices evenly; 8 can"),
@@ -52,7 +58,7 @@ def test_an_impossible_value_is_named(tmp_path, changes, message):
 
 
 def test_any_batch_fits_one_device():
-    check_batch_size("batch_size", 7, jax.make_mesh((1,), ("data",)))
+    check_batch_size("batch_size", 7, make_mesh(devices=jax.devices()[:1]))
     check_batch_size("batch_size", 24, make_mesh())
 
 

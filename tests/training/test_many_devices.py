@@ -15,11 +15,11 @@ from tolerance import assert_trees_close
 from training_parts import mesh_of, prepare
 
 from repmlp_jax import load_model
-from repmlp_jax.data import load_dataset
+from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.models import create_model
-from repmlp_jax.training.evaluation import Evaluator
-from repmlp_jax.training.sharding import put_on_every_device
-from repmlp_jax.training.step import Batches, look
+from repmlp_jax.training.evaluation import Evaluator, resident_batches
+from repmlp_jax.training.step import look
+from repmlp_jax.training.tasks.classification import judge, summarise
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
 # Sums over a batch in another order round differently, and the gradients of random weights multiply that.
@@ -53,16 +53,20 @@ def test_every_test_image_counts_once(model, devices, examples, batch_size):
     dataset = load_dataset("digits")
     images, labels = (array[:examples] for array in dataset.test)
     mesh = mesh_of(devices)
-    data = Batches(put_on_every_device(images, mesh), put_on_every_device(labels, mesh))
-    loss, accuracy = Evaluator(data, dataset.mean, dataset.std, batch_size, mesh).evaluate(model)
+    batches = resident_batches(dict(image=images, label=labels), batch_size, mesh)
+
+    def predict(model, batch):
+        return model(augment.normalise(batch["image"], dataset.mean, dataset.std))
+
+    scores = Evaluator(batches, predict, judge, summarise, mesh).evaluate(model)
 
     logits = nnx.view(model, use_running_average=True)(
         jnp.asarray((images / 255 - dataset.mean[0]) / dataset.std[0], jnp.float32)
     )
     logits = np.asarray(logits, np.float64)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(examples), labels]
-    assert accuracy == (logits.argmax(1) == labels).mean()
-    assert loss == pytest.approx(losses.mean(), rel=ANOTHER_ORDER[jnp.float32])
+    assert scores["accuracy"] == (logits.argmax(1) == labels).mean()
+    assert scores["loss"] == pytest.approx(losses.mean(), rel=ANOTHER_ORDER[jnp.float32])
 
 
 @pytest.fixture(scope="module")

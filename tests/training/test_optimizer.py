@@ -7,7 +7,7 @@ from tiny_recipe import get_config
 from tolerance import ROUNDING_F32, assert_close
 
 from repmlp_jax.training.losses import cross_entropy
-from repmlp_jax.training.step import make_optimizer
+from repmlp_jax.training.optimizer import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
 

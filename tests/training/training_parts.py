@@ -5,17 +5,17 @@ from typing import NamedTuple
 import jax
 from cases import randomised
 from flax import nnx
-from jax.sharding import AxisType
 
-from repmlp_jax.data import load_dataset
-from repmlp_jax.models import create_model
-from repmlp_jax.training.sharding import put_on_every_device, replicated
-from repmlp_jax.training.step import Batches, TrainState, init_state, make_optimizer, make_train_steps
+from repmlp_jax.training.feed import ResidentFeed
+from repmlp_jax.training.optimizer import make_optimizer
+from repmlp_jax.training.sharding import make_mesh, placement, put_state, replicated
+from repmlp_jax.training.step import TrainState, init_state, make_step
+from repmlp_jax.training.tasks import TASKS
 
 
-def mesh_of(devices: int):
+def mesh_of(devices: int, fsdp: int = 1):
     """A mesh over some of the devices."""
-    return jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,))
+    return make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
 
 
 class Prepared(NamedTuple):
@@ -23,7 +23,7 @@ class Prepared(NamedTuple):
 
     train_steps: object
     state: TrainState
-    data: Batches
+    data: dict
     order: jax.Array
     key: jax.Array
 
@@ -37,19 +37,27 @@ class Prepared(NamedTuple):
 
 def prepare(config, mesh) -> Prepared:
     """Everything up to the first training step, as `train_and_evaluate` does it, with random weights."""
-    dataset = load_dataset(config.dataset)
-
-    def make_model():
-        return create_model(config.model, rngs=nnx.Rngs(config.seed), **config.model_arguments)
-
-    images, labels = dataset.train
-    optimizer, _ = make_optimizer(config, len(labels) // config.batch_size)
-    model = randomised(nnx.eval_shape(make_model))
+    task = TASKS[config.task](config, mesh, jax.random.key(1))
+    feed: ResidentFeed = task.feed
+    steps_per_epoch = feed.examples // config.batch_size
+    optimizer, _ = make_optimizer(config, steps_per_epoch)
+    model = randomised(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed))))
+    state = init_state(model, optimizer)
+    places = placement(state, mesh)
+    step = make_step(
+        nnx.graphdef(model),
+        optimizer,
+        task.loss,
+        batch_size=config.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        accumulate=config.accumulate,
+        mesh=mesh,
+    )
     everywhere = replicated(mesh)
     return Prepared(
-        make_train_steps(nnx.graphdef(model), optimizer, config, dataset.mean, dataset.std, mesh),
-        jax.device_put(init_state(model, optimizer), everywhere),
-        Batches(put_on_every_device(images, mesh), put_on_every_device(labels, mesh)),
-        jax.device_put(jax.random.permutation(jax.random.key(1), len(labels)), everywhere),
+        feed.make_train_steps(step, places),
+        put_state(state, places),
+        feed.dataset,
+        jax.device_put(jax.random.permutation(jax.random.key(1), feed.examples), everywhere),
         jax.device_put(jax.random.key(2), everywhere),
     )

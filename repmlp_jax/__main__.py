@@ -1,0 +1,5 @@
+"""`python -m repmlp_jax`."""
+
+from repmlp_jax.cli import main
+
+main()

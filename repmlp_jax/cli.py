@@ -1,0 +1,187 @@
+"""The command line: `python -m repmlp_jax`, installed as `repmlp-jax` too."""
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BAD_INPUT = 2
+app = typer.Typer(
+    help="RepMLP in JAX: look at models, import official weights, fuse, evaluate and predict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a saved model.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Ends the program with one line for what a user can mend; REPMLP_JAX_DEBUG=1 shows where it was raised."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if os.environ.get("REPMLP_JAX_DEBUG"):
+            raise
+        print("error:", " ".join(line.strip() for line in str(error).splitlines()), file=sys.stderr)
+        raise typer.Exit(BAD_INPUT) from error
+
+
+@app.command("list")
+def list_command():
+    """Lists the published models, with the class and the arguments that each is made by.
+
+    Example: repmlp-jax list
+    """
+    from repmlp_jax.models import MODELS
+
+    for name, (model_class, arguments) in MODELS.items():
+        described = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        print(f"{name:36}{model_class.__name__:14}{described}".rstrip())
+
+
+@app.command()
+def summary(model: Annotated[str, typer.Argument(help="Name of a model, or folder of a saved one.")]):
+    """Shows what fusing does to a model, block by block, with parameters and multiply-accumulates.
+
+    Example: repmlp-jax summary RepMLPNet-T224
+    """
+    with one_line_errors():
+        from flax import nnx
+
+        from repmlp_jax import create_model, fuse_report, load_model
+
+        def build():
+            return create_model(model, rngs=nnx.Rngs(0))
+
+        print(fuse_report(load_model(model) if Path(model).is_dir() else nnx.eval_shape(build)))
+
+
+@app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="Official or mmpretrain weights: .pth, .pt, .tar or .safetensors.")],
+    out: Annotated[Path, typer.Argument(help="Folder to save the model in.")],
+    model: Annotated[str, typer.Option(help="Name of the model that the weights are of.")],
+    num_classes: Annotated[int | None, typer.Option(help="Other number of classes than 1000.")] = None,
+    skip_head: Annotated[bool, typer.Option("--skip-head", help="Start the classifier anew.")] = False,
+    overwrite: Overwrite = False,
+):
+    """Imports official PyTorch weights, of the trained or the deployed layout, as a saved model.
+
+    Example: repmlp-jax import RepMLPNet-T224.pth t224 --model RepMLPNet-T224
+    """
+    with one_line_errors():
+        from flax import nnx
+
+        from repmlp_jax import create_model, from_torch, fuse_params, load_torch_file, save_model
+        from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
+        _refuse_existing(out, overwrite)
+        options = {} if num_classes is None else {"num_classes": num_classes}
+        state_dict = load_torch_file(file)
+        net = create_model(model, rngs=nnx.Rngs(0), **options)
+        net = from_torch(net, state_dict, head="skip" if skip_head else "load")
+        if any(key.endswith("fc3.bias") for key in state_dict):
+            print("the weights are of the deployed layout: the model is fused")
+            net = fuse_params(net)
+        save_model(out, net, preprocessing=dict(mean=IMAGENET_MEAN, std=IMAGENET_STD), overwrite=overwrite)
+        print(f"saved: {out}")
+
+
+@app.command()
+def fuse(
+    model: ModelFolder,
+    out: Annotated[Path, typer.Argument(help="Folder to save the fused model in.")],
+    overwrite: Overwrite = False,
+):
+    """Fuses a saved model.
+
+    Example: repmlp-jax fuse runs/digits/model fused
+    """
+    with one_line_errors():
+        from repmlp_jax import fuse_params, fuse_report, save_model
+        from repmlp_jax.fuse import fusable_modules
+        from repmlp_jax.saved import load
+
+        _refuse_existing(out, overwrite)
+        saved = load(model)
+        if not any(fusable_modules(saved.model)):
+            raise ValueError(f"{model} is fused already")
+        report = fuse_report(saved.model)
+        save_model(out, fuse_params(saved.model), preprocessing=saved.preprocessing, overwrite=overwrite)
+        for name, (before, after) in (("parameters", report.parameters), ("multiply-accumulates", report.macs)):
+            print(f"{name:22}{before:>16,} → {after:,}")
+        print(f"saved: {out}")
+
+
+@app.command()
+def evaluate(
+    model: ModelFolder,
+    dataset: Annotated[str, typer.Option(help="Name of a dataset: cifar10 or digits.")],
+    data_dir: Annotated[str | None, typer.Option(help="Folder of TFDS datasets; by default TFDS_DATA_DIR.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """Evaluates a saved model on a dataset's test images.
+
+    Example: repmlp-jax evaluate runs/digits/fused --dataset digits
+    """
+    with one_line_errors():
+        from repmlp_jax.inference import evaluate
+
+        scores = evaluate(model, dataset, data_dir, batch_size)
+        if as_json:
+            print(json.dumps(scores))
+        else:
+            print(f"accuracy {scores['accuracy']:.2%}, loss {scores['loss']:.4f} nats, {scores['images']:,} images")
+
+
+@app.command()
+def predict(
+    model: ModelFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Pictures, of any format that OpenCV reads.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """Classifies pictures: the most probable classes of each.
+
+    A picture's shorter side is brought to the model's size over 0.875 and its centre cut out, as ImageNet is evaluated;
+    one that is not larger than the model's images is only brought to their size.
+
+    Example: repmlp-jax predict t224 cat.jpg dog.jpg
+    """
+    with one_line_errors():
+        from repmlp_jax.inference import predict
+
+        found = predict(model, images, top)
+        if as_json:
+            print(json.dumps({str(path): classes for path, classes in found.items()}))
+            return
+        for path, classes in found.items():
+            print(path)
+            for name, probability in classes:
+                print(f"  {probability:7.2%}  {name}")
+
+
+def _refuse_existing(out: Path, overwrite: bool):
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists; --overwrite replaces it")
+
+
+def main():
+    """Runs the command line; a mistake in the arguments, too, ends it with one line."""
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # Typer does not export the class of its usage errors.
+            raise
+        print("error:", error.format_message(), file=sys.stderr)
+        code = BAD_INPUT
+    sys.exit(code or 0)

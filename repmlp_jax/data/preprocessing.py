@@ -1,0 +1,46 @@
+"""From a picture on disk to what a classifier takes."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+# Per channel (red, green, blue), over ImageNet's images scaled to [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Of the shorter side, what the centre cut out of it keeps: 224 of 256 pixels.
+CENTRE = 0.875
+
+
+def read_image(path: str | Path, channels: int) -> UInt8[np.ndarray, "H W C"]:
+    """Reads a picture, in RGB where `channels` is 3 and in grey where it is 1.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no picture, or the channels are neither 1 nor 3.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"a picture has 1 or 3 channels, the model takes {channels}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError(f"{path} is no picture that can be read")
+    return image[..., None] if channels == 1 else image
+
+
+def resize_and_crop(image: UInt8[np.ndarray, "H W C"], height: int, width: int) -> UInt8[np.ndarray, "height width C"]:
+    """Brings the picture to a size as ImageNet is evaluated: resized, then its centre cut out.
+
+    The picture is scaled so that it covers (height, width) over 0.875; one that is not larger than (height, width)
+    covers just that, as small datasets are not cropped.
+    """
+    is_small = image.shape[0] <= height and image.shape[1] <= width
+    scale = max(height / image.shape[0], width / image.shape[1]) / (1 if is_small else CENTRE)
+    size = [max(round(side * scale), least) for side, least in zip(image.shape[:2], (height, width), strict=True)]
+    # INTER_AREA averages what falls into a pixel, as antialiased bilinear does, but does not enlarge.
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (size[1], size[0]), interpolation=method).reshape(*size, image.shape[2])
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return resized[top : top + height, left : left + width]

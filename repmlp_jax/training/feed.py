@@ -1,0 +1,123 @@
+"""What feeds the training step: a dataset that lies on the devices, or a stream of batches that the host makes."""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax import lax
+
+from repmlp_jax.training.sharding import put_batch, put_on_every_device, replicated, split_batch
+
+logger = logging.getLogger("repmlp_jax")
+
+
+class ResidentFeed:
+    """Feeds a dataset that fits on the devices; no image crosses from the host after the first step.
+
+    An epoch's order follows from the seed and the epoch, the batch from the order and the step.
+
+    Args:
+        dataset: name → array (examples, …), which every process has.
+        batch_size: examples of a batch, of all devices together.
+        order_key: seed of the orders.
+        mesh: the devices.
+    """
+
+    def __init__(self, dataset: dict[str, np.ndarray], batch_size: int, order_key, mesh):
+        self.dataset = {name: put_on_every_device(array, mesh) for name, array in dataset.items()}
+        self.examples = len(next(iter(dataset.values())))
+        self._batch_size = batch_size
+        self._mesh = mesh
+        self._epoch, self._order = None, None
+        self._draw_order = jax.jit(self._make_draw_order(order_key), out_shardings=replicated(mesh))
+
+    def _make_draw_order(self, order_key):
+        def draw_order(epoch):
+            return jax.random.permutation(jax.random.fold_in(order_key, epoch), self.examples)
+
+        return draw_order
+
+    def compile(self, one_step: Callable, key, places) -> Callable:
+        """Compiles `(state, step, count) → state`, which does `count` steps within an epoch from `step` on.
+
+        It does not matter how the steps are spread over calls, and another `count` is no other program.
+
+        Args:
+            one_step: `step.make_step`'s.
+            key: seed of all that is drawn in a step.
+            places: of the state's arrays.
+        """
+        train_steps = self.make_train_steps(one_step, places)
+
+        def run(state, step, count):
+            epoch = step // (self.examples // self._batch_size)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, self._draw_order(epoch)
+            return train_steps(state, self.dataset, self._order, key, count)
+
+        return run
+
+    def make_train_steps(self, one_step: Callable, places) -> Callable:
+        """Compiles `(state, dataset, order, key, count) → state`."""
+
+        def step_on(state, dataset, order, key):
+            position = state.step % (len(order) // self._batch_size)
+            chosen = lax.dynamic_slice_in_dim(order, position * self._batch_size, self._batch_size)
+            batch = {name: array[chosen] for name, array in dataset.items()}
+            return one_step(state, lax.with_sharding_constraint(batch, split_batch(self._mesh)), key)
+
+        if jax.default_backend() == "cpu":
+            # XLA's CPU backend runs convolutions within a loop on one core and 20 times slower.
+            step_alone = jax.jit(step_on, donate_argnums=0, out_shardings=places)
+
+            def train_steps(state, dataset, order, key, count):
+                for _ in range(count):
+                    state = step_alone(state, dataset, order, key)
+                return state
+
+            return train_steps
+
+        @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
+        def train_steps(state, dataset, order, key, count):
+            return lax.fori_loop(0, count, lambda _, state: step_on(state, dataset, order, key), state)
+
+        return train_steps
+
+
+class StreamedFeed:
+    """Feeds batches that the host reads and decodes while the devices compute.
+
+    The place in the stream is the training step: nothing else has to be saved to go on from it.
+
+    Args:
+        open_stream: step → this process's parts of the batches from that step on. The entry "skipped", if there is one,
+            counts damaged examples that others took the place of.
+        examples: of the dataset.
+        mesh: the devices.
+    """
+
+    def __init__(self, open_stream: Callable[[int], Iterator[dict[str, np.ndarray]]], examples: int, mesh):
+        self._open_stream = open_stream
+        self.examples = examples
+        self._mesh = mesh
+        self._stream, self._next_step = None, None
+
+    def compile(self, one_step: Callable, key, places) -> Callable:
+        """Compiles `(state, step, count) → state`; see `ResidentFeed.compile`."""
+        step_alone = jax.jit(one_step, donate_argnums=0, out_shardings=places)
+
+        def run(state, step, count):
+            if step != self._next_step:
+                self._stream = self._open_stream(step)
+            for _ in range(count):
+                batch = dict(next(self._stream))
+                skipped = int(np.sum(batch.pop("skipped", 0)))
+                if skipped:
+                    logger.warning("%d damaged examples were replaced before step %d", skipped, step)
+                state = step_alone(state, put_batch(batch, self._mesh), key)
+            self._next_step = step + count
+            return state
+
+        return run

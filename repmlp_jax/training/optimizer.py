@@ -1,0 +1,44 @@
+"""How gradients become updates, and the learning rate over the steps."""
+
+import jax
+import optax
+
+
+def make_optimizer(config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer and the learning-rate schedule that a configuration asks for.
+
+    SGD's momentum is PyTorch's, with the decay added to the gradient; AdamW's decay is its own. Kernels alone decay,
+    not biases and norms.
+    """
+    schedule = make_schedule(config, steps_per_epoch)
+    if config.optimizer == "adamw":
+        rule = [optax.adamw(schedule, weight_decay=config.weight_decay, mask=_are_kernels)]
+    else:
+        rule = [
+            optax.add_decayed_weights(config.weight_decay, mask=_are_kernels),
+            optax.sgd(schedule, momentum=config.momentum),
+        ]
+    if config.clip_norm:
+        rule.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    return optax.chain(*rule), schedule
+
+
+def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
+    """A linear warm-up, then the schedule of that name: "cosine", "poly" or "steps"."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    left = max(1, config.epochs * steps_per_epoch - warmup)
+    peak = config.learning_rate
+    schedule = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, left),
+        "poly": lambda: optax.polynomial_schedule(peak, 0.0, config.poly_power, left),
+        "steps": lambda: optax.piecewise_constant_schedule(
+            peak, {round(share * (left + warmup)) - warmup: 0.1 for share in config.drop_at}
+        ),
+    }[config.schedule]()
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup]) if warmup else schedule
+
+
+def _are_kernels(parameters):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: any(getattr(entry, "key", None) == "kernel" for entry in path), parameters
+    )

@@ -4,6 +4,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -49,8 +50,7 @@ class Unit(nnx.Module):
 
     def fused(self) -> "FusedUnit":
         """The same with one norm left, as a scale and a shift."""
-        kernel, bias = reparam.fold_norm(self.fc1.conv.kernel[...], self.fc1.norm)
-        kernel, bias = reparam.fold_norm_before(self.norm2, kernel, bias)
+        kernel, bias = _fold_both(self.norm2, self.fc1.conv.kernel[...], self.fc1.norm)
         return FusedUnit(
             ScaleAndShift.of(self.norm1),
             self.block if isinstance(self.block, FusedRepMLPNetBlock) else self.block.fused(),
@@ -71,6 +71,13 @@ class Unit(nnx.Module):
     def keeps(self) -> dict[str, str]:
         """Which norm stays, and why."""
         return {"norm1": "as a scale and a shift, since channels share FC3 and the gate sees its output too"}
+
+
+# Compiled as one, so that a kernel is written once.
+@jax.jit
+def _fold_both(norm_before, kernel, norm_after):
+    kernel, bias = reparam.fold_norm(kernel, norm_after)
+    return reparam.fold_norm_before(norm_before, kernel, bias)
 
 
 class FusedUnit(nnx.Module):

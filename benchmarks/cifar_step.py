@@ -16,11 +16,14 @@ from jax import lax
 from measure import interleaved, matmul_rate, record
 
 from repmlp_jax import fuse_params
-from repmlp_jax.data import cifar10
+from repmlp_jax.data import augment, cifar10
 from repmlp_jax.macs import count_macs
 from repmlp_jax.models import create_model
 from repmlp_jax.training import default_config, sharding
-from repmlp_jax.training.step import Batches, init_state, make_optimizer, make_train_steps
+from repmlp_jax.training.feed import ResidentFeed
+from repmlp_jax.training.losses import cross_entropy
+from repmlp_jax.training.optimizer import make_optimizer
+from repmlp_jax.training.step import init_state, make_step
 
 
 def build(grouped_convolution=None):
@@ -33,17 +36,31 @@ def build(grouped_convolution=None):
     return model
 
 
-def training_step(model, config, data, mesh):
+def training_step(model, config, dataset, mesh):
     """A function that does one training step."""
-    optimizer, _ = make_optimizer(config, len(data.labels) // config.batch_size)
-    steps = make_train_steps(nnx.graphdef(model), optimizer, config, cifar10.MEAN, cifar10.STD, mesh)
-    everywhere = sharding.replicated(mesh)
-    state = jax.jit(init_state, static_argnums=1, out_shardings=everywhere)(model, optimizer)
-    data, order, key = jax.device_put((data, jnp.arange(len(data.labels)), jax.random.key(0)), everywhere)
+    feed = ResidentFeed(dataset, config.batch_size, jax.random.key(1), mesh)
+    steps_per_epoch = feed.examples // config.batch_size
+    optimizer, _ = make_optimizer(config, steps_per_epoch)
+
+    def loss(model, batch, key):
+        crop_key, flip_key = jax.random.split(key)
+        images = augment.flip(flip_key, augment.pad_and_crop(crop_key, batch["image"], config.crop_padding))
+        logits = model(augment.normalise(images, cifar10.MEAN, cifar10.STD))
+        right = jnp.sum(logits.argmax(1) == batch["label"], dtype=jnp.float32)
+        return cross_entropy(logits, batch["label"]).mean(), right
+
+    graphdef = nnx.graphdef(model)
+    one_step = make_step(
+        graphdef, optimizer, loss, batch_size=config.batch_size, steps_per_epoch=steps_per_epoch, mesh=mesh
+    )
+    state = init_state(model, optimizer)
+    places = sharding.placement(state, mesh)
+    train_steps = feed.compile(one_step, jax.random.key(0), places)
+    state = sharding.put_state(state, places)
 
     def step():
         nonlocal state
-        state = steps(state, data, order, key, 1)
+        state = train_steps(state, 0, 1)
         return state
 
     return step
@@ -61,14 +78,13 @@ def main():
     config.batch_size = options.batch_size
     mesh = sharding.make_mesh()
     random = np.random.default_rng(0)
-    data = Batches(
-        jnp.asarray(random.integers(0, 256, (1024, 32, 32, 3), np.uint8)),
-        jnp.asarray(random.integers(0, 10, 1024, np.int32)),
+    dataset = dict(
+        image=random.integers(0, 256, (1024, 32, 32, 3), np.uint8), label=random.integers(0, 10, 1024, np.int32)
     )
     model = build()
-    steps = {"step": training_step(model, config, data, mesh)}
+    steps = {"step": training_step(model, config, dataset, mesh)}
     if not options.skip_naive:
-        steps["naive step"] = training_step(build(lax.conv_general_dilated), config, data, mesh)
+        steps["naive step"] = training_step(build(lax.conv_general_dilated), config, dataset, mesh)
     measured = {"training": interleaved(steps, options.runs)}
 
     forward = jax.jit(lambda model, x: model(x))

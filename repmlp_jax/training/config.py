@@ -28,6 +28,9 @@ def default_config() -> ConfigDict:
             init_from="",  # weights to start from: a saved model's folder, or a file of official PyTorch weights
             init_head="load",  # "skip": the classifier starts anew, for other classes than those of init_from
             dataset="cifar10",  # "cifar10", "digits", or the name of a TFDS dataset, which is streamed
+            test_dataset="",  # of faces, that to verify on; "": the test split of `dataset`
+            num_people=0,  # of faces that are streamed: how many there are; 0: the dataset fits on the devices
+            eval_split="val",  # of street scenes: the split to evaluate on
             data_dir="",  # folder of TFDS datasets; "": TFDS_DATA_DIR, or TFDS's default
             workers=0,  # processes that read and decode streamed data; 0: the training process itself
             epochs=100,  # 0: only evaluate and fuse what init_from holds
@@ -47,9 +50,14 @@ def default_config() -> ConfigDict:
             crop_padding=4,  # pixels of zeros around an image before the random crop; 0: no crop
             flip=True,  # mirror half of the images
             augmentation="",  # of streamed images, besides crops and flips: "autoaugment" or "randaugment"
+            crop_scale=(0.5, 2.0),  # of street scenes: least and greatest factor of the size before a crop
+            margin=0.35,  # of AM-Softmax: what is taken off the cosine with one's own class
+            scale=30.0,  # of AM-Softmax: what the cosines are multiplied by
+            auxiliary_weight=0.4,  # of the loss of PSPNet's auxiliary head
             mixup=0.0,  # alpha of mixup; 0: off
             cutmix=0.0,  # alpha of CutMix; 0: off; where both are on, each batch draws one
             eval_batch_size=500,
+            eval_every_epochs=1,  # and at the end
             checkpoint_every_steps=0,  # besides that of every epoch's end; 0: none
             steps_per_call=0,  # training steps between two looks at the loss; 0: as many as take about a second
         )
@@ -64,11 +72,19 @@ def check_config(config: ConfigDict) -> None:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         problems.append(f"there is no field {name!r}; the nearest is {nearest!r}")
     problems += [f"field {name!r} is missing" for name in sorted(set(known) - set(config))]
-    positive = ("batch_size", "eval_batch_size", "learning_rate", "accumulate", "poly_power")
+    positive = (
+        "batch_size",
+        "eval_batch_size",
+        "learning_rate",
+        "accumulate",
+        "poly_power",
+        "eval_every_epochs",
+        "scale",
+    )
     problems += [f"{name}={config[name]} must be above 0" for name in positive if not config.get(name, 1) > 0]
     not_negative = (
         *("epochs", "weight_decay", "warmup_epochs", "crop_padding", "checkpoint_every_steps", "steps_per_call"),
-        *("workers", "clip_norm", "mixup", "cutmix"),
+        *("workers", "clip_norm", "mixup", "cutmix", "num_people", "margin", "auxiliary_weight"),
     )
     problems += [f"{name}={config[name]} must not be below 0" for name in not_negative if not config.get(name, 0) >= 0]
     for name, works in CHOICES.items():

@@ -72,6 +72,12 @@ class Evaluator:
         judged = [self._evaluate_batch(model, batch) for batch in self._visible("evaluating")]
         return self._summarise(jax.device_get(judged))
 
+    def outputs(self, model: nnx.Module) -> np.ndarray:
+        """What the model gives for every example, those that fill up the last batch included."""
+        model = put_everywhere(model, self._mesh)
+        gather = jax.jit(lambda outputs: outputs, out_shardings=replicated(self._mesh))
+        return np.concatenate([gather(self._predict(model, batch)) for batch in self._visible("embedding")])
+
     def compare(self, trained: nnx.Module, fused: nnx.Module, runs: int = 5) -> Comparison:
         """Puts the fused model beside the trained one."""
         trained, fused = put_everywhere(trained, self._mesh), put_everywhere(fused, self._mesh)

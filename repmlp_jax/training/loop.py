@@ -23,7 +23,7 @@ from repmlp_jax.training.optimizer import make_optimizer
 from repmlp_jax.training.pace import Pace
 from repmlp_jax.training.results import fuse_and_save, score
 from repmlp_jax.training.step import init_state, look, make_step
-from repmlp_jax.training.tasks import TASKS
+from repmlp_jax.training.tasks import task_class
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -58,7 +58,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     is_chief = jax.process_index() == 0
 
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
-    task = TASKS[config.task](config, mesh, order_key)
+    task = task_class(config.task)(config, mesh, order_key)
     steps_per_epoch = task.feed.examples // config.batch_size
     if steps_per_epoch < 1:
         raise ValueError(f"batch_size={config.batch_size} is more than the {task.feed.examples} training images")
@@ -128,7 +128,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
                 if asked_to_stop:
                     break
             step, scores = seen.step, {}
-            if step % steps_per_epoch == 0:
+            if step % steps_per_epoch == 0 and (epoch % config.eval_every_epochs == 0 or step == final_step):
                 found = task.evaluator.evaluate(
                     task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
                 )

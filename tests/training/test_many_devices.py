@@ -1,4 +1,5 @@
 import csv
+import functools
 import math
 import signal
 import time
@@ -11,15 +12,16 @@ from cases import randomised
 from flax import nnx
 from tiny_recipe import get_config
 from tiny_runs import finish, start, wait_for_checkpoint
-from tolerance import assert_trees_close
+from tolerance import ROUNDING_BF16, assert_trees_close
 from training_parts import mesh_of, prepare
 
 from repmlp_jax import load_model
 from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.models import create_model
 from repmlp_jax.training.evaluation import Evaluator, resident_batches
+from repmlp_jax.training.sharding import make_mesh, on_this_process, placement, put_everywhere, put_state
 from repmlp_jax.training.step import look
-from repmlp_jax.training.tasks.classification import judge, summarise
+from repmlp_jax.training.tasks.classification import Classification, judge, summarise
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
 # Sums over a batch in another order round differently, and the gradients of random weights multiply that.
@@ -40,6 +42,84 @@ def test_eight_devices_train_as_one_does(dtype):
     assert seen_by_eight.accuracy == seen_by_one.accuracy
     # Totals are float32 always.
     assert seen_by_eight.loss == pytest.approx(seen_by_one.loss, rel=ANOTHER_ORDER[jnp.float32])
+
+
+LARGE = dict(widths=(32,), groups=1)  # FC3 has 256 × 32² elements
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(8, 8), pytest.param(8, 2, marks=pytest.mark.slow)])
+def test_split_parameters_train_as_whole_ones_do(devices, fsdp):
+    config = get_config(learning_rate=0.01)
+    config.model_arguments.update(LARGE)
+    whole = prepare(config, mesh_of(1)).train(3)
+    split = prepare(config, mesh_of(devices, fsdp)).train(3)
+    sizes = {
+        "whole": [leaf.size for leaf in jax.tree.leaves(whole.parameters)],
+        "on a device": [leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(split.parameters)],
+    }
+    # The large kernels lie in parts, and so do their momenta; small arrays are everywhere.
+    assert sum(sizes["on a device"]) < 1.5 * sum(sizes["whole"]) / fsdp
+    for parameter, momentum in zip(
+        jax.tree.leaves(split.parameters), jax.tree.leaves(split.optimizer[1][0].trace), strict=True
+    ):
+        assert momentum.sharding == parameter.sharding
+    assert_trees_close(split.parameters, whole.parameters, ANOTHER_ORDER[jnp.float32])
+    assert_trees_close(split.statistics, whole.statistics, ANOTHER_ORDER[jnp.float32])
+
+
+def test_a_mesh_that_does_not_fit_is_named():
+    with pytest.raises(
+        ValueError, match=r"mesh \(data=2, fsdp=3\) does not fit 8 devices; what fits is \(8, 1\), \(4, 2\)"
+    ):
+        make_mesh(data=2, fsdp=3)
+    assert dict(make_mesh(fsdp=4).shape) == dict(data=2, fsdp=4)
+
+
+def test_what_is_on_the_mesh_and_what_is_not_comes_to_every_device_and_back():
+    mesh = mesh_of(8, 4)
+    tree = dict(kernel=jnp.arange(2**14, dtype=jnp.float32).reshape(128, 128), key=jax.random.key(3))
+    split = put_state(tree, placement(tree, mesh))
+    assert split["kernel"].addressable_shards[0].data.shape in ((32, 128), (128, 32))
+    for whole in (put_everywhere(split, mesh), put_everywhere(tree, mesh)):
+        assert whole["kernel"].addressable_shards[0].data.shape == (128, 128)
+    alone = on_this_process(split)
+    assert len(alone["kernel"].sharding.device_set) == 1
+    assert (alone["kernel"] == tree["kernel"]).all()
+    assert jax.random.key_data(alone["key"]).tolist() == jax.random.key_data(tree["key"]).tolist()
+
+
+def test_gradients_of_a_batch_in_parts_are_those_of_the_whole():
+    """Without norms, which see each part by itself, it does not matter in how many parts a batch is done."""
+    config = get_config(learning_rate=0.01, crop_padding=0, flip=False)
+    mesh = mesh_of(4)
+    norms = dict(model="wide_convnet", model_arguments=dict(image_size=(8, 8), in_features=1, widths=(4,)))
+    for name, value in norms.items():
+        config[name] = value
+
+    def evaluated(loss):
+        return lambda model, batch, key: loss(nnx.view(model, use_running_average=True), batch, key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        loss = Classification.loss
+        patch.setattr(Classification, "loss", lambda self, *batch: evaluated(functools.partial(loss, self))(*batch))
+        whole = prepare(config, mesh).train(3)
+        config.accumulate = 4
+        in_parts = prepare(config, mesh).train(3)
+    assert_trees_close(in_parts.parameters, whole.parameters, ANOTHER_ORDER[jnp.float32])
+    (_, seen), (_, expected) = look(in_parts), look(whole)
+    assert seen.accuracy == expected.accuracy
+    assert seen.loss == pytest.approx(expected.loss, rel=ANOTHER_ORDER[jnp.float32])
+
+
+def test_bfloat16_computes_and_float32_is_kept():
+    config = get_config(learning_rate=0.01)
+    exact = prepare(config, mesh_of(2)).train(2)
+    config.model_arguments.dtype = jnp.bfloat16
+    rounded = prepare(config, mesh_of(2)).train(2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(rounded.parameters)} == {jnp.dtype(jnp.float32)}
+    (_, seen), (_, expected) = look(rounded), look(exact)
+    assert seen.loss == pytest.approx(expected.loss, rel=ROUNDING_BF16)
+    assert seen.loss != expected.loss
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +210,32 @@ def test_sigterm_to_one_stops_both_at_a_checkpoint(alone, tmp_path):
     codes, outputs = finish(start(tmp_path, "--config.steps_per_call=2", processes=2))
     assert codes == [0, 0], outputs
     assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_saved_on_eight_devices_it_goes_on_with_two_and_with_one(alone, tmp_path):
+    split = "--config.mesh.fsdp=4"
+    for devices, step, arguments in ((8, 5, [split]), (2, 20, ["--config.mesh.fsdp=2"])):
+        processes = start(tmp_path, *arguments, devices=devices)
+        wait_for_checkpoint(tmp_path, step, processes)
+        processes[0].kill()
+        finish(processes)
+    codes, outputs = finish(start(tmp_path))
+    assert codes == [0], outputs
+    assert "going on from step" in outputs[0]
+    assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_two_processes_split_one_model(alone, tmp_path):
+    codes, outputs = finish(start(tmp_path, "--config.mesh.fsdp=2", processes=2))
+    assert codes == [0, 0], outputs
+    assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_process_with_another_configuration_is_named(tmp_path):
+    processes = start(tmp_path, processes=2, each=([], ["--config.seed=5"]))
+    codes, outputs = finish(processes)
+    assert codes == [2, 2], outputs
+    assert all("processes [1] of 2 have another configuration than process 0" in output for output in outputs)

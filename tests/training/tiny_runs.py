@@ -1,5 +1,6 @@
 """Runs of the tiny recipe by `train.py`, in processes that can be killed."""
 
+import itertools
 import os
 import socket
 import subprocess
@@ -13,8 +14,8 @@ REPOSITORY = Path(__file__).parents[2]
 COMPILED = tempfile.TemporaryDirectory(prefix="compiled")
 
 
-def start(workdir, *arguments, processes: int = 1) -> list[subprocess.Popen]:
-    """Starts the processes of a run."""
+def start(workdir, *arguments, processes: int = 1, devices: int = 1, each=()) -> list[subprocess.Popen]:
+    """Starts the processes of a run, each with so many virtual devices, and with arguments of its own by `each`."""
     together = [()]
     if processes > 1:
         with socket.socket() as probe:
@@ -24,21 +25,21 @@ def start(workdir, *arguments, processes: int = 1) -> list[subprocess.Popen]:
         together = [(*flags, f"--process_id={process}") for process in range(processes)]
     environment = os.environ | dict(
         JAX_PLATFORMS="cpu",
-        JAX_NUM_CPU_DEVICES="1",
+        JAX_NUM_CPU_DEVICES=str(devices),
         JAX_COMPILATION_CACHE_DIR=COMPILED.name,
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     )
     command = [sys.executable, "train.py", "--config=tests/training/tiny_recipe.py", f"--workdir={workdir}"]
     return [
         subprocess.Popen(
-            [*command, *arguments, *flags],
+            [*command, *arguments, *flags, *own],
             cwd=REPOSITORY,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for flags in together
+        for flags, own in itertools.zip_longest(together, each, fillvalue=())
     ]
 
 

@@ -10,7 +10,7 @@ from repmlp_jax.training.feed import ResidentFeed
 from repmlp_jax.training.optimizer import make_optimizer
 from repmlp_jax.training.sharding import make_mesh, placement, put_state, replicated
 from repmlp_jax.training.step import TrainState, init_state, make_step
-from repmlp_jax.training.tasks import TASKS
+from repmlp_jax.training.tasks import task_class
 
 
 def mesh_of(devices: int, fsdp: int = 1):
@@ -37,7 +37,7 @@ class Prepared(NamedTuple):
 
 def prepare(config, mesh) -> Prepared:
     """Everything up to the first training step, as `train_and_evaluate` does it, with random weights."""
-    task = TASKS[config.task](config, mesh, jax.random.key(1))
+    task = task_class(config.task)(config, mesh, jax.random.key(1))
     feed: ResidentFeed = task.feed
     steps_per_epoch = feed.examples // config.batch_size
     optimizer, _ = make_optimizer(config, steps_per_epoch)

@@ -1,0 +1,131 @@
+"""Faces: an embedding is learnt by telling people apart, and judged on people who were not trained on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from repmlp_jax import plots
+from repmlp_jax.data import augment
+from repmlp_jax.data.face_stream import stream_faces
+from repmlp_jax.data.faces import centred_pixels, load_faces, pixels
+from repmlp_jax.models import create_model
+from repmlp_jax.training.evaluation import Evaluator, resident_batches
+from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
+from repmlp_jax.training.margin import FaceClassifier, am_softmax
+from repmlp_jax.verification import cosine_similarities, roc, verification_report
+
+# What every net has to beat.
+BASELINES = {"pixels": pixels, "pixels less their mean": centred_pixels}
+
+
+class Faces:
+    """AM-Softmax over the people of the training split; verification and identification on those of the test split.
+
+    Args:
+        config: as `default_config()`.
+        mesh: the devices.
+        order_key: seed of the order of the examples.
+
+    Raises:
+        ValueError: if the model gives no embeddings, or somebody is in both splits.
+    """
+
+    scores = ("tar_at_far_1e-1", "tar_at_far_1e-2", "tar_at_far_1e-3", "balanced_accuracy", "rank_1", "auc")
+    best = "tar_at_far_1e-2"
+
+    def __init__(self, config, mesh, order_key):
+        self._config = config
+        net = nnx.eval_shape(lambda: create_model(config.model, rngs=nnx.Rngs(0), **config.model_arguments))
+        if not hasattr(net, "embedding_features"):
+            raise ValueError(f"task='faces' needs a model that gives embeddings, and {config.model!r} gives none")
+        size = net.input_shape[:2]
+        data_dir = config.data_dir or None
+        faces = load_faces(config.test_dataset or config.dataset, data_dir, size)
+        if config.num_people:
+            self._num_people = config.num_people
+            open_stream, examples = stream_faces(
+                config.dataset,
+                data_dir,
+                size,
+                config.num_people,
+                batch_size=config.batch_size,
+                workers=config.workers,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+            seed = int(jax.random.bits(order_key, dtype=jnp.uint32))
+            self.feed = StreamedFeed(lambda step: open_stream(seed, step), examples, mesh)
+        else:
+            self._num_people = len(faces.people)
+            self.feed = ResidentFeed(
+                dict(zip(("image", "label"), faces.train, strict=True)), config.batch_size, order_key, mesh
+            )
+        self._mean, self._std = faces.mean, faces.std
+        self.preprocessing = dict(mean=faces.mean, std=faces.std)
+        self._test_images, self._test_labels = faces.test
+        _check_channels(config, net, faces)
+        batches = resident_batches(dict(image=self._test_images), config.eval_batch_size, mesh)
+        self.evaluator = Evaluator(batches, self._predict, _keep, self._summarise, mesh)
+
+    def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        """What is trained: the net and, after it, the people of the training split."""
+        net = create_model(self._config.model, rngs=rngs, **self._config.model_arguments)
+        return FaceClassifier(net, self._num_people, rngs=rngs)
+
+    def result(self, model: nnx.Module) -> nnx.Module:
+        """What of it is saved, fused and evaluated: the net that gives embeddings."""
+        return model.net
+
+    def draw(self, workdir, model):
+        """Draws the ROC curve of the embeddings beside those of the pixels themselves, which a net has to beat."""
+        embeddings = self.evaluator.outputs(model)[: len(self._test_labels)]
+        same = self._test_labels[:, None] == self._test_labels
+        pairs = np.triu_indices(len(same), 1)
+        curves = {}
+        features = {"embeddings": embeddings} | {name: of(self._test_images) for name, of in BASELINES.items()}
+        for name, vectors in features.items():
+            curve = roc(cosine_similarities(vectors)[pairs], same[pairs])
+            curves[name] = (curve.far, curve.tar)
+        plots.roc_curve(curves).savefig(workdir / "roc.png", dpi=120)
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """The scores of the pixels themselves as embeddings."""
+        return {name: self._scores_of(of(self._test_images)) for name, of in BASELINES.items()}
+
+    def loss(self, model, batch, key):
+        """The mean loss of a batch and how many of its images are nearest to their person."""
+        crop_key, flip_key = jax.random.split(key)
+        images = batch["image"]
+        if self._config.crop_padding:
+            images = augment.pad_and_crop(crop_key, images, self._config.crop_padding)
+        if self._config.flip:
+            images = augment.flip(flip_key, images)
+        cosines = model(augment.normalise(images, self._mean, self._std))
+        losses = am_softmax(cosines, batch["label"], self._config.margin, self._config.scale)
+        right = jax.lax.argmax(cosines, 1, jnp.int32) == batch["label"]
+        return losses.mean(), right.sum(dtype=jnp.float32)
+
+    def _predict(self, model, batch):
+        return model(augment.normalise(batch["image"], self._mean, self._std))
+
+    def _summarise(self, judged):
+        embeddings = np.concatenate(judged)[: len(self._test_labels)]
+        return {
+            name: value
+            for name, value in verification_report(embeddings, self._test_labels).items()
+            if name in self.scores
+        }
+
+
+def _keep(embeddings, batch):
+    return embeddings
+
+
+def _check_channels(config, net, faces):
+    channels = faces.test[0].shape[-1]
+    if channels != net.input_shape[-1]:
+        raise ValueError(
+            f"{config.model!r} takes images of {net.input_shape[-1]} channels, the test images have {channels}: "
+            f"set model_arguments.in_features={channels}"
+        )

@@ -7,6 +7,8 @@ from repmlp_jax.interop.torch import from_torch, to_torch
 from repmlp_jax.interop.torch_file import load_torch_file
 from repmlp_jax.models import create_model, list_models
 from repmlp_jax.models.cifar import PureMLP, WideConvNet
+from repmlp_jax.models.face import FaceResNet
+from repmlp_jax.models.pspnet import PSPNet
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.resnet import BottleneckBlock, LightBlock, RepMLPResNet
 from repmlp_jax.reparam import conv_to_fc
@@ -15,7 +17,9 @@ from repmlp_jax.saved import load_model, save_model
 
 __all__ = [
     "BottleneckBlock",
+    "FaceResNet",
     "LightBlock",
+    "PSPNet",
     "PureMLP",
     "RepMLP",
     "RepMLPNet",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which the colour-blind can tell apart.
@@ -33,4 +34,39 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
         axes.grid(alpha=0.3)
         if rows:
             axes.legend()
+    return figure
+
+
+def roc_curve(curves: dict[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """How many pairs of the same person are accepted, over how many of different people are.
+
+    A curve is the largest true accept rate whose false accept rate is at most that on the axis. The axis has no 0: it
+    begins below the smallest other rate, where a curve shows what is accepted at a false accept rate of 0.
+
+    Args:
+        curves: name → false and true accept rates, shares of 1 that never fall, as `verification.roc` gives them.
+
+    Raises:
+        ValueError: if a curve's rates are not equally many.
+    """
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    leftmost = min([1e-3, *(rate / 2 for far, _ in curves.values() for rate in far if rate > 0)])
+    chance = np.geomspace(leftmost, 1, 200)
+    axes.plot(chance, 100 * chance, ":", color="grey", label="chance")
+    for index, (name, (far, tar)) in enumerate(curves.items()):
+        if len(far) != len(tar):
+            raise ValueError(f"the curve {name!r} has {len(far)} false and {len(tar)} true accept rates")
+        # Of equal false accept rates, the last has the largest true one.
+        best = {max(rate, leftmost): 100 * value for rate, value in zip(far, tar, strict=True)}
+        colour = (BLUE, ORANGE, *OTHERS)[index % (2 + len(OTHERS))]
+        axes.plot(list(best), list(best.values()), color=colour, label=name, drawstyle="steps-post")
+    axes.set_xscale("log")
+    axes.set_xlim(leftmost, 1)
+    axes.set_ylim(0, 102)
+    axes.set_xlabel("false accept rate")
+    axes.set_ylabel("true accept rate (%)")
+    axes.grid(alpha=0.3)
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(handles[1:] + handles[:1], names[1:] + names[:1], loc="lower right")
     return figure

@@ -5,6 +5,8 @@ import difflib
 from flax import nnx
 
 from repmlp_jax.models.cifar import ABLATIONS, PureMLP, WideConvNet
+from repmlp_jax.models.face import FaceResNet
+from repmlp_jax.models.pspnet import PSPNet
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.resnet import RepMLPResNet
 
@@ -43,6 +45,12 @@ MODELS = {
     "RepMLPNet-B256": _repmlpnet((2, 2, 12, 2), (96, 192, 384, 768), 256, (1, 4, 32, 128)),
     "RepMLPNet-D256": _repmlpnet((2, 2, 18, 2), (80, 160, 320, 640), 256, (1, 4, 16, 128)),
     "RepMLPNet-L256": _repmlpnet((2, 2, 18, 2), (96, 192, 384, 768), 256, (1, 4, 32, 256)),
+    # Embeddings of faces.
+    "FaceResNet": (FaceResNet, dict(block="base")),
+    "RepMLP-FaceRes": (FaceResNet, dict(block="bottleneck")),
+    # A class for every pixel.
+    "PSPNet-Res50": (PSPNet, dict(block="base")),
+    "PSPNet-RepMLP-Res50": (PSPNet, dict(block="bottleneck")),
 }
 
 

@@ -12,6 +12,7 @@ from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.rematerialise import rematerialised
 
 BLOCKS = ("base", "light", "bottleneck")
+OUTPUT_STRIDES = (8, 16, 32)
 
 
 def _shortcut(in_features, out_features, strides=1, **options):
@@ -33,6 +34,7 @@ class BaseBlock(nnx.Module):
         mid_features: channels of the 3×3 convolution.
         out_features: output channels.
         strides: stride in both directions.
+        dilation: distance between the pixels that the 3×3 convolution sees.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
@@ -45,13 +47,14 @@ class BaseBlock(nnx.Module):
         out_features: int,
         *,
         strides: int = 1,
+        dilation: int = 1,
         dtype: jnp.dtype | None = None,
         param_dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.conv1 = ConvBN(in_features, mid_features, 1, **options)
-        self.conv2 = ConvBN(mid_features, mid_features, 3, strides=strides, **options)
+        self.conv2 = ConvBN(mid_features, mid_features, 3, strides=strides, kernel_dilation=dilation, **options)
         self.conv3 = ConvBN(mid_features, out_features, 1, **options)
         self.shortcut = _shortcut(in_features, out_features, strides, **options)
 
@@ -134,6 +137,7 @@ class BottleneckBlock(nnx.Module):
         groups: groups of channels of RepMLP.
         reduction: factor by which RepMLP's FC1 has fewer outputs than inputs.
         pad: zero-pad a map that partitions do not divide.
+        dilation: distance between the pixels that the 3×3 convolutions see.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
@@ -155,6 +159,7 @@ class BottleneckBlock(nnx.Module):
         groups: int = 1,
         reduction: int = 1,
         pad: bool = False,
+        dilation: int = 1,
         dtype: jnp.dtype | None = None,
         param_dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -164,7 +169,7 @@ class BottleneckBlock(nnx.Module):
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         inner = mid_features // r
         self.conv1 = ConvBN(in_features, mid_features, 1, **options)
-        self.conv2 = ConvBN(mid_features, inner, 3, **options)
+        self.conv2 = ConvBN(mid_features, inner, 3, kernel_dilation=dilation, **options)
         self.repmlp = RepMLP(
             inner,
             inner,
@@ -176,7 +181,7 @@ class BottleneckBlock(nnx.Module):
             pad=pad,
             **options,
         )
-        self.conv4 = ConvBN(inner, mid_features, 3, **options)
+        self.conv4 = ConvBN(inner, mid_features, 3, kernel_dilation=dilation, **options)
         self.conv5 = ConvBN(mid_features, out_features, 1, **options)
         self.shortcut = _shortcut(in_features, out_features, **options)
 
@@ -187,7 +192,104 @@ class BottleneckBlock(nnx.Module):
         return _add_shortcut(self, x, self.conv5(y))
 
 
-class RepMLPResNet(nnx.Module):
+class ResNetStages(nnx.Module):
+    """ResNet's stem and stages c2 to c5, with RepMLP in c3 and c4: what the classifier and PSPNet share.
+
+    Every stage from c3 on halves the map, up to `output_stride`; from there on the size stays and the 3×3 convolutions
+    are dilated instead, so that each sees the pixels that it would see without. RepMLP needs no dilation.
+
+    Args:
+        stage_sizes: blocks of the stages.
+        block: "base" (no RepMLP), "light" or "bottleneck".
+        image_size: (height, width) of the image; halving rounds up.
+        partition_size: (h, w) of all RepMLP's partitions.
+        conv_kernels: odd sides of RepMLP's convolutions.
+        groups: groups of channels of RepMLP in c3 and in c4.
+        reduction: factor by which RepMLP's FC1 has fewer outputs than inputs, in c3 and in c4.
+        r: factor by which a bottleneck's RepMLP has fewer channels, in c3 and in c4.
+        widths: output channels of the stages.
+        in_features: channels of the image.
+        stem_features: channels of the stem.
+        output_stride: side of the image's square that becomes one pixel of c5's map: 8, 16 or 32.
+        pad: zero-pad maps that partitions do not divide.
+        rematerialise: compute each block again in the backward pass, to train in less memory.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: if there is no such block or output stride, or as `RepMLP`.
+    """
+
+    def __init__(
+        self,
+        stage_sizes: Sequence[int],
+        *,
+        block: str,
+        image_size: tuple[int, int],
+        partition_size: tuple[int, int],
+        conv_kernels: Sequence[int],
+        groups: tuple[int, int],
+        reduction: tuple[int, int],
+        r: tuple[int, int],
+        widths: Sequence[int],
+        in_features: int,
+        stem_features: int = 64,
+        output_stride: int = 32,
+        pad: bool,
+        rematerialise: bool,
+        dtype: jnp.dtype | None,
+        param_dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        if block not in BLOCKS:
+            raise ValueError(f"block={block!r} is none of {', '.join(BLOCKS)}")
+        if output_stride not in OUTPUT_STRIDES:
+            raise ValueError(f"output_stride={output_stride} is none of {', '.join(map(str, OUTPUT_STRIDES))}")
+        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+        def make_block(stage, index, inputs, width):
+            stride, dilation = min(4 * 2**stage, output_stride), max(1, 4 * 2**stage // output_stride)
+            if block == "base" or not index or stage not in (1, 2):
+                halves = stage and not index and dilation == 1
+                return BaseBlock(inputs, width // 4, width, strides=2 if halves else 1, dilation=dilation, **options)
+            repmlp = dict(
+                image_size=tuple(-(-side // stride) for side in image_size),
+                partition_size=partition_size,
+                conv_kernels=conv_kernels,
+                groups=groups[stage - 1],
+                reduction=reduction[stage - 1],
+                pad=pad,
+            )
+            if block == "light":
+                return LightBlock(inputs, width // 8, width, **repmlp, **options)
+            return BottleneckBlock(inputs, width // 4, width, r=r[stage - 1], dilation=dilation, **repmlp, **options)
+
+        self.input_shape = (*image_size, in_features)
+        self.rematerialise = rematerialise
+        self.stem = ConvBN(in_features, stem_features, 7, strides=2, **options)
+        self.stages = nnx.List()
+        inputs = stem_features
+        for stage, (size, width) in enumerate(zip(stage_sizes, widths, strict=True)):
+            blocks = []
+            for index in range(size):
+                blocks.append(make_block(stage, index, inputs, width))
+                inputs = width
+            self.stages.append(nnx.List(blocks))
+
+    def maps(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N h w O"]]:
+        """What each stage makes of a batch of images: the maps of c2, c3, c4 and c5."""
+        x = nnx.relu(self.stem(x))
+        x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        maps = []
+        for stage in self.stages:
+            for block in stage:
+                x = rematerialised(block, x) if self.rematerialise else block(x)
+            maps.append(x)
+        return maps
+
+
+class RepMLPResNet(ResNetStages):
     """ResNet whose stages c3 and c4 have RepMLP blocks where the stride is 1 (Section 4.2).
 
     Args:
@@ -232,48 +334,30 @@ class RepMLPResNet(nnx.Module):
         param_dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if block not in BLOCKS:
-            raise ValueError(f"block={block!r} is none of {', '.join(BLOCKS)}")
         if any(side % 32 for side in image_size):
             raise ValueError(
                 f"image_size {tuple(image_size)} must be multiples of 32, by which the net shrinks the map"
             )
         self.arguments = arguments_text(self, locals())
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-
-        def make_block(stage, inputs, width, strides):
-            if block == "base" or strides > 1 or stage not in (1, 2):
-                return BaseBlock(inputs, width // 4, width, strides=strides, **options)
-            repmlp = dict(
-                image_size=tuple(side // (4 * 2**stage) for side in image_size),
-                partition_size=partition_size,
-                conv_kernels=conv_kernels,
-                groups=groups[stage - 1],
-                reduction=reduction[stage - 1],
-                pad=pad,
-            )
-            if block == "light":
-                return LightBlock(inputs, width // 8, width, **repmlp, **options)
-            return BottleneckBlock(inputs, width // 4, width, r=r[stage - 1], **repmlp, **options)
-
-        self.input_shape = (*image_size, in_features)
-        self.rematerialise = rematerialise
-        self.stem = ConvBN(in_features, 64, 7, strides=2, **options)
-        self.stages = nnx.List()
-        inputs = 64
-        for stage, (size, width) in enumerate(zip(stage_sizes, widths, strict=True)):
-            blocks = []
-            for index in range(size):
-                blocks.append(make_block(stage, inputs, width, 2 if stage and not index else 1))
-                inputs = width
-            self.stages.append(nnx.List(blocks))
-        self.head = nnx.Linear(inputs, num_classes, **options)
+        super().__init__(
+            stage_sizes,
+            block=block,
+            image_size=image_size,
+            partition_size=partition_size,
+            conv_kernels=conv_kernels,
+            groups=groups,
+            reduction=reduction,
+            r=r,
+            widths=widths,
+            in_features=in_features,
+            pad=pad,
+            rematerialise=rematerialise,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.head = nnx.Linear(widths[-1], num_classes, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N classes"]:
         """The logits of a batch of images."""
-        x = nnx.relu(self.stem(x))
-        x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        for stage in self.stages:
-            for block in stage:
-                x = rematerialised(block, x) if self.rematerialise else block(x)
-        return self.head(x.mean((1, 2)))
+        return self.head(self.maps(x)[-1].mean((1, 2)))

@@ -7,12 +7,15 @@ from flax import nnx
 
 from repmlp_jax.interop.torch import from_torch, head_places
 from repmlp_jax.interop.torch_file import load_torch_file
+from repmlp_jax.models.backbone import with_backbone_of
+from repmlp_jax.models.pspnet import PSPNet
+from repmlp_jax.models.resnet import RepMLPResNet
 from repmlp_jax.randomness import weights
 from repmlp_jax.saved import load_model
 
 
 def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") -> nnx.Module:
-    """The model with the weights and statistics that are stored there.
+    """The model with the weights and statistics that are stored there; a PSPNet takes those of a classifier's stages.
 
     Args:
         path: a folder that `save_model` wrote, or a file of official PyTorch weights.
@@ -25,8 +28,11 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
     """
     if not Path(path).is_dir():
         return from_torch(model, load_torch_file(path), head=head)
+    saved = load_model(path)
+    if isinstance(model, PSPNet) and isinstance(saved, RepMLPResNet):
+        return with_backbone_of(model, saved)
     graphdef, wanted, rest = nnx.split(model, weights, ...)
-    stored = dict(nnx.to_flat_state(nnx.state(load_model(path), weights)))
+    stored = dict(nnx.to_flat_state(nnx.state(saved, weights)))
     wanted = dict(nnx.to_flat_state(wanted))
     skipped = head_places(model) if head == "skip" else set()
     problems = [f"missing: {_dotted(place)}" for place in wanted.keys() - stored.keys() - skipped]

@@ -7,7 +7,7 @@ from tiny_recipe import get_config
 from tolerance import ROUNDING_F32, assert_close
 
 from repmlp_jax.training.losses import cross_entropy
-from repmlp_jax.training.optimizer import make_optimizer
+from repmlp_jax.training.optimizer import make_optimizer, make_schedule
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
 
@@ -60,7 +60,43 @@ def test_cross_entropy():
     labels = np.array([0, 3, 1, 1, 2], np.int32)
     log_probabilities = logits - np.log(np.exp(logits.astype(np.float64)).sum(1, keepdims=True))
     chosen = log_probabilities[np.arange(5), labels]
-    assert_close(cross_entropy(logits, labels), -chosen, ROUNDING_F32)
+    targets = jax.nn.one_hot(labels, 4, dtype=jnp.float32)
+    assert_close(cross_entropy(logits, targets), -chosen, ROUNDING_F32)
     smoothed = 0.9 * chosen + 0.1 * log_probabilities.mean(1)
-    assert_close(cross_entropy(logits, labels, 0.1), -smoothed, ROUNDING_F32)
-    assert cross_entropy(jnp.asarray(logits, jnp.bfloat16), labels).dtype == jnp.float32
+    assert_close(cross_entropy(logits, 0.9 * targets + 0.1 / 4), -smoothed, ROUNDING_F32)
+    assert cross_entropy(jnp.asarray(logits, jnp.bfloat16), targets).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["poly", "steps"])
+def test_other_schedules(name):
+    config = get_config(schedule=name, epochs=10, learning_rate=0.4, warmup_epochs=1.0, drop_at=(0.5, 0.75))
+    schedule = make_schedule(config, 20)
+    assert schedule(0) == 0
+    assert_close(schedule(10), 0.2, ROUNDING_F32)
+    if name == "poly":
+        for step in (20, 65, 110, 199):
+            assert_close(schedule(step), 0.4 * (1 - (step - 20) / 180) ** 0.9, ROUNDING_F32)
+        assert schedule(200) == 0
+    else:
+        for step, rate in ((20, 0.4), (99, 0.4), (101, 0.04), (149, 0.04), (151, 0.004), (199, 0.004)):
+            assert_close(schedule(step), rate, ROUNDING_F32)
+
+
+def test_adamw_decays_kernels_apart_from_the_gradient():
+    config = get_config(optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
+    optimizer, _ = make_optimizer(config, 20)
+    parameters = {"fc": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, parameters), optimizer.init(parameters), parameters)
+    assert_close(updates["fc"]["kernel"], jnp.full(3, -0.05), ROUNDING_F32)
+    assert not updates["fc"]["bias"].any()
+
+
+def test_gradients_are_clipped_by_the_norm_of_all():
+    config = get_config(learning_rate=1.0, weight_decay=0.0, momentum=0.0, clip_norm=1.0)
+    optimizer, _ = make_optimizer(config, 20)
+    parameters = {"one": jnp.zeros(1), "other": jnp.zeros(1)}
+    updates, _ = optimizer.update(
+        {"one": jnp.full(1, 3.0), "other": jnp.full(1, 4.0)}, optimizer.init(parameters), parameters
+    )
+    assert_close(updates["one"], [-0.6], ROUNDING_F32)
+    assert_close(updates["other"], [-0.8], ROUNDING_F32)

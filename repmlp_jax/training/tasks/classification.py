@@ -1,14 +1,19 @@
 """Classification: of datasets that fit on the devices (CIFAR-10, digits), and of ImageNet and its like, streamed."""
 
+import difflib
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
-from repmlp_jax.data import augment, load_dataset
+from repmlp_jax.data import LOADERS, augment, load_dataset
+from repmlp_jax.data.mixing import mix
 from repmlp_jax.models import create_model
-from repmlp_jax.training.evaluation import Evaluator, resident_batches
-from repmlp_jax.training.feed import ResidentFeed
+from repmlp_jax.training.evaluation import Evaluator, resident_batches, streamed_batches
+from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
 
 
@@ -18,7 +23,10 @@ class Classification:
     Args:
         config: as `default_config()`.
         mesh: the devices.
-        order_key: seed of the order of the examples.
+        order_key: seed of the order of the examples, and of what the host draws for them.
+
+    Raises:
+        ValueError: if there is no such model or dataset, or they have different numbers of classes.
     """
 
     scores = ("loss", "accuracy")
@@ -26,13 +34,47 @@ class Classification:
 
     def __init__(self, config, mesh, order_key):
         self._config = config
-        dataset = load_dataset(config.dataset, config.data_dir or None)
+        net = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
+        self._is_resident = config.dataset in LOADERS
+        load = self._load_resident if self._is_resident else self._load_streamed
+        dataset, self.feed, batches = load(config, net.input_shape, mesh, order_key)
         self._mean, self._std = dataset.mean, dataset.std
         self.preprocessing = dict(mean=dataset.mean, std=dataset.std, class_names=dataset.class_names)
-        train, test = (dict(zip(("image", "label"), split, strict=True)) for split in (dataset.train, dataset.test))
-        self.feed = ResidentFeed(train, config.batch_size, order_key, mesh)
-        batches = resident_batches(test, config.eval_batch_size, mesh)
+        self._classes = _check_classes(config, net, len(dataset.class_names))
         self.evaluator = Evaluator(batches, self._predict, judge, summarise, mesh)
+
+    @staticmethod
+    def _load_resident(config, input_shape, mesh, order_key):
+        dataset = load_dataset(config.dataset, config.data_dir or None)
+        train, test = (dict(zip(("image", "label"), split, strict=True)) for split in (dataset.train, dataset.test))
+        feed = ResidentFeed(train, config.batch_size, order_key, mesh)
+        return dataset, feed, resident_batches(test, config.eval_batch_size, mesh)
+
+    @staticmethod
+    def _load_streamed(config, input_shape, mesh, order_key):
+        from repmlp_jax.data.imagenet import evaluation_example, load_imagenet, training_example
+        from repmlp_jax.data.policies import POLICIES
+        from repmlp_jax.data.stream import evaluation_stream, make_stream
+
+        try:
+            dataset = load_imagenet(config.data_dir or None, config.dataset)
+        except FileNotFoundError:
+            if difflib.get_close_matches(config.dataset, LOADERS):
+                load_dataset(config.dataset)  # raises, and says what the nearest is called
+            raise
+        size, seed = input_shape[:2], int(jax.random.bits(order_key, dtype=jnp.uint32))
+        part = dict(process_index=jax.process_index(), process_count=jax.process_count(), workers=config.workers)
+        train_on = functools.partial(training_example, size=size, policy=POLICIES.get(config.augmentation))
+        evaluate_on = functools.partial(evaluation_example, size=size)
+
+        def open_stream(step):
+            return make_stream(dataset.train, train_on, batch_size=config.batch_size, seed=seed, start=step, **part)
+
+        def open_evaluation():
+            return evaluation_stream(dataset.validation, evaluate_on, batch_size=config.eval_batch_size, **part)
+
+        feed = StreamedFeed(open_stream, len(dataset.train), mesh)
+        return dataset, feed, streamed_batches(open_evaluation, mesh)
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
         """What is trained."""
@@ -46,11 +88,25 @@ class Classification:
         """Pictures of what the model does; of a classifier there are none besides its curves."""
 
     def loss(self, model, batch, key):
-        """The mean loss of a batch and how many of its images are classified right."""
-        images = self._augmented(batch["image"], key)
-        logits = model(augment.normalise(images, self._mean, self._std))
-        losses = cross_entropy(logits, batch["label"], self._config.label_smoothing)
-        return losses.mean(), _are_right(logits, batch["label"]).sum(dtype=jnp.float32)
+        """The mean loss of a batch and how many of its images are classified right.
+
+        Where images are mixed, right is the label that most of an image is of.
+        """
+        augment_key, mix_key = jax.random.split(key)
+        # Streamed images were cropped and mirrored as they were decoded.
+        images = self._augmented(batch["image"], augment_key) if self._is_resident else batch["image"]
+        targets = jax.nn.one_hot(batch["label"], self._classes, dtype=jnp.float32)
+        targets = optax.smooth_labels(targets, self._config.label_smoothing)
+        images, targets = mix(
+            mix_key,
+            augment.normalise(images, self._mean, self._std),
+            targets,
+            mixup=self._config.mixup,
+            cutmix=self._config.cutmix,
+        )
+        logits = model(images)
+        losses = cross_entropy(logits, targets)
+        return losses.mean(), _are_right(logits, jax.lax.argmax(targets, 1, jnp.int32)).sum(dtype=jnp.float32)
 
     def _augmented(self, images, key):
         crop_key, flip_key = jax.random.split(key)
@@ -64,7 +120,8 @@ class Classification:
 
 def judge(logits, batch):
     """The sum of the losses, how many are right, and how many there are."""
-    losses = jnp.where(batch["mask"], cross_entropy(logits, batch["label"]), 0.0)
+    targets = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=jnp.float32)
+    losses = jnp.where(batch["mask"], cross_entropy(logits, targets), 0.0)
     right = _are_right(logits, batch["label"]) & batch["mask"]
     return losses.sum(), right.sum(dtype=jnp.int32), batch["mask"].sum(dtype=jnp.int32)
 
@@ -77,3 +134,16 @@ def summarise(judged: list) -> dict[str, float]:
 
 def _are_right(logits, labels):
     return jax.lax.argmax(logits, 1, jnp.int32) == labels
+
+
+def _check_classes(config, net, classes) -> int:
+    net.eval()
+    image = jax.ShapeDtypeStruct((1, *net.input_shape), jnp.float32)
+    has = jax.eval_shape(lambda net, x: net(x), net, image).shape
+    if has != (1, classes):
+        gives = f"has {has[-1]} classes" if len(has) == 2 else f"gives {has} and not a class an image"
+        raise ValueError(
+            f"{config.model!r} {gives}, {config.dataset} has {classes} classes: set "
+            f"model_arguments.num_classes={classes}"
+        )
+    return classes

@@ -7,6 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.experimental import multihost_utils
 from tqdm import tqdm
@@ -94,10 +95,9 @@ class Segmentation:
         number = jnp.maximum(counts.sum(dtype=jnp.int32), 1).astype(jnp.float32)
 
         def mean_loss(logits):
-            losses = cross_entropy(
-                logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), self._config.label_smoothing
-            )
-            return jnp.where(counts.reshape(-1), losses, 0).sum() / number
+            targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
+            targets = optax.smooth_labels(targets, self._config.label_smoothing)
+            return jnp.where(counts, cross_entropy(logits, targets), 0).sum() / number
 
         logits, auxiliary = model.with_auxiliary(augment.normalise(batch["image"], self._scenes.mean, self._scenes.std))
         right = (jax.lax.argmax(logits, 3, jnp.int32) == labels) & counts

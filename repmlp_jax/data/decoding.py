@@ -1,0 +1,82 @@
+"""From an encoded picture to a part of it in a fixed size, drawn anew each time, on the host."""
+
+import math
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from repmlp_jax.data.stream import BadExample
+
+DRAWS = 10
+
+
+def decode(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
+    """Decodes JPEG, PNG and what else OpenCV reads, to RGB; a grey picture gets three equal channels.
+
+    The camera's note on how it was held is left aside, as it is by those who publish results on ImageNet.
+
+    Raises:
+        BadExample: if it is no picture, or an incomplete one.
+    """
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise BadExample(f"{len(encoded)} bytes cannot be decoded: {error.err}") from None
+    if image is None:
+        raise BadExample(f"{len(encoded)} bytes are no whole picture")
+    return image
+
+
+def draw_box(
+    height: int,
+    width: int,
+    random: np.random.Generator,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[int, int, int, int]:
+    """Draws a box inside a picture, as Inception was trained with (arXiv 1409.4842, Section 6) and torchvision does.
+
+    Its share of the area is uniform, and so is the logarithm of its ratio of width to height. Of ten draws the first
+    that fits counts; if none does, it is the largest box in the middle whose ratio is allowed.
+
+    Args:
+        height: of the picture.
+        width: of the picture.
+        random: what is drawn from.
+        scale: least and largest share of the area.
+        ratio: least and largest width over height.
+
+    Returns:
+        top, left, height and width of the box, in pixels.
+    """
+    for _ in range(DRAWS):
+        area = height * width * random.uniform(*scale)
+        proportion = math.exp(random.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        box_height, box_width = round(math.sqrt(area / proportion)), round(math.sqrt(area * proportion))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top = int(random.integers(height - box_height + 1))
+            left = int(random.integers(width - box_width + 1))
+            return top, left, box_height, box_width
+    box_height = max(1, min(height, round(width / ratio[0])))
+    box_width = max(1, min(width, round(height * ratio[1])))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def random_resized_crop(
+    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], random: np.random.Generator
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Cuts a box that `draw_box` draws, and brings it to `size`, (height, width).
+
+    Where that shrinks the box, the pixels that fall together are averaged; otherwise they are interpolated linearly.
+    """
+    top, left, height, width = draw_box(*image.shape[:2], random)
+    box = image[top : top + height, left : left + width]
+    shrinks = height >= size[0] and width >= size[1]
+    return cv2.resize(box, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def random_flip(image: UInt8[np.ndarray, "H W 3"], random: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+    """Mirrors the picture left to right with probability one half."""
+    return np.ascontiguousarray(image[:, ::-1]) if random.random() < 0.5 else image

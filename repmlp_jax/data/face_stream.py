@@ -1,0 +1,92 @@
+"""Faces that do not fit in memory, such as MS1M-V2's 5.8 million, streamed from a TFDS dataset."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from repmlp_jax.data.stream import BadExample, Stream, make_stream
+
+
+def stream_faces(
+    name: str,
+    data_dir: str | Path | None,
+    image_size: tuple[int, int],
+    num_people: int,
+    *,
+    batch_size: int,
+    workers: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> tuple[Callable[[int, int], Stream], int]:
+    """Opens the training split of a dataset of faces with features "image" and "label".
+
+    Args:
+        name: what TFDS calls it.
+        data_dir: folder of TFDS datasets; None: the environment's TFDS_DATA_DIR, or TFDS's default.
+        image_size: (height, width) that images are resized to, in pixels.
+        num_people: labels are class numbers from 0 to below this.
+        batch_size: as of `make_stream`.
+        workers: as of `make_stream`.
+        process_index: as of `make_stream`.
+        process_count: as of `make_stream`.
+
+    Returns:
+        `(seed, step) → stream` of batches from that step on, and the number of examples.
+    """
+    import tensorflow_datasets as tfds
+
+    data_dir = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    source = tfds.data_source(
+        name, split="train", data_dir=data_dir, download=False, decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    channels = tfds.builder(name, data_dir=data_dir).info.features["image"].shape[-1]
+    prepare = functools.partial(
+        face_example, name=name, image_size=image_size, channels=channels, num_people=num_people
+    )
+
+    def open_stream(seed, step):
+        return make_stream(
+            source,
+            prepare,
+            batch_size=batch_size,
+            seed=seed,
+            start=step,
+            workers=workers,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    return open_stream, len(source)
+
+
+def face_example(
+    record: Mapping,
+    random: np.random.Generator,
+    *,
+    name: str,
+    image_size: tuple[int, int],
+    channels: int,
+    num_people: int,
+) -> dict[str, np.ndarray]:
+    """Decodes and resizes a record; what is drawn for a face is drawn on the device.
+
+    Raises:
+        BadExample: if the picture cannot be decoded.
+        ValueError: if the label is no class number.
+    """
+    mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), mode)
+    if image is None:
+        raise BadExample(f"a picture of {name} (label {record['label']}) cannot be decoded")
+    if not 0 <= record["label"] < num_people:
+        raise ValueError(
+            f"{name} has the label {record['label']}, and num_people={num_people} allows 0 to {num_people - 1}"
+        )
+    height, width = image_size
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return dict(image=resized.reshape(height, width, channels), label=np.int32(record["label"]))

@@ -1,0 +1,129 @@
+"""Faces as NumPy arrays, read through TensorFlow Datasets without TensorFlow."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+IMAGES_PER_READ = 1000
+
+
+class Faces(NamedTuple):
+    """Faces in memory; nobody of the test split is in the training split.
+
+    Attributes:
+        train: images uint8 (examples, H, W, C) and class numbers int32 (examples,), from 0 without a gap.
+        test: images and the dataset's own labels, int32.
+        mean: of each channel of the training images, scaled to [0, 1].
+        std: standard deviation of each channel.
+        people: the dataset's own label of each class number.
+    """
+
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    mean: Sequence[float]
+    std: Sequence[float]
+    people: Sequence[int]
+
+
+def load_faces(
+    name: str = "orl_faces", data_dir: str | Path | None = None, image_size: tuple[int, int] = (96, 96)
+) -> Faces:
+    """Reads a prepared dataset of faces into memory, for verification: tested on people who are not trained on.
+
+    Images are resized to `image_size` whatever their proportions are, as nothing of a face may be cut off.
+
+    Args:
+        name: a dataset with splits "train" and "test" and features "image" and "label"; its version may follow a colon.
+        data_dir: folder of TFDS datasets; None: the environment's TFDS_DATA_DIR, or TFDS's default.
+        image_size: (height, width) of the images, in pixels.
+
+    Raises:
+        FileNotFoundError: if it is not prepared in that folder; the message has the nearest name that is.
+        NotImplementedError: if it is prepared in a format without random access, such as tfrecord.
+        ValueError: if it lacks a split or a feature, its images differ in channels, or somebody of the test split is in
+            the training split.
+    """
+    import tensorflow_datasets as tfds
+
+    # TFDS reads TFDS_DATA_DIR once, when it is imported; a variable set later would be ignored.
+    data_dir = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    _check_prepared(name, data_dir)
+    sources = tfds.data_source(name, data_dir=data_dir, download=False)
+    if missing := {"train", "test"} - set(sources):
+        raise ValueError(f"{name} lacks the split {' and '.join(sorted(missing))}; it has {', '.join(sorted(sources))}")
+    train_images, train_labels = _read(name, sources["train"], image_size)
+    test_images, test_labels = _read(name, sources["test"], image_size)
+    _check_unseen(name, train_labels, test_labels)
+    people, classes = np.unique(train_labels, return_inverse=True)
+    scaled = train_images.reshape(-1, train_images.shape[-1]).astype(np.float64) / 255
+    return Faces(
+        (train_images, classes.astype(np.int32)),
+        (test_images, test_labels),
+        tuple(scaled.mean(0).tolist()),
+        tuple(scaled.std(0).tolist()),
+        tuple(people.tolist()),
+    )
+
+
+def pixels(images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N features"]:
+    """The pixels themselves as embeddings: what every net has to beat. Their cosines are all near 1."""
+    return images.reshape(len(images), -1).astype(np.float64)
+
+
+def centred_pixels(images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N features"]:
+    """The pixels less the mean of their image, whose cosine is the correlation of two images: a fairer baseline.
+
+    Neither brightness nor contrast changes it.
+    """
+    flat = pixels(images)
+    return flat - flat.mean(1, keepdims=True)
+
+
+def _check_prepared(name, data_dir):
+    dataset, _, version = name.partition(":")
+    if any((data_dir / dataset).glob(f"{version or '*'}/dataset_info.json")):
+        return
+    prepared = sorted({path.parents[1].name for path in data_dir.glob("*/*/dataset_info.json")})
+    nearest = difflib.get_close_matches(dataset, prepared, n=1, cutoff=0)
+    found = f"the nearest there is {nearest[0]!r} of {', '.join(prepared)}" if nearest else "nothing is"
+    raise FileNotFoundError(
+        f"{name} is not prepared in {data_dir}: {found}. Pass data_dir or set TFDS_DATA_DIR to a folder of TFDS "
+        f"datasets that has it, in array_record format"
+    )
+
+
+def _read(name, source, image_size):
+    images, labels = [], []
+    for start in range(0, len(source), IMAGES_PER_READ):
+        # Reading many records at once is faster than indexing one by one.
+        for example in source.__getitems__(range(start, min(start + IMAGES_PER_READ, len(source)))):
+            if missing := {"image", "label"} - set(example):
+                raise ValueError(f"{name} lacks the feature {' and '.join(sorted(missing))}; it has {sorted(example)}")
+            images.append(_resized(example["image"], image_size))
+            labels.append(example["label"])
+    channels = {image.shape[-1] for image in images}
+    if len(channels) != 1:
+        raise ValueError(f"the {len(images)} images of a split of {name} have {sorted(channels)} channels, not as one")
+    return np.stack(images), np.array(labels, np.int32)
+
+
+def _resized(image, image_size):
+    height, width = image_size
+    # INTER_AREA averages what falls into a pixel, but does not interpolate where it enlarges.
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized.reshape(height, width, image.shape[2])  # OpenCV drops the axis of a single channel.
+
+
+def _check_unseen(name, train_labels, test_labels):
+    if len(seen := np.intersect1d(train_labels, test_labels)):
+        raise ValueError(
+            f"{len(seen)} of the {len(np.unique(test_labels))} people of {name}'s test split are in its training split "
+            f"(labels {', '.join(map(str, seen[:5]))}…): verification needs people who were not trained on"
+        )

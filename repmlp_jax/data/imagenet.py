@@ -1,0 +1,139 @@
+"""ImageNet and its like: TFDS datasets of encoded pictures with one label each, read one by one without TensorFlow.
+
+images = load_imagenet(data_dir)
+transform = functools.partial(training_example, size=(224, 224), policy=POLICIES["randaugment"])
+batches = make_stream(images.train, transform, batch_size=256, seed=0, workers=16)
+
+Batches are uint8; `augment.normalise` makes them what a model takes, on the device.
+"""
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from repmlp_jax.data.decoding import decode, random_flip, random_resized_crop
+from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, resize_and_crop
+from repmlp_jax.data.stream import Source
+
+HOW_TO_PREPARE = """\
+TFDS does not download it: register at https://image-net.org/download-images, put ILSVRC2012_img_train.tar and \
+ILSVRC2012_img_val.tar into {data_dir}/downloads/manual, and run, where TensorFlow is installed, \
+`tfds build imagenet2012 --file_format=array_record --data_dir={data_dir}`"""
+
+
+class EncodedImages(NamedTuple):
+    """Pictures that are decoded when they are needed.
+
+    Attributes:
+        train: examples with "image", the encoded picture in bytes, and "label", an int from 0 on.
+        validation: the same, of examples that are not in `train`.
+        num_classes: labels are below it.
+        class_names: what the labels mean; in ImageNet WordNet's numbers, such as "n01440764".
+        mean: of each channel, images scaled to [0, 1]: ImageNet's, whatever the dataset.
+        std: standard deviation of each channel, as `mean`.
+    """
+
+    train: Source
+    validation: Source
+    num_classes: int
+    class_names: Sequence[str]
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+
+
+def load_imagenet(data_dir: str | Path | None = None, name: str = "imagenet2012") -> EncodedImages:
+    """Opens a prepared TFDS dataset; nothing is read but its description.
+
+    Args:
+        data_dir: folder of TFDS datasets; None: the environment's TFDS_DATA_DIR, or `~/tensorflow_datasets`.
+        name: of a dataset with the features "image" and "label" and the splits "train" and "validation", or "test"
+            where there is no "validation"; a version, as in "imagenet2012:5.1.0", is optional.
+
+    Raises:
+        FileNotFoundError: if the dataset is not prepared there; the message says how to get there.
+        ValueError: if it is prepared without random access, or lacks a feature or a split.
+    """
+    import tensorflow_datasets as tfds
+
+    data_dir = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        raise FileNotFoundError(_not_prepared(name, data_dir)) from None
+    if not builder.is_prepared():
+        raise FileNotFoundError(_not_prepared(name, data_dir))
+    info = builder.info
+    if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise ValueError(
+            f"{builder.data_dir} is prepared as {info.file_format.value}, which cannot be read in any order; "
+            f"prepare it again with file_format='array_record'"
+        )
+    if missing := {"image", "label"} - set(info.features):
+        raise ValueError(f"{name} has no feature {min(missing)!r}; it has {', '.join(map(repr, info.features))}")
+    if not isinstance(info.features["label"], tfds.features.ClassLabel):
+        raise ValueError(f"the labels of {name} are {info.features['label']}, not one class an image")
+    held_out = "validation" if "validation" in info.splits else "test"
+    if missing := {"train", held_out} - set(info.splits):
+        raise ValueError(f"{name} has no split {min(missing)!r}; it has {', '.join(map(repr, info.splits))}")
+    train, validation = (
+        builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}) for split in ("train", held_out)
+    )
+    label = info.features["label"]
+    return EncodedImages(train, validation, label.num_classes, tuple(label.names))
+
+
+def training_example(
+    example: dict,
+    random: np.random.Generator,
+    *,
+    size: tuple[int, int],
+    policy: Callable[[UInt8[np.ndarray, "H W 3"], np.random.Generator], UInt8[np.ndarray, "H W 3"]] | None = None,
+) -> dict[str, np.ndarray]:
+    """Decodes, cuts and resizes at random, mirrors half of the images, and distorts by a policy if there is one.
+
+    Args:
+        example: of `EncodedImages.train`.
+        random: what is drawn from.
+        size: (height, width).
+        policy: one of `policies.POLICIES`; None: no distortion.
+
+    Returns:
+        "image" uint8 (height, width, 3) in RGB and "label" int32 ().
+
+    Raises:
+        BadExample: if the picture cannot be decoded.
+    """
+    image = random_flip(random_resized_crop(decode(example["image"]), size, random), random)
+    if policy is not None:
+        image = policy(image, random)
+    return {"image": image, "label": np.int32(example["label"])}
+
+
+def evaluation_example(example: dict, *, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Decodes, resizes and cuts out the centre, see `resize_and_crop`: at 224 pixels, 224 of the shorter side's 256.
+
+    Args:
+        example: of `EncodedImages.validation`.
+        size: (height, width).
+
+    Returns:
+        "image" uint8 (height, width, 3) in RGB and "label" int32 ().
+
+    Raises:
+        BadExample: if the picture cannot be decoded.
+    """
+    return {"image": resize_and_crop(decode(example["image"]), *size), "label": np.int32(example["label"])}
+
+
+def _not_prepared(name: str, data_dir: Path) -> str:
+    what = f"{name} is not prepared in {data_dir}"
+    if name.partition(":")[0] == "imagenet2012":
+        return f"{what}. {HOW_TO_PREPARE.format(data_dir=data_dir)}"
+    there = sorted({path.parents[1].name for path in data_dir.glob("*/*/dataset_info.json")})
+    nearest = difflib.get_close_matches(name, there, n=1, cutoff=0)
+    return f"{what}; the nearest there is {nearest[0]!r}" if nearest else f"{what}, nor is any other dataset"

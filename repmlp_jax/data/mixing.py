@@ -1,0 +1,82 @@
+"""Mixup and CutMix: images and targets of a batch blended in pairs, on the device, inside the jitted step."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+Images = Float[Array, "N H W C"]
+Targets = Float[Array, "N classes"]
+
+
+def mix(
+    key: PRNGKeyArray, images: Images, targets: Targets, *, mixup: float = 0.0, cutmix: float = 0.0
+) -> tuple[Images, Targets]:
+    """Blends a batch by mixup or by CutMix, whichever is on; where both are, each batch draws one with equal chances.
+
+    Each image is blended with the one before it in the batch: batches are shuffled, so that is as good as any partner,
+    and where devices share a batch only one image crosses from each to the next.
+
+    Args:
+        key: what is drawn from: one blend for the whole batch.
+        images: of any floating dtype, which they keep.
+        targets: of each image a distribution over the classes, one-hot or smoothed; blended as the images are.
+        mixup: alpha, arXiv 1710.09412: the weight is drawn from Beta(alpha, alpha); 0: off.
+        cutmix: alpha, arXiv 1905.04899: the share outside of the box is drawn from Beta(alpha, alpha); 0: off.
+
+    Raises:
+        ValueError: if an alpha is below 0 or a blended array does not have a floating dtype.
+    """
+    for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
+        if alpha < 0:
+            raise ValueError(f"{name}={alpha} must not be below 0")
+    if not (mixup or cutmix):
+        return images, targets
+    for name, array in (("images", images), ("targets", targets)):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{name} are {array.dtype}, which cannot be blended; a floating dtype can")
+    choice_key, mixup_key, cutmix_key = jax.random.split(key, 3)
+    shape = images.shape[1:3]
+    if not cutmix:
+        weights = mixup_weights(mixup_key, mixup, shape)
+    elif not mixup:
+        weights = cutmix_weights(cutmix_key, cutmix, shape)
+    else:
+        weights = jnp.where(
+            jax.random.bernoulli(choice_key),
+            mixup_weights(mixup_key, mixup, shape),
+            cutmix_weights(cutmix_key, cutmix, shape),
+        )
+    return _blend(images, weights[None, :, :, None]), _blend(targets, weights.mean().reshape(1, 1))
+
+
+def mixup_weights(key: PRNGKeyArray, alpha: float, shape: tuple[int, int]) -> Float[Array, "H W"]:
+    """How much of each pixel the image itself gives: everywhere the same, from Beta(alpha, alpha)."""
+    return jnp.broadcast_to(jax.random.beta(key, alpha, alpha, dtype=jnp.float32), shape)
+
+
+def cutmix_weights(key: PRNGKeyArray, alpha: float, shape: tuple[int, int]) -> Float[Array, "H W"]:
+    """How much of each pixel the image itself gives: 0 in a box, 1 around it.
+
+    The box has the images' proportions and its middle anywhere, so that it may reach over the border. What it covers
+    inside is what counts: the mean of the weights.
+    """
+    share_key, middle_key = jax.random.split(key)
+    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32))  # of the images' sides
+    rows, columns = (
+        _inside(middle_key, length, side)
+        for middle_key, length in zip(jax.random.split(middle_key), shape, strict=True)
+    )
+    return 1 - jnp.outer(rows, columns)
+
+
+def _inside(key, length: int, share):
+    """1 for the pixels along one side that the box covers, 0 for the others."""
+    covered = (share * length).astype(jnp.int32)
+    first = jax.random.randint(key, (), 0, length, jnp.int32) - covered // 2
+    places = jnp.arange(length, dtype=jnp.int32)
+    return ((places >= first) & (places < first + covered)).astype(jnp.float32)
+
+
+def _blend(array, weights):
+    weights = weights.astype(array.dtype)
+    return array * weights + jnp.roll(array, 1, axis=0) * (1 - weights)

@@ -1,0 +1,125 @@
+"""AutoAugment and RandAugment: which distortions a picture meets in training."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from repmlp_jax.data import distortions as d
+
+# Name → distortion, for magnitudes 0 to 9.
+AUTO_AUGMENT: dict[str, d.Distortion] = {
+    "ShearX": d.shear_x,
+    "Rotate": d.rotate,
+    "AutoContrast": d.auto_contrast,
+    "Invert": d.invert,
+    "Equalize": d.equalize,
+    "Solarize": d.solarize_more,
+    "Posterize": d.posterize_more,
+    "Contrast": d.contrast(d.more_or_less),
+    "Color": d.color(d.more_or_less),
+    "Sharpness": d.sharpness(d.more_or_less),
+}
+
+# Pairs of (distortion, probability, magnitude). Where a distortion has no magnitude it is 0.
+IMAGENET_POLICY = (
+    (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
+    (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 0)),
+    (("Equalize", 0.8, 0), ("Equalize", 0.6, 0)),
+    (("Posterize", 0.6, 7), ("Posterize", 0.6, 6)),
+    (("Equalize", 0.4, 0), ("Solarize", 0.2, 4)),
+    (("Equalize", 0.4, 0), ("Rotate", 0.8, 8)),
+    (("Solarize", 0.6, 3), ("Equalize", 0.6, 0)),
+    (("Posterize", 0.8, 5), ("Equalize", 1.0, 0)),
+    (("Rotate", 0.2, 3), ("Solarize", 0.6, 8)),
+    (("Equalize", 0.6, 0), ("Posterize", 0.4, 6)),
+    (("Rotate", 0.8, 8), ("Color", 0.4, 0)),
+    (("Rotate", 0.4, 9), ("Equalize", 0.6, 0)),
+    (("Equalize", 0.0, 0), ("Equalize", 0.8, 0)),
+    (("Invert", 0.6, 0), ("Equalize", 1.0, 0)),
+    (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
+    (("Rotate", 0.8, 8), ("Color", 1.0, 2)),
+    (("Color", 0.8, 8), ("Solarize", 0.8, 7)),
+    (("Sharpness", 0.4, 7), ("Invert", 0.6, 0)),
+    (("ShearX", 0.6, 5), ("Equalize", 1.0, 0)),
+    (("Color", 0.4, 0), ("Equalize", 0.6, 0)),
+    (("Equalize", 0.4, 0), ("Solarize", 0.2, 4)),
+    (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 0)),
+    (("Invert", 0.6, 0), ("Equalize", 1.0, 0)),
+    (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
+    (("Equalize", 0.8, 0), ("Equalize", 0.6, 0)),
+)
+
+RAND_AUGMENT: tuple[d.Distortion, ...] = (
+    d.auto_contrast,
+    d.equalize,
+    d.invert,
+    d.rotate,
+    d.posterize_less,
+    d.solarize_less,
+    d.solarize_add,
+    d.color(d.from_less_to_more),
+    d.contrast(d.from_less_to_more),
+    d.brightness(d.from_less_to_more),
+    d.sharpness(d.from_less_to_more),
+    d.shear_x,
+    d.shear_y,
+    d.translate_x,
+    d.translate_y,
+    d.cutout,
+)
+
+
+def auto_augment(image: UInt8[np.ndarray, "H W 3"], random: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+    """Applies one of the 25 pairs of distortions that were found for ImageNet (arXiv 1805.09501, Table 9).
+
+    Args:
+        image: in RGB.
+        random: what is drawn from.
+
+    Raises:
+        ValueError: if the image is not uint8 (H, W, 3).
+    """
+    picture = _picture(image)
+    for name, probability, magnitude in IMAGENET_POLICY[random.integers(len(IMAGENET_POLICY))]:
+        if random.random() < probability:
+            picture = AUTO_AUGMENT[name](picture, magnitude / 9, random)
+    return np.array(picture)
+
+
+def rand_augment(
+    image: UInt8[np.ndarray, "H W 3"], random: np.random.Generator, *, layers: int = 2, magnitude: int = 15
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Applies distortions drawn anew for each image (arXiv 1909.13719), in RepMLPNet's way.
+
+    There "RandAugment 15" are two of 16 distortions, each applied for certain with a magnitude drawn from 0 to 14, of
+    which 10 is strength 1. Here posterizing leaves one bit at least, where none made the picture black, and geometry
+    interpolates linearly, not also cubically.
+
+    Args:
+        image: in RGB.
+        random: what is drawn from.
+        layers: distortions, one after another.
+        magnitude: one more than the largest that is drawn.
+
+    Raises:
+        ValueError: if the image is not uint8 (H, W, 3), or a number is not above 0.
+    """
+    if layers < 1 or magnitude < 1:
+        raise ValueError(f"layers={layers} and magnitude={magnitude} must be above 0")
+    picture = _picture(image)
+    for _ in range(layers):
+        distort = RAND_AUGMENT[random.integers(len(RAND_AUGMENT))]
+        picture = distort(picture, int(random.integers(magnitude)) / 10, random)
+    return np.array(picture)
+
+
+POLICIES: dict[str, Callable] = {"autoaugment": auto_augment, "randaugment": rand_augment}
+"""By the names that a configuration has for them."""
+
+
+def _picture(image):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"the image is {image.dtype} {image.shape}; what can be augmented is uint8 (H, W, 3)")
+    return Image.fromarray(image)

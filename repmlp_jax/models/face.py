@@ -1,0 +1,134 @@
+"""FaceResNet and RepMLP-FaceRes: from the image of a face to its embedding (arXiv 2105.01883, Section 4.4)."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from repmlp_jax import reparam
+from repmlp_jax.layers import ConvBN
+from repmlp_jax.models.arguments import arguments_text
+from repmlp_jax.models.resnet import BaseBlock, BottleneckBlock
+from repmlp_jax.rematerialise import rematerialised
+
+BLOCKS = ("base", "bottleneck")
+# Below this length a vector has no direction that float32 could tell.
+SHORTEST = 1e-12
+
+
+def unit_length(x: Float[Array, "*N features"]) -> Float[Array, "*N features"]:
+    """Scales vectors to length 1, in float32 or wider; zero stays zero, with a finite gradient."""
+    x = reparam.widened(x)
+    squared = jnp.square(x).sum(-1, keepdims=True)
+    return x * lax.rsqrt(jnp.maximum(squared, SHORTEST**2))
+
+
+class FaceResNet(nnx.Module):
+    """A ResNet that embeds faces; with RepMLP Bottlenecks in its stages c2, c3 and c4 it is RepMLP-FaceRes.
+
+    The cosine of the angle between two embeddings says how much two images look like the same person. What the paper
+    leaves open is done as plainly as can be. The stem is a 7×7 convolution of stride 2 without a pool, and every stage
+    begins with a block of stride 2, so that 96×96 pixels become 24×24, 12×12, 6×6 and 3×3. All other blocks have
+    stride 1; in every stage but the last they become RepMLP Bottlenecks. The embedding is the average over the last map
+    through an FC and its norm, scaled to length 1.
+
+    Args:
+        stage_sizes: blocks of the stages c2, c3, c4 and c5; there may be fewer stages, for small images.
+        embedding_features: length of the embedding.
+        block: "base" (no RepMLP) or "bottleneck".
+        image_size: (height, width) of the image, a multiple of 32 (of 2 for the stem and for each stage).
+        partition_size: (h, w) of all RepMLP's partitions.
+        conv_kernels: odd sides of RepMLP's convolutions.
+        groups: groups of channels of RepMLP.
+        reduction: factor by which RepMLP's FC1 has fewer outputs than inputs.
+        r: factor by which RepMLP has fewer channels than the 3×3 convolution before it has inputs.
+        widths: output channels of the stages.
+        mid_widths: channels of the stages' 3×3 convolutions.
+        stem_features: channels of the stem.
+        in_features: channels of the image.
+        pad: zero-pad maps that partitions do not divide.
+        rematerialise: compute each block again in the backward pass, to train in less memory.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: if there is no such block, the stages' lists differ in length, the image cannot be halved often
+            enough, `r` does not divide the channels, or as `RepMLP`.
+    """
+
+    def __init__(
+        self,
+        stage_sizes: Sequence[int] = (3, 2, 2, 2),
+        embedding_features: int = 512,
+        *,
+        block: str,
+        image_size: tuple[int, int] = (96, 96),
+        partition_size: tuple[int, int] = (6, 6),
+        conv_kernels: Sequence[int] = (1, 3, 5),
+        groups: int = 4,
+        reduction: int = 1,
+        r: int = 2,
+        widths: Sequence[int] = (128, 256, 512, 1024),
+        mid_widths: Sequence[int] = (128, 256, 512, 1024),
+        stem_features: int = 64,
+        in_features: int = 3,
+        pad: bool = False,
+        rematerialise: bool = False,
+        dtype: jnp.dtype | None = None,
+        param_dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if block not in BLOCKS:
+            raise ValueError(f"block={block!r} is none of {', '.join(BLOCKS)}")
+        _check_stages(stage_sizes, widths, mid_widths, image_size)
+        self.arguments = arguments_text(self, locals())
+        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        repmlp = dict(partition_size=partition_size, conv_kernels=conv_kernels, groups=groups, reduction=reduction)
+
+        def make_block(stage, inputs, strides):
+            mid_features, features = mid_widths[stage], widths[stage]
+            if block == "base" or strides > 1 or stage == len(widths) - 1:
+                return BaseBlock(inputs, mid_features, features, strides=strides, **options)
+            map_size = tuple(side // (4 * 2**stage) for side in image_size)
+            return BottleneckBlock(
+                inputs, mid_features, features, r=r, image_size=map_size, pad=pad, **repmlp, **options
+            )
+
+        self.input_shape = (*image_size, in_features)
+        self.embedding_features = embedding_features
+        self.rematerialise = rematerialise
+        self.stem = ConvBN(in_features, stem_features, 7, strides=2, **options)
+        self.stages = nnx.List()
+        inputs = stem_features
+        for stage, (size, width) in enumerate(zip(stage_sizes, widths, strict=True)):
+            following = [make_block(stage, width, 1) for _ in range(size - 1)]
+            self.stages.append(nnx.List([make_block(stage, inputs, 2), *following]))
+            inputs = width
+        self.head = ConvBN(inputs, embedding_features, 1, **options)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N embedding"]:
+        """The embeddings of a batch of images, of length 1, in float32 or wider."""
+        x = nnx.relu(self.stem(x))
+        for stage in self.stages:
+            for block in stage:
+                x = rematerialised(block, x) if self.rematerialise else block(x)
+        return unit_length(self.head(x.mean((1, 2), keepdims=True))[:, 0, 0])
+
+
+def _check_stages(stage_sizes, widths, mid_widths, image_size):
+    if not len(stage_sizes) == len(widths) == len(mid_widths) or not stage_sizes:
+        raise ValueError(
+            f"stage_sizes, widths and mid_widths name {len(stage_sizes)}, {len(widths)} and {len(mid_widths)} stages: "
+            f"they must name equally many"
+        )
+    if min(stage_sizes) < 1:
+        raise ValueError(f"stage_sizes {tuple(stage_sizes)}: every stage has at least the block that halves the map")
+    shrunk_by = 2 ** (len(stage_sizes) + 1)
+    if any(side < 1 or side % shrunk_by for side in image_size):
+        raise ValueError(
+            f"image_size {tuple(image_size)} must be multiples of {shrunk_by}, by which a stem and {len(stage_sizes)} "
+            f"stages shrink the map"
+        )

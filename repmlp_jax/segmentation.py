@@ -1,0 +1,170 @@
+"""How good a segmentation is, and the segmentation of pictures larger than what a model was built for."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Int64, UInt8
+
+IGNORED = 255
+
+
+def confusion_matrix(
+    labels: Int[Array, "..."], predictions: Int[Array, "..."], num_classes: int, ignore: int = IGNORED
+) -> Int[Array, "classes+1 classes+1"]:
+    """Counts, for jit, how often each class (rows) was taken for each (columns).
+
+    One row and one column more than classes count what is no class, which cannot raise an error on a device:
+    `total_confusion` does. Counts are int32, enough for one batch; `total_confusion` sums them in int64.
+
+    Args:
+        labels: true classes of any integer dtype, signed or not.
+        predictions: predicted classes, of the same shape.
+        num_classes: classes.
+        ignore: label of pixels that do not count.
+
+    Raises:
+        TypeError: if labels or predictions are no integers.
+        ValueError: if their shapes differ, or there are more than 2^31 - 1 of them.
+    """
+    for name, array in (("labels", labels), ("predictions", predictions)):
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise TypeError(f"{name} must be integers, not {array.dtype}")
+    if labels.shape != predictions.shape:
+        raise ValueError(f"labels have shape {labels.shape}, predictions {predictions.shape}")
+    if math.prod(labels.shape) >= 2**31:
+        raise ValueError(f"{math.prod(labels.shape)} pixels at once are more than int32 can count: use smaller batches")
+    rows, columns = (_index(array, num_classes) for array in (labels, predictions))
+    rows = jnp.where(labels == ignore, num_classes + 1, rows)  # beyond the matrix, and so dropped
+    zeros = jnp.zeros((num_classes + 1,) * 2, jnp.int32)
+    return zeros.at[rows.ravel(), columns.ravel()].add(1, mode="drop")
+
+
+def _index(classes, num_classes):
+    is_class = (classes >= 0) & (classes < num_classes)
+    return jnp.where(is_class, classes.astype(jnp.int32), num_classes)
+
+
+def total_confusion(matrices: Iterable[Int[Array, "classes+1 classes+1"]]) -> Int64[np.ndarray, "classes classes"]:
+    """The sum of the matrices of `confusion_matrix`, in int64.
+
+    Raises:
+        ValueError: if there are none, or a label or a prediction was no class; the message says how many.
+    """
+    matrices = [np.asarray(matrix, np.int64) for matrix in matrices]
+    if not matrices:
+        raise ValueError("there are no confusion matrices to sum")
+    total = sum(matrices)
+    classes = len(total) - 1
+    for what, strays in (("labels", total[-1].sum()), ("predictions", total[:, -1].sum())):
+        if strays:
+            raise ValueError(
+                f"{strays} of {total.sum()} pixels that count have {what} outside the classes 0 to {classes - 1}"
+            )
+    return total[:-1, :-1]
+
+
+class IntersectionOverUnion(NamedTuple):
+    """How well truth and prediction overlap, as shares of 1.
+
+    Attributes:
+        per_class: of each class; nan where neither truth nor prediction has it.
+        mean: over the classes that truth or prediction has; nan where there are none.
+    """
+
+    per_class: Float[np.ndarray, " classes"]
+    mean: float
+
+
+def intersection_over_union(matrix: Int64[np.ndarray, "classes classes"]) -> IntersectionOverUnion:
+    """Each class's intersection over union, and their mean, the mIoU.
+
+    Args:
+        matrix: of `total_confusion`; rows are the truth, columns the predictions.
+    """
+    matrix = np.asarray(matrix, np.int64)
+    intersection = np.diag(matrix)
+    union = matrix.sum(0) + matrix.sum(1) - intersection
+    occurs = union > 0
+    per_class = np.full(len(matrix), np.nan)
+    per_class[occurs] = intersection[occurs] / union[occurs]
+    return IntersectionOverUnion(per_class, float(per_class[occurs].mean()) if occurs.any() else math.nan)
+
+
+def pixel_accuracy(matrix: Int64[np.ndarray, "classes classes"]) -> float:
+    """Share of the pixels that count which are right; nan where none counts."""
+    matrix = np.asarray(matrix, np.int64)
+    return float(np.trace(matrix) / matrix.sum()) if matrix.any() else math.nan
+
+
+def sliding_window(
+    predict: Callable[[np.ndarray], Float[Array, "B h w classes"]],
+    image: UInt8[np.ndarray, "H W C"] | Float[np.ndarray, "H W C"],
+    window: tuple[int, int],
+    *,
+    stride: tuple[int, int] | None = None,
+    batch_size: int = 4,
+    fill: float | Iterable[float] = 0,
+) -> Float[np.ndarray, "H W classes"]:
+    """Class probabilities of every pixel of a picture of any size, from a model that takes one size.
+
+    Windows of the model's size cover the picture; the last of a row or column lies at the picture's edge. Where
+    windows overlap, their probabilities (softmax of the logits) are averaged. A picture smaller than the window is
+    padded at its bottom and right, and the result cropped. `predict` is called with one shape alone, so it is compiled
+    once for all pictures.
+
+    Args:
+        predict: windows (batch_size, h, w, C) → logits (batch_size, h, w, classes).
+        image: the picture, as `predict` takes it.
+        window: (h, w) of the model.
+        stride: distance of neighbouring windows down and across; None: two thirds of the window, rounded up.
+        batch_size: windows predicted at once.
+        fill: colour of the padding, one number or one for each channel.
+
+    Raises:
+        ValueError: if strides are below 1 or leave gaps between windows, the image is not (H, W, C), or `predict`
+            returns another size.
+    """
+    if image.ndim != 3 or 0 in image.shape:
+        raise ValueError(f"image must be one picture (height, width, channels), not of shape {image.shape}")
+    stride = tuple(-(-2 * side // 3) for side in window) if stride is None else tuple(stride)
+    if any(not 1 <= step <= side for step, side in zip(stride, window, strict=True)):
+        raise ValueError(f"stride {stride} must be 1 to the window's {tuple(window)}: more leaves gaps between windows")
+    height, width, _ = image.shape
+    size = tuple(max(sides) for sides in zip((height, width), window, strict=True))
+    padded = np.empty((*size, image.shape[2]), image.dtype)
+    padded[:] = fill
+    padded[:height, :width] = image
+    starts = itertools.product(*map(_starts, size, window, stride))
+    sums, counts = None, np.zeros((*size, 1), np.float32)
+    for batch in _batches(starts, batch_size):
+        cuts = [(slice(top, top + window[0]), slice(left, left + window[1])) for top, left in batch]
+        windows = np.stack([padded[cut] for cut in cuts] + [padded[cuts[-1]]] * (batch_size - len(cuts)))
+        probabilities = _softmax(np.asarray(predict(windows)))
+        if probabilities.ndim != 4 or probabilities.shape[:3] != windows.shape[:3]:
+            raise ValueError(f"predict made {probabilities.shape} of windows {windows.shape}: sizes must agree")
+        if sums is None:
+            sums = np.zeros((*size, probabilities.shape[-1]), probabilities.dtype)
+        for cut, each in zip(cuts, probabilities, strict=False):
+            sums[cut] += each
+            counts[cut] += 1
+    return (sums / counts.astype(sums.dtype))[:height, :width]
+
+
+def _starts(size: int, window: int, stride: int) -> list[int]:
+    """Where windows begin: every `stride` pixels, and the last where it ends with the picture."""
+    return [*range(0, size - window, stride), size - window]
+
+
+def _batches(items: Iterable, size: int) -> Iterator[list]:
+    items = iter(items)
+    return iter(lambda: list(itertools.islice(items, size)), [])
+
+
+def _softmax(logits):
+    wide = logits.astype(np.float64 if logits.dtype == np.float64 else np.float32)
+    powers = np.exp(wide - wide.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)

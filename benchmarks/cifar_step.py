@@ -47,7 +47,7 @@ def training_step(model, config, dataset, mesh):
         images = augment.flip(flip_key, augment.pad_and_crop(crop_key, batch["image"], config.crop_padding))
         logits = model(augment.normalise(images, cifar10.MEAN, cifar10.STD))
         right = jnp.sum(logits.argmax(1) == batch["label"], dtype=jnp.float32)
-        return cross_entropy(logits, batch["label"]).mean(), right
+        return cross_entropy(logits, jax.nn.one_hot(batch["label"], 10)).mean(), right
 
     graphdef = nnx.graphdef(model)
     one_step = make_step(

@@ -67,7 +67,7 @@ def comparison(
         "prediction": overlay(image, prediction, palette),
     }
     height, width = truth.shape
-    figure = Figure(figsize=(12, 12 / 3 * height / width + 0.8), dpi=150, layout="constrained")
+    figure = Figure(figsize=(12, 12 / 3 * height / width + 1.0), dpi=150, layout="constrained")
     for axes, (title, picture) in zip(figure.subplots(1, 3), pictures.items(), strict=True):
         axes.imshow(picture, interpolation="nearest")
         axes.set_title(title)
@@ -79,5 +79,5 @@ def comparison(
     ]
     if (truth == IGNORED).any():
         patches.append(Patch(facecolor="none", edgecolor="grey", label="does not count"))
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 10), frameon=False)
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), frameon=False)
     return figure

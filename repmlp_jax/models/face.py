@@ -43,7 +43,7 @@ class FaceResNet(nnx.Module):
         conv_kernels: odd sides of RepMLP's convolutions.
         groups: groups of channels of RepMLP.
         reduction: factor by which RepMLP's FC1 has fewer outputs than inputs.
-        r: factor by which RepMLP has fewer channels than the 3×3 convolution before it has inputs.
+        r: factor by which RepMLP has fewer channels than `mid_widths` says.
         widths: output channels of the stages.
         mid_widths: channels of the stages' 3×3 convolutions.
         stem_features: channels of the stem.

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 from jaxtyping import Array, Float, Int
 
 from repmlp_jax import reparam
@@ -58,8 +59,8 @@ class CosineClassifier(nnx.Module):
 
     def __call__(self, embeddings: Float[Array, "N features"]) -> Float[Array, "N people"]:
         """The cosines, in float32 or wider; the embeddings may have any length."""
-        embeddings, people = unit_length(embeddings), unit_length(self.kernel[...].T)
-        return jnp.matmul(embeddings, people.T.astype(embeddings.dtype))
+        embeddings, people = promote_dtype((unit_length(embeddings), unit_length(self.kernel[...].T)), dtype=None)
+        return jnp.matmul(embeddings, people.T)
 
 
 class FaceClassifier(nnx.Module):

@@ -19,7 +19,8 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
 
     Returns:
         A dict with `trained` and `fused`, each with the task's scores, parameters, macs (multiply-accumulates an image)
-        and images_per_second; `largest_output_difference` on the test images, and their `largest_output`.
+        and images_per_second; `baselines`, name → scores, which a model has to beat; `largest_output_difference` on
+        the test images, and their `largest_output`.
     """
     model = on_this_process(model)
     model.eval()
@@ -38,6 +39,7 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
         name: scores | dict(parameters=parameters, macs=macs, images_per_second=speed)
         for name, scores, parameters, macs, speed in columns
     }
+    results["baselines"] = task.baselines()
     results["largest_output_difference"] = comparison.largest_difference
     results["largest_output"] = comparison.largest_output
     if jax.process_index() == 0:
@@ -57,12 +59,19 @@ def score(name: str, value: float) -> str:
 def _table(results, scores) -> str:
     shown = [name for name in scores if name != "loss"]
     widths = [max(10, len(name) + 2) for name in shown]
+    margin = 2 + max(map(len, ("trained", *results["baselines"])))
+
+    def line(head, row):
+        cells = "".join(f"{score(name, row[name]):>{width}}" for name, width in zip(shown, widths, strict=True))
+        return f"{head:{margin}}{cells}"
+
     heads = "".join(f"{name.replace('_', ' '):>{width}}" for name, width in zip(shown, widths, strict=True))
-    lines = [f"{'':9}{heads}{'parameters':>14}{'MACs':>18}{'images/s':>12}"]
+    lines = [f"{'':{margin}}{heads}{'parameters':>14}{'MACs':>18}{'images/s':>12}"]
     for name in ("trained", "fused"):
         row = results[name]
-        cells = "".join(f"{score(one, row[one]):>{width}}" for one, width in zip(shown, widths, strict=True))
-        lines.append(f"{name:9}{cells}{row['parameters']:>14,}{row['macs']:>18,}{row['images_per_second']:>12,.0f}")
+        sizes = f"{row['parameters']:>14,}{row['macs']:>18,}{row['images_per_second']:>12,.0f}"
+        lines.append(line(name, row) + sizes)
+    lines += [line(name, row) for name, row in results["baselines"].items()]
     lines.append(
         f"largest difference of an output {results['largest_output_difference']:.2g} (largest output "
         f"{results['largest_output']:.3g})"

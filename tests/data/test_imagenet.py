@@ -156,9 +156,9 @@ def test_missing_imagenet_says_how_to_get_it(tmp_path):
 
 
 def test_another_missing_dataset_names_the_nearest_there(data_dir, tmp_path):
-    with pytest.raises(FileNotFoundError, match="imagenet_v3 is not prepared in .*; the nearest there is 'imagenet20"):
+    with pytest.raises(FileNotFoundError, match=r"imagenet_v3 is not prepared in .*; the nearest there is 'imagenet20"):
         load_imagenet(data_dir, "imagenet_v3")
-    with pytest.raises(FileNotFoundError, match="cars is not prepared in .*, nor is any other dataset"):
+    with pytest.raises(FileNotFoundError, match=r"cars is not prepared in .*, nor is any other dataset"):
         load_imagenet(tmp_path, "cars")
 
 

@@ -143,6 +143,7 @@ def test_both_heads_say_something_of_every_pixel(net, images):
     assert jnp.abs(logits - auxiliary).max() > 0.1
 
 
+@pytest.mark.slow
 def test_fusing_is_exact_and_complete(net, images):
     fused = fuse_params(net)
     assert_close(apply(fused, images), apply(net, images), ROUNDING_F64)
@@ -188,6 +189,7 @@ def test_training_drops_whole_channels(net):
     assert 0.02 < dropped.mean() < 0.25
 
 
+@pytest.mark.slow
 def test_rematerialising_changes_nothing(net, images):
     other = build(lambda **options: make(rematerialise=True, **options))
     other.eval()

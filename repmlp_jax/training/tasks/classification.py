@@ -84,6 +84,10 @@ class Classification:
         """What of it is saved, fused and evaluated."""
         return model
 
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """None: a classifier is better than chance or it is not."""
+        return {}
+
     def draw(self, workdir, model):
         """Pictures of what the model does; of a classifier there are none besides its curves."""
 

@@ -82,10 +82,14 @@ class Segmentation:
         """What of it is saved, fused and evaluated."""
         return model
 
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """The scores of calling every pixel what most of them are."""
+        return {"majority class": self.evaluator.of_the_majority_class()}
+
     def draw(self, workdir, model):
         """Draws some pictures beside their true and predicted classes."""
         for number, (image, label, predicted) in enumerate(self.evaluator.segmented(model, PICTURES_DRAWN)):
-            figure = comparison(image, label, predicted, self._scenes.class_names, self._scenes.palette)
+            figure = comparison(image, label, predicted, self._scenes.palette, self._scenes.class_names)
             figure.savefig(workdir / f"scene_{number}.png", dpi=120)
 
     def loss(self, model, batch, key):
@@ -157,6 +161,16 @@ class SceneEvaluator:
             tuple(self._windows_per_second(net, runs) for net in (trained, fused)),
         )
 
+    def of_the_majority_class(self) -> dict[str, float]:
+        """The scores of a model that says the most frequent class everywhere."""
+        classes = len(self._scenes.class_names)
+        matrices = [
+            np.outer(np.bincount(label[label != IGNORED], minlength=classes), np.eye(1, classes, 0, np.int64))
+            for _, label in self._pictures()
+        ]
+        counts = self._total(matrices)[:, 0]
+        return _scores(np.outer(counts, np.arange(classes) == counts.argmax()), self._scenes)
+
     def segmented(self, model: nnx.Module, number: int):
         """The first pictures, each with its true and predicted classes."""
         model = self._placed(model)
@@ -191,15 +205,15 @@ class SceneEvaluator:
         return cells.reshape(classes, classes)
 
     def _summarise(self, matrices):
+        return _scores(self._total(matrices), self._scenes)
+
+    def _total(self, matrices):
         classes = len(self._scenes.class_names)
         matrix = sum(matrices, np.zeros((classes, classes), np.int64))
         if jax.process_count() > 1:
+            # JAX has no int64 here: in halves.
             matrix = multihost_utils.process_allgather(matrix.view(np.int32)).view(np.int64).sum(0)
-        found = intersection_over_union(matrix)
-        each = {
-            f"iou_{name}": float(value) for name, value in zip(self._scenes.class_names, found.per_class, strict=True)
-        }
-        return dict(mean_iou=found.mean, pixel_accuracy=pixel_accuracy(matrix)) | each
+        return matrix
 
     def _windows_per_second(self, model, runs):
         windows = np.zeros((self._batch_size, *self._window, 3), np.uint8)
@@ -210,6 +224,12 @@ class SceneEvaluator:
             self._predict(model, windows).block_until_ready()
             seconds.append(time.perf_counter() - start)
         return self._batch_size / statistics.median(seconds)
+
+
+def _scores(matrix, scenes) -> dict[str, float]:
+    found = intersection_over_union(matrix)
+    each = {f"iou_{name}": float(value) for name, value in zip(scenes.class_names, found.per_class, strict=True)}
+    return dict(mean_iou=found.mean, pixel_accuracy=pixel_accuracy(matrix)) | each
 
 
 def _check_classes(config, net, scenes):

@@ -89,13 +89,11 @@ def small_splits(monkeypatch):
             return self.source[index]
 
     load_scenes, load_images = street_scenes.load_street_scenes, imagenet.load_imagenet
-    monkeypatch.setattr(
-        segmentation,
-        "load_street_scenes",
-        lambda *arguments: {
-            name: Some(split, 80 if name == "train" else 3) for name, split in load_scenes(*arguments).items()
-        },
-    )
+
+    def load_some_scenes(*arguments):
+        return {name: Some(split, 80 if name == "train" else 3) for name, split in load_scenes(*arguments).items()}
+
+    monkeypatch.setattr(segmentation, "load_street_scenes", load_some_scenes)
 
     def load_some_images(*arguments):
         images = load_images(*arguments)

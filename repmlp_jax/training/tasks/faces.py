@@ -110,12 +110,11 @@ class Faces:
         return model(augment.normalise(batch["image"], self._mean, self._std))
 
     def _summarise(self, judged):
-        embeddings = np.concatenate(judged)[: len(self._test_labels)]
-        return {
-            name: value
-            for name, value in verification_report(embeddings, self._test_labels).items()
-            if name in self.scores
-        }
+        return self._scores_of(np.concatenate(judged)[: len(self._test_labels)])
+
+    def _scores_of(self, embeddings):
+        report = verification_report(embeddings, self._test_labels)
+        return {name: report[name] for name in self.scores}
 
 
 def _keep(embeddings, batch):

@@ -19,7 +19,7 @@ def get_config():
         widths=(16, 32, 64),
         mid_widths=(16, 32, 64),
         stem_features=16,
-        embedding_features=128,
+        embedding_features=64,
     )
     config.epochs = 100
     config.warmup_epochs = 2.0
@@ -28,5 +28,5 @@ def get_config():
     config.eval_every_epochs = 10
     config.learning_rate = 0.1
     config.weight_decay = 5e-4
-    config.crop_padding = 4
+    config.crop_padding = 2
     return config

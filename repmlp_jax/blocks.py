@@ -59,8 +59,10 @@ class GlobalPerceptron(nnx.Module):
         kernel, bias = (reparam.widened(p[...]) for p in (self.fc1.kernel, self.fc1.bias))
         shift = jnp.broadcast_to(shift.reshape(1, 1, -1), kernel.shape[:3])
         fc1 = nnx.clone(self.fc1)
-        fc1.kernel[...] = (kernel * scale.reshape(1, 1, -1, 1)).astype(fc1.param_dtype)
-        fc1.bias[...] = (bias + jnp.tensordot(shift, kernel, 3, precision="highest")).astype(fc1.param_dtype)
+        shifted = bias + jnp.tensordot(shift, kernel, 3, precision="highest")
+        # New variables: writing into the clone's would change the given model where its arrays are NumPy's.
+        fc1.kernel = nnx.Param((kernel * scale.reshape(1, 1, -1, 1)).astype(fc1.param_dtype))
+        fc1.bias = nnx.Param(shifted.astype(fc1.param_dtype))
         return FusedGlobalPerceptron(fc1, nnx.clone(self.fc2))
 
 

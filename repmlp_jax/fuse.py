@@ -139,7 +139,7 @@ def _check_statistics(path, module):
         if not isinstance(norm, BatchNorm | nnx.BatchNorm):
             continue
         mean, var = norm.mean[...], norm.var[...]
-        if not all(isinstance(statistics, jax.Array) for statistics in (mean, var)) or any(
+        if not all(isinstance(statistics, jax.Array | np.ndarray) for statistics in (mean, var)) or any(
             isinstance(statistics, jax.core.Tracer) for statistics in (mean, var)
         ):
             continue
@@ -158,4 +158,6 @@ def _check_statistics(path, module):
 
 def _on_this_process(array) -> np.ndarray:
     """The values that this process has a part of."""
+    if isinstance(array, np.ndarray):
+        return array
     return np.concatenate([np.ravel(shard.data) for shard in array.addressable_shards])

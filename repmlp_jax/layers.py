@@ -221,7 +221,8 @@ class ScaleAndShift(nnx.Module):
 def with_bias(conv: nnx.Conv, kernel: Array, bias: Array) -> nnx.Conv:
     """A copy of `conv` with that kernel and bias, in the dtype of its parameters."""
     copy = nnx.clone(conv)
-    copy.kernel[...] = kernel.astype(conv.param_dtype)
+    # New variables: writing into the clone's would change the given model where its arrays are NumPy's.
+    copy.kernel = nnx.Param(kernel.astype(conv.param_dtype))
     copy.bias = nnx.Param(bias.astype(conv.param_dtype))
     copy.use_bias = True
     return copy

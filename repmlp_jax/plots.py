@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which the colour-blind can tell apart.
-BLUE, ORANGE, *OTHERS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+BLUE, ORANGE, *OTHERS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 
 
 def learning_curves(rows: Sequence[dict]) -> Figure:
@@ -33,7 +33,7 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if rows:
-            axes.legend()
+            axes.legend(fontsize="medium" if len(axes.lines) < 4 else "x-small")
     return figure
 
 

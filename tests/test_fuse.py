@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from cases import CASES, apply, build, build_block, evaluate, quick_jit, random_input
 from flax import nnx
@@ -14,7 +15,7 @@ from tolerance import (
     assert_trees_close,
 )
 
-from repmlp_jax import RepMLP, fuse_params
+from repmlp_jax import RepMLP, RepMLPNet, fuse_params
 from repmlp_jax.fused import FusedGlobalPerceptron, FusedRepMLP
 from repmlp_jax.layers import BatchNorm, ConvBN
 from repmlp_jax.reparam import add_kernels, fold_norm, scale_and_shift
@@ -220,3 +221,15 @@ def test_a_module_of_your_own_takes_part():
     fused = fuse_params(model)
     assert [type(layer) for layer in fused.layers] == [nnx.Conv, nnx.Conv]
     assert_close(apply(fused, x), evaluate(model, x), ROUNDING_F64)
+
+
+@pytest.mark.parametrize("name", ["block", "net"])
+def test_a_model_of_numpy_arrays_stays_as_it_is(name):
+    def make_net(**options):
+        return RepMLPNet((1, 1), (4, 8), 5, partition_sizes=((4, 4), (2, 2)), sharesets=(1, 2), **options)
+
+    model = jax.device_get(build_block() if name == "block" else build(make_net))
+    before = [np.copy(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
+    fuse_params(model)
+    for leaf, old in zip(jax.tree.leaves(nnx.state(model)), before, strict=True):
+        assert (leaf == old).all()

@@ -125,7 +125,8 @@ class Head(nnx.Module):
         """The same with the norm folded into the classifier."""
         linear = nnx.clone(self.linear)
         kernel, bias = reparam.fold_norm_before(self.norm, linear.kernel[...], linear.bias[...])
-        linear.kernel[...], linear.bias[...] = kernel.astype(linear.param_dtype), bias.astype(linear.param_dtype)
+        linear.kernel = nnx.Param(kernel.astype(linear.param_dtype))
+        linear.bias = nnx.Param(bias.astype(linear.param_dtype))
         return FusedHead(linear)
 
     def folds(self) -> dict[str, str]:

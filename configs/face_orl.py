@@ -21,7 +21,7 @@ def get_config():
         stem_features=16,
         embedding_features=64,
     )
-    config.epochs = 100
+    config.epochs = 60
     config.warmup_epochs = 2.0
     config.batch_size = 60
     config.eval_batch_size = 104

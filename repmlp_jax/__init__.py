@@ -10,7 +10,8 @@ from repmlp_jax.models.cifar import PureMLP, WideConvNet
 from repmlp_jax.models.face import FaceResNet
 from repmlp_jax.models.pspnet import PSPNet
 from repmlp_jax.models.repmlpnet import RepMLPNet
-from repmlp_jax.models.resnet import BottleneckBlock, LightBlock, RepMLPResNet
+from repmlp_jax.models.residual import BottleneckBlock, LightBlock
+from repmlp_jax.models.resnet import RepMLPResNet
 from repmlp_jax.reparam import conv_to_fc
 from repmlp_jax.report import fuse_report
 from repmlp_jax.saved import load_model, save_model

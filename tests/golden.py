@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from repmlp_jax import RepMLP
 from repmlp_jax.gated import RepMLPNetBlock
 from repmlp_jax.models.repmlpnet import RepMLPNet
-from repmlp_jax.models.resnet import BottleneckBlock, LightBlock, RepMLPResNet
+from repmlp_jax.models.residual import BottleneckBlock, LightBlock
+from repmlp_jax.models.resnet import RepMLPResNet
 
 FOLDER = Path(os.environ.get("REPMLP_GOLDEN_DIR", Path(__file__).parents[2] / "shared" / "golden"))
 

@@ -11,7 +11,8 @@ from repmlp_jax.fused_gated import FusedRepMLPNetBlock, Gate
 from repmlp_jax.gated import RepMLPNetBlock
 from repmlp_jax.layers import BatchNorm, ConvBN
 from repmlp_jax.models.repmlpnet import RepMLPNet, Unit
-from repmlp_jax.models.resnet import BaseBlock, BottleneckBlock, LightBlock, RepMLPResNet
+from repmlp_jax.models.residual import BaseBlock, BottleneckBlock, LightBlock
+from repmlp_jax.models.resnet import RepMLPResNet
 
 
 class OfficialArray(NamedTuple):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from repmlp_jax import reparam
 from repmlp_jax.layers import ConvBN
 from repmlp_jax.models.arguments import arguments_text
-from repmlp_jax.models.resnet import BaseBlock, BottleneckBlock
+from repmlp_jax.models.residual import BaseBlock, BottleneckBlock
 from repmlp_jax.rematerialise import rematerialised
 
 BLOCKS = ("base", "bottleneck")

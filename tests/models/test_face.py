@@ -16,7 +16,7 @@ from repmlp_jax.layers import BatchNorm, ConvBN
 from repmlp_jax.models import MODELS
 from repmlp_jax.models.arguments import arguments_from_text
 from repmlp_jax.models.face import BLOCKS, FaceResNet, unit_length
-from repmlp_jax.models.resnet import BaseBlock, BottleneckBlock
+from repmlp_jax.models.residual import BaseBlock, BottleneckBlock
 from repmlp_jax.report import fuse_report
 
 SMALL = dict(

@@ -13,7 +13,7 @@ from repmlp_jax.layers import BatchNorm
 from repmlp_jax.models.backbone import with_backbone_of
 from repmlp_jax.models.pspnet import PSPNet, PyramidPooling
 from repmlp_jax.models.resampling import adaptive_average, enlarge
-from repmlp_jax.models.resnet import BaseBlock
+from repmlp_jax.models.residual import BaseBlock
 
 SMALL = dict(
     stage_sizes=(1, 2, 2, 1),

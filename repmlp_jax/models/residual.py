@@ -1,0 +1,187 @@
+"""The residual blocks of RepMLP-ResNet: ResNet-50's own, and those with RepMLP (arXiv 2105.01883, Section 4.2)."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from repmlp_jax.blocks import RepMLP
+from repmlp_jax.layers import ConvBN
+
+
+def _shortcut(in_features, out_features, strides=1, **options):
+    """A projection of the input; None where the input fits as it is."""
+    if strides == 1 and in_features == out_features:
+        return nnx.data(None)
+    return ConvBN(in_features, out_features, 1, strides=strides, **options)
+
+
+def _add_shortcut(block, x, y):
+    return nnx.relu(y + (x if block.shortcut is None else block.shortcut(x)))
+
+
+class BaseBlock(nnx.Module):
+    """ResNet-50's own bottleneck, with its stride in the 3×3 convolution.
+
+    Args:
+        in_features: input channels.
+        mid_features: channels of the 3×3 convolution.
+        out_features: output channels.
+        strides: stride in both directions.
+        dilation: distance between the pixels that the 3×3 convolution sees.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        mid_features: int,
+        out_features: int,
+        *,
+        strides: int = 1,
+        dilation: int = 1,
+        dtype: jnp.dtype | None = None,
+        param_dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.conv1 = ConvBN(in_features, mid_features, 1, **options)
+        self.conv2 = ConvBN(mid_features, mid_features, 3, strides=strides, kernel_dilation=dilation, **options)
+        self.conv3 = ConvBN(mid_features, out_features, 1, **options)
+        self.shortcut = _shortcut(in_features, out_features, strides, **options)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 O"]:
+        """Applies the block."""
+        y = nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
+        return _add_shortcut(self, x, self.conv3(y))
+
+
+class LightBlock(nnx.Module):
+    """1×1 convolution, RepMLP, 1×1 convolution: the fast block of Section 4.2.
+
+    Args:
+        in_features: input channels.
+        mid_features: channels of RepMLP.
+        out_features: output channels.
+        image_size: (height, width) of the feature map.
+        partition_size: (h, w) of RepMLP's partitions.
+        conv_kernels: odd sides of RepMLP's convolutions.
+        groups: groups of channels of RepMLP.
+        reduction: factor by which RepMLP's FC1 has fewer outputs than inputs.
+        pad: zero-pad a map that partitions do not divide.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: as `RepMLP`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        mid_features: int,
+        out_features: int,
+        *,
+        image_size: tuple[int, int],
+        partition_size: tuple[int, int],
+        conv_kernels: Sequence[int] = (1, 3, 5),
+        groups: int = 1,
+        reduction: int = 1,
+        pad: bool = False,
+        dtype: jnp.dtype | None = None,
+        param_dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.conv1 = ConvBN(in_features, mid_features, 1, **options)
+        self.repmlp = RepMLP(
+            mid_features,
+            mid_features,
+            image_size=image_size,
+            partition_size=partition_size,
+            conv_kernels=conv_kernels,
+            groups=groups,
+            reduction=reduction,
+            pad=pad,
+            **options,
+        )
+        self.conv3 = ConvBN(mid_features, out_features, 1, **options)
+        self.shortcut = _shortcut(in_features, out_features, **options)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W O"]:
+        """Applies the block."""
+        y = nnx.relu(self.repmlp(nnx.relu(self.conv1(x))))
+        return _add_shortcut(self, x, self.conv3(y))
+
+
+class BottleneckBlock(nnx.Module):
+    """1×1, 3×3, RepMLP, 3×3, 1×1: the accurate block of Section 4.2, whose RepMLP has mid_features // r channels.
+
+    Args:
+        in_features: input channels.
+        mid_features: channels between the 1×1 convolutions and the 3×3 ones.
+        out_features: output channels.
+        r: factor by which RepMLP has fewer channels than `mid_features`.
+        image_size: (height, width) of the feature map.
+        partition_size: (h, w) of RepMLP's partitions.
+        conv_kernels: odd sides of RepMLP's convolutions.
+        groups: groups of channels of RepMLP.
+        reduction: factor by which RepMLP's FC1 has fewer outputs than inputs.
+        pad: zero-pad a map that partitions do not divide.
+        dilation: distance between the pixels that the 3×3 convolutions see.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: if `r` does not divide `mid_features`, and as `RepMLP`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        mid_features: int,
+        out_features: int,
+        *,
+        r: int,
+        image_size: tuple[int, int],
+        partition_size: tuple[int, int],
+        conv_kernels: Sequence[int] = (1, 3, 5),
+        groups: int = 1,
+        reduction: int = 1,
+        pad: bool = False,
+        dilation: int = 1,
+        dtype: jnp.dtype | None = None,
+        param_dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if r < 1 or mid_features % r:
+            raise ValueError(f"r={r} does not divide mid_features={mid_features}")
+        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        inner = mid_features // r
+        self.conv1 = ConvBN(in_features, mid_features, 1, **options)
+        self.conv2 = ConvBN(mid_features, inner, 3, kernel_dilation=dilation, **options)
+        self.repmlp = RepMLP(
+            inner,
+            inner,
+            image_size=image_size,
+            partition_size=partition_size,
+            conv_kernels=conv_kernels,
+            groups=groups,
+            reduction=reduction,
+            pad=pad,
+            **options,
+        )
+        self.conv4 = ConvBN(inner, mid_features, 3, kernel_dilation=dilation, **options)
+        self.conv5 = ConvBN(mid_features, out_features, 1, **options)
+        self.shortcut = _shortcut(in_features, out_features, **options)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W O"]:
+        """Applies the block."""
+        y = nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
+        y = nnx.relu(self.conv4(nnx.relu(self.repmlp(y))))
+        return _add_shortcut(self, x, self.conv5(y))

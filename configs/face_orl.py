@@ -19,14 +19,14 @@ def get_config():
         widths=(16, 32, 64),
         mid_widths=(16, 32, 64),
         stem_features=16,
-        embedding_features=64,
+        embedding_features=128,
     )
-    config.epochs = 60
+    config.epochs = 100
     config.warmup_epochs = 2.0
     config.batch_size = 60
     config.eval_batch_size = 104
     config.eval_every_epochs = 10
     config.learning_rate = 0.1
     config.weight_decay = 5e-4
-    config.crop_padding = 2
+    config.crop_padding = 4
     return config

@@ -124,12 +124,12 @@ def fuse(
 @app.command()
 def evaluate(
     model: ModelFolder,
-    dataset: Annotated[str, typer.Option(help="Name of a dataset: cifar10 or digits.")],
+    dataset: Annotated[str, typer.Option(help="cifar10, digits, or a prepared TFDS dataset.")],
     data_dir: Annotated[str | None, typer.Option(help="Folder of TFDS datasets; by default TFDS_DATA_DIR.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
-    """Evaluates a saved model on a dataset's test images.
+    """Evaluates a saved model on a dataset's test images; of imagenet2012 and its like on the validation split.
 
     Example: repmlp-jax evaluate runs/digits/fused --dataset digits
     """

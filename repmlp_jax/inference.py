@@ -1,5 +1,6 @@
 """What a saved classifier says: of a dataset's test images, and of pictures."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,23 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from repmlp_jax.data import augment, load_dataset
+from repmlp_jax.data import Dataset, augment, open_dataset
 from repmlp_jax.data.preprocessing import read_image, resize_and_crop
 from repmlp_jax.saved import SavedModel, load
 from repmlp_jax.training import sharding
-from repmlp_jax.training.evaluation import Evaluator, resident_batches
+from repmlp_jax.training.evaluation import Evaluator, resident_batches, streamed_batches
 from repmlp_jax.training.tasks.classification import judge, summarise
 
 PICTURES_AT_A_TIME = 32
 
 
 def evaluate(path: str | Path, dataset_name: str, data_dir: str | None = None, batch_size: int = 200) -> dict:
-    """Evaluates a saved model on a dataset's test images.
+    """Evaluates a saved model on a dataset's test images, or where it has a validation split on that.
 
     Args:
         path: folder of the saved model.
-        dataset_name: as `load_dataset`.
-        data_dir: folder of TFDS datasets; None: as `load_dataset`.
+        dataset_name: as `open_dataset`; what is streamed is resized and cropped to the model's size.
+        data_dir: folder of TFDS datasets; None: as `open_dataset`.
         batch_size: images at a time, rounded up to a multiple of the devices.
 
     Returns:
@@ -34,19 +35,40 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | None = None, b
         ValueError: if the model takes other images than the dataset has, or has another number of classes.
     """
     saved = load(path)
-    dataset = load_dataset(dataset_name, data_dir)
-    images, labels = dataset.test
-    if images.shape[1:] != tuple(saved.model.input_shape):
-        takes, given = (_size(shape) for shape in (saved.model.input_shape, images.shape[1:]))
-        raise ValueError(f"{path} takes images of {takes}, those of {dataset_name} are {given}")
+    dataset = open_dataset(dataset_name, data_dir)
     classes = _classes(saved.model)
     if classes != len(dataset.class_names):
         raise ValueError(f"{path} has {classes} classes, {dataset_name} {len(dataset.class_names)}")
     mesh = sharding.make_mesh()
     batch_size = -(-batch_size // mesh.size) * mesh.size
-    batches = resident_batches(dict(image=images, label=labels), batch_size, mesh)
+    if isinstance(dataset, Dataset):
+        batches, examples = _resident(saved, path, dataset_name, dataset, batch_size, mesh)
+    else:
+        batches, examples = _streamed(saved, dataset, batch_size, mesh)
     evaluator = Evaluator(batches, lambda model, batch: _logits(saved, model, batch["image"]), judge, summarise, mesh)
-    return evaluator.evaluate(saved.model) | dict(images=len(labels))
+    return evaluator.evaluate(saved.model) | dict(images=examples)
+
+
+def _resident(saved, path, dataset_name, dataset, batch_size, mesh):
+    images, labels = dataset.test
+    if images.shape[1:] != tuple(saved.model.input_shape):
+        takes, given = (_size(shape) for shape in (saved.model.input_shape, images.shape[1:]))
+        raise ValueError(f"{path} takes images of {takes}, those of {dataset_name} are {given}")
+    return resident_batches(dict(image=images, label=labels), batch_size, mesh), len(labels)
+
+
+def _streamed(saved, dataset, batch_size, mesh):
+    from repmlp_jax.data.imagenet import evaluation_example
+    from repmlp_jax.data.stream import evaluation_stream
+
+    example = functools.partial(evaluation_example, size=saved.model.input_shape[:2])
+    examples = len(dataset.validation)
+
+    def open_stream():
+        stream = evaluation_stream(dataset.validation, example, batch_size=batch_size)
+        return tqdm(stream, total=-(-examples // batch_size), unit=" batches", delay=2, leave=False)
+
+    return streamed_batches(open_stream, mesh), examples
 
 
 def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> dict:

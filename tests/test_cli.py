@@ -117,6 +117,18 @@ def test_evaluate(folder):
     assert_refused(run("evaluate", folder, "--dataset", "digit"), "the nearest is 'digits'")
 
 
+@pytest.mark.slow
+def test_evaluate_streams_a_dataset_that_is_not_built_in(shared_datasets, tmp_path):
+    model = PureMLP(image_size=(8, 8), widths=(2,), partition_size=(4, 4), conv_kernels=(3,), rngs=nnx.Rngs(0))
+    save_model(tmp_path / "model", model)
+    found = run("evaluate", tmp_path / "model", "--dataset", "cifar10:3.0.2", "--data-dir", shared_datasets, "--json")
+    scores = json.loads(found.stdout)
+    assert scores["images"] == 10_000
+    assert 0.05 < scores["accuracy"] < 0.2
+    message = "cars is not prepared in"
+    assert_refused(run("evaluate", tmp_path / "model", "--dataset", "cars", "--data-dir", shared_datasets), message)
+
+
 def test_evaluate_refuses_what_does_not_fit(tmp_path):
     other = PureMLP(7, image_size=(8, 8), in_features=1, widths=(2,), partition_size=(4, 4), rngs=nnx.Rngs(0))
     save_model(tmp_path / "other", other)

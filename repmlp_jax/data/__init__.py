@@ -49,3 +49,29 @@ def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
         raise ValueError(f"no dataset is called {name!r}; the nearest is {nearest!r}. There are: {', '.join(LOADERS)}")
     module, splits = LOADERS[name](data_dir)
     return Dataset(splits["train"], splits["test"], module.MEAN, module.STD, module.CLASS_NAMES)
+
+
+def open_dataset(name: str, data_dir: str | None = None):
+    """Reads a dataset into memory if it is one of those that fit, and else opens it to be streamed.
+
+    Args:
+        name: as of `load_dataset`, or that of a TFDS dataset of images with one label each.
+        data_dir: as of `load_dataset`.
+
+    Returns:
+        A `Dataset`, or the `imagenet.EncodedImages`.
+
+    Raises:
+        ValueError: if the name is nearly that of a dataset that fits in memory; the message has it.
+        FileNotFoundError: if the dataset is not prepared in the folder.
+    """
+    if name in LOADERS:
+        return load_dataset(name, data_dir)
+    from repmlp_jax.data.imagenet import load_imagenet
+
+    try:
+        return load_imagenet(data_dir, name)
+    except FileNotFoundError:
+        if difflib.get_close_matches(name, LOADERS):
+            load_dataset(name)  # raises, and says what the nearest is called
+        raise

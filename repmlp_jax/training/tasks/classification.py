@@ -1,6 +1,5 @@
 """Classification: of datasets that fit on the devices (CIFAR-10, digits), and of ImageNet and its like, streamed."""
 
-import difflib
 import functools
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from repmlp_jax.data import LOADERS, augment, load_dataset
+from repmlp_jax.data import LOADERS, augment, load_dataset, open_dataset
 from repmlp_jax.data.mixing import mix
 from repmlp_jax.models import create_model
 from repmlp_jax.training.evaluation import Evaluator, resident_batches, streamed_batches
@@ -52,16 +51,11 @@ class Classification:
 
     @staticmethod
     def _load_streamed(config, input_shape, mesh, order_key):
-        from repmlp_jax.data.imagenet import evaluation_example, load_imagenet, training_example
+        from repmlp_jax.data.imagenet import evaluation_example, training_example
         from repmlp_jax.data.policies import POLICIES
         from repmlp_jax.data.stream import evaluation_stream, make_stream
 
-        try:
-            dataset = load_imagenet(config.data_dir or None, config.dataset)
-        except FileNotFoundError:
-            if difflib.get_close_matches(config.dataset, LOADERS):
-                load_dataset(config.dataset)  # raises, and says what the nearest is called
-            raise
+        dataset = open_dataset(config.dataset, config.data_dir or None)
         size, seed = input_shape[:2], int(jax.random.bits(order_key, dtype=jnp.uint32))
         part = dict(process_index=jax.process_index(), process_count=jax.process_count(), workers=config.workers)
         train_on = functools.partial(training_example, size=size, policy=POLICIES.get(config.augmentation))

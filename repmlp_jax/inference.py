@@ -62,13 +62,11 @@ def _streamed(saved, dataset, batch_size, mesh):
     from repmlp_jax.data.stream import evaluation_stream
 
     example = functools.partial(evaluation_example, size=saved.model.input_shape[:2])
-    examples = len(dataset.validation)
 
     def open_stream():
-        stream = evaluation_stream(dataset.validation, example, batch_size=batch_size)
-        return tqdm(stream, total=-(-examples // batch_size), unit=" batches", delay=2, leave=False)
+        return evaluation_stream(dataset.validation, example, batch_size=batch_size)
 
-    return streamed_batches(open_stream, mesh), examples
+    return streamed_batches(open_stream, mesh), len(dataset.validation)
 
 
 def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> dict:

@@ -187,7 +187,7 @@ def test_a_net_for_scenes_starts_from_a_classifiers_stages(shared_datasets, tmp_
     classifier = RepMLPResNet(
         block="bottleneck",
         num_classes=3,
-        image_size=(32, 32),
+        image_size=(64, 96),
         pad=True,
         **{name: arguments[name] for name in shared},
         rngs=nnx.Rngs(5),

@@ -43,8 +43,7 @@ def training_step(model, config, dataset, mesh):
     optimizer, _ = make_optimizer(config, steps_per_epoch)
 
     def loss(model, batch, key):
-        crop_key, flip_key = jax.random.split(key)
-        images = augment.flip(flip_key, augment.pad_and_crop(crop_key, batch["image"], config.crop_padding))
+        images = augment.crop_and_flip(key, batch["image"], padding=config.crop_padding, flipped=config.flip)
         logits = model(augment.normalise(images, cifar10.MEAN, cifar10.STD))
         right = jnp.sum(logits.argmax(1) == batch["label"], dtype=jnp.float32)
         return cross_entropy(logits, jax.nn.one_hot(batch["label"], 10)).mean(), right

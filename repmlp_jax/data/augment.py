@@ -24,6 +24,16 @@ def flip(key: PRNGKeyArray, images: UInt8[Array, "N H W C"]) -> UInt8[Array, "N 
     return jnp.where(chosen, images[:, :, ::-1], images)
 
 
+def crop_and_flip(
+    key: PRNGKeyArray, images: UInt8[Array, "N H W C"], *, padding: int, flipped: bool
+) -> UInt8[Array, "N H W C"]:
+    """Crops at random after padding, unless that is 0, and mirrors half of the images, if they are to be."""
+    crop_key, flip_key = jax.random.split(key)
+    if padding:
+        images = pad_and_crop(crop_key, images, padding)
+    return flip(flip_key, images) if flipped else images
+
+
 def normalise(
     images: UInt8[Array, "N H W C"], mean: Sequence[float], std: Sequence[float], dtype=jnp.float32
 ) -> Float[Array, "N H W C"]:

@@ -1,11 +1,12 @@
 """CIFAR-10 as NumPy arrays, read through TensorFlow Datasets without TensorFlow."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+
+from repmlp_jax.data.folder import data_folder
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -38,8 +39,7 @@ def load_cifar10(data_dir: str | Path | None = None) -> dict[str, tuple[np.ndarr
 
     from repmlp_jax.data.prepare_cifar10 import VERSION, prepare_cifar10
 
-    # TFDS reads TFDS_DATA_DIR once, when it is imported; a variable set later would be ignored.
-    data_dir = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    data_dir = data_folder(data_dir)
     prepare_cifar10(data_dir)
     sources = tfds.data_source(f"cifar10:{VERSION}", data_dir=data_dir, download=False)
     return {split: _read_all(sources[split], f"Reading CIFAR-10 {split}") for split in ("train", "test")}

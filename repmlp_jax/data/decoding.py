@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from repmlp_jax.data.preprocessing import resize
 from repmlp_jax.data.stream import BadExample
 
 DRAWS = 10
@@ -67,14 +68,9 @@ def draw_box(
 def random_resized_crop(
     image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], random: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Cuts a box that `draw_box` draws, and brings it to `size`, (height, width).
-
-    Where that shrinks the box, the pixels that fall together are averaged; otherwise they are interpolated linearly.
-    """
+    """Cuts a box that `draw_box` draws, and brings it to `size`, (height, width), see `resize`."""
     top, left, height, width = draw_box(*image.shape[:2], random)
-    box = image[top : top + height, left : left + width]
-    shrinks = height >= size[0] and width >= size[1]
-    return cv2.resize(box, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resize(image[top : top + height, left : left + width], size)
 
 
 def random_flip(image: UInt8[np.ndarray, "H W 3"], random: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:

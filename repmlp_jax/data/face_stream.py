@@ -1,13 +1,14 @@
 """Faces that do not fit in memory, such as MS1M-V2's 5.8 million, streamed from a TFDS dataset."""
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from repmlp_jax.data.folder import data_folder
+from repmlp_jax.data.preprocessing import resize
 from repmlp_jax.data.stream import BadExample, Stream, make_stream
 
 
@@ -39,7 +40,7 @@ def stream_faces(
     """
     import tensorflow_datasets as tfds
 
-    data_dir = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    data_dir = data_folder(data_dir)
     source = tfds.data_source(
         name, split="train", data_dir=data_dir, download=False, decoders={"image": tfds.decode.SkipDecoding()}
     )
@@ -86,7 +87,5 @@ def face_example(
         raise ValueError(
             f"{name} has the label {record['label']}, and num_people={num_people} allows 0 to {num_people - 1}"
         )
-    height, width = image_size
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return dict(image=resized.reshape(height, width, channels), label=np.int32(record["label"]))
+    image = resize(image.reshape(*image.shape[:2], channels), image_size)
+    return dict(image=image, label=np.int32(record["label"]))

@@ -1,14 +1,15 @@
 """Faces as NumPy arrays, read through TensorFlow Datasets without TensorFlow."""
 
 import difflib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
+
+from repmlp_jax.data.folder import data_folder
+from repmlp_jax.data.preprocessing import resize
 
 IMAGES_PER_READ = 1000
 
@@ -51,8 +52,7 @@ def load_faces(
     """
     import tensorflow_datasets as tfds
 
-    # TFDS reads TFDS_DATA_DIR once, when it is imported; a variable set later would be ignored.
-    data_dir = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    data_dir = data_folder(data_dir)
     _check_prepared(name, data_dir)
     sources = tfds.data_source(name, data_dir=data_dir, download=False)
     if missing := {"train", "test"} - set(sources):
@@ -105,20 +105,12 @@ def _read(name, source, image_size):
         for example in source.__getitems__(range(start, min(start + IMAGES_PER_READ, len(source)))):
             if missing := {"image", "label"} - set(example):
                 raise ValueError(f"{name} lacks the feature {' and '.join(sorted(missing))}; it has {sorted(example)}")
-            images.append(_resized(example["image"], image_size))
+            images.append(resize(example["image"], image_size))
             labels.append(example["label"])
     channels = {image.shape[-1] for image in images}
     if len(channels) != 1:
         raise ValueError(f"the {len(images)} images of a split of {name} have {sorted(channels)} channels, not as one")
     return np.stack(images), np.array(labels, np.int32)
-
-
-def _resized(image, image_size):
-    height, width = image_size
-    # INTER_AREA averages what falls into a pixel, but does not interpolate where it enlarges.
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return resized.reshape(height, width, image.shape[2])  # OpenCV drops the axis of a single channel.
 
 
 def _check_unseen(name, train_labels, test_labels):

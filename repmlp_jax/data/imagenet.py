@@ -8,7 +8,6 @@ Batches are uint8; `augment.normalise` makes them what a model takes, on the dev
 """
 
 import difflib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from repmlp_jax.data.decoding import decode, random_flip, random_resized_crop
+from repmlp_jax.data.folder import data_folder
 from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, resize_and_crop
 from repmlp_jax.data.stream import Source
 
@@ -60,7 +60,7 @@ def load_imagenet(data_dir: str | Path | None = None, name: str = "imagenet2012"
     """
     import tensorflow_datasets as tfds
 
-    data_dir = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    data_dir = data_folder(data_dir)
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:

@@ -30,6 +30,17 @@ def read_image(path: str | Path, channels: int) -> UInt8[np.ndarray, "H W C"]:
     return image[..., None] if channels == 1 else image
 
 
+def resize(image: UInt8[np.ndarray, "H W C"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width C"]:
+    """Brings a picture to a size, (height, width), whatever its proportions are.
+
+    Where that shrinks it, the pixels that fall together are averaged; otherwise they are interpolated linearly.
+    """
+    shrinks = image.shape[0] >= size[0] and image.shape[1] >= size[1]
+    # INTER_AREA averages what falls into a pixel, but does not interpolate where it enlarges.
+    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized.reshape(*size, image.shape[2])  # OpenCV drops the axis of a single channel.
+
+
 def resize_and_crop(image: UInt8[np.ndarray, "H W C"], height: int, width: int) -> UInt8[np.ndarray, "height width C"]:
     """Brings the picture to a size as ImageNet is evaluated: resized, then its centre cut out.
 

@@ -6,13 +6,13 @@ Both are read through TensorFlow Datasets without TensorFlow, undecoded; `scene_
 import dataclasses
 import difflib
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from repmlp_jax.data.folder import data_folder
 from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from repmlp_jax.segmentation import IGNORED
 
@@ -161,7 +161,7 @@ def load_street_scenes(name: str, data_dir: str | Path | None = None) -> dict[st
     import tensorflow_datasets as tfds
 
     dataset = street_scenes(name)
-    data_dir = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    data_dir = data_folder(data_dir)
     if not any((data_dir / name).rglob("dataset_info.json")):
         raise FileNotFoundError(
             f"there is no {name} in {data_dir}. Prepare it with TFDS as array_record, from pictures that you are "

@@ -2,6 +2,7 @@
 
 from flax import nnx
 
+from repmlp_jax.fuse import dotted
 from repmlp_jax.models.resnet import RepMLPResNet, ResNetStages
 from repmlp_jax.randomness import weights
 
@@ -25,14 +26,14 @@ def with_backbone_of(model: ResNetStages, classifier: RepMLPResNet) -> ResNetSta
     here = dict(nnx.to_flat_state(state))
     there = {place: array for place, array in nnx.to_flat_state(nnx.state(classifier, weights)) if place[0] in BACKBONE}
     wanted = {place for place in here if place[0] in BACKBONE}
-    problems = [f"only one of them has {_dotted(place)}" for place in wanted ^ there.keys()]
+    problems = [f"only one of them has {dotted(place)}" for place in wanted ^ there.keys()]
     differing = {
         place
         for place in wanted & there.keys()
         if (here[place].shape, here[place].dtype) != (there[place].shape, there[place].dtype)
     }
     problems += [
-        f"{_dotted(place)} is {there[place].dtype}{there[place].shape}, in the model "
+        f"{dotted(place)} is {there[place].dtype}{there[place].shape}, in the model "
         f"{here[place].dtype}{here[place].shape}"
         for place in differing
         if not {"fc1", "fc2"} & set(place)
@@ -44,7 +45,3 @@ def with_backbone_of(model: ResNetStages, classifier: RepMLPResNet) -> ResNetSta
         for place, array in here.items()
     ]
     return nnx.merge(graphdef, nnx.from_flat_state(new), rest)
-
-
-def _dotted(place) -> str:
-    return ".".join(map(str, place))

@@ -7,6 +7,7 @@ import math
 from ml_collections import ConfigDict
 
 from repmlp_jax.models import MODELS
+from repmlp_jax.models.pspnet import AUXILIARY_WEIGHT
 
 CHOICES = {
     "task": ("classification", "faces", "segmentation"),
@@ -53,7 +54,7 @@ def default_config() -> ConfigDict:
             crop_scale=(0.5, 2.0),  # of street scenes: least and greatest factor of the size before a crop
             margin=0.35,  # of AM-Softmax: what is taken off the cosine with one's own class
             scale=30.0,  # of AM-Softmax: what the cosines are multiplied by
-            auxiliary_weight=0.4,  # of the loss of PSPNet's auxiliary head
+            auxiliary_weight=AUXILIARY_WEIGHT,  # of the loss of PSPNet's auxiliary head
             mixup=0.0,  # alpha of mixup; 0: off
             cutmix=0.0,  # alpha of CutMix; 0: off; where both are on, each batch draws one
             eval_batch_size=500,

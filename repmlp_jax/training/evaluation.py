@@ -92,13 +92,7 @@ class Evaluator:
 
     def _images_per_second(self, model, runs):
         batch = next(iter(self._batches()))
-        self._predict(model, batch).block_until_ready()
-        seconds = []
-        for _ in range(runs):
-            start = time.perf_counter()
-            self._predict(model, batch).block_until_ready()
-            seconds.append(time.perf_counter() - start)
-        return len(batch["mask"]) / statistics.median(seconds)
+        return images_per_second(lambda: self._predict(model, batch), len(batch["mask"]), runs)
 
     def _visible(self, description):
         hidden = jax.process_index() > 0
@@ -130,9 +124,24 @@ def streamed_batches(open_stream: Callable[[], Iterable[dict[str, np.ndarray]]],
     return lambda: (put_batch(batch, mesh) for batch in open_stream())
 
 
+def in_evaluation(model: nnx.Module) -> nnx.Module:
+    """A view of the model in evaluation mode, whatever there is in it that has modes."""
+    return nnx.view(model, raise_if_not_found=False, use_running_average=True, deterministic=True)
+
+
+def images_per_second(call: Callable[[], jax.Array], images: int, runs: int) -> float:
+    """The median speed of a call that does so many images, after one that compiles."""
+    call().block_until_ready()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        call().block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return images / statistics.median(seconds)
+
+
 def _predict(predict, model, batch):
-    model = nnx.view(model, raise_if_not_found=False, use_running_average=True, deterministic=True)
-    return predict(model, batch)
+    return predict(in_evaluation(model), batch)
 
 
 def _evaluate_batch(predict, judge, model, batch):

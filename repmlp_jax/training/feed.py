@@ -31,13 +31,11 @@ class ResidentFeed:
         self._batch_size = batch_size
         self._mesh = mesh
         self._epoch, self._order = None, None
-        self._draw_order = jax.jit(self._make_draw_order(order_key), out_shardings=replicated(mesh))
 
-    def _make_draw_order(self, order_key):
         def draw_order(epoch):
             return jax.random.permutation(jax.random.fold_in(order_key, epoch), self.examples)
 
-        return draw_order
+        self._draw_order = jax.jit(draw_order, out_shardings=replicated(mesh))
 
     def compile(self, one_step: Callable, key, places) -> Callable:
         """Compiles `(state, step, count) → state`, which does `count` steps within an epoch from `step` on.

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax import nnx
 
+from repmlp_jax.fuse import dotted
 from repmlp_jax.interop.torch import from_torch, head_places
 from repmlp_jax.interop.torch_file import load_torch_file
 from repmlp_jax.models.backbone import with_backbone_of
@@ -35,10 +36,10 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
     stored = dict(nnx.to_flat_state(nnx.state(saved, weights)))
     wanted = dict(nnx.to_flat_state(wanted))
     skipped = head_places(model) if head == "skip" else set()
-    problems = [f"missing: {_dotted(place)}" for place in wanted.keys() - stored.keys() - skipped]
-    problems += [f"not used by the model: {_dotted(place)}" for place in stored.keys() - wanted.keys() - skipped]
+    problems = [f"missing: {dotted(place)}" for place in wanted.keys() - stored.keys() - skipped]
+    problems += [f"not used by the model: {dotted(place)}" for place in stored.keys() - wanted.keys() - skipped]
     problems += [
-        f"{_dotted(place)} is {stored[place].dtype}{stored[place].shape}, in the model {here.dtype}{here.shape}"
+        f"{dotted(place)} is {stored[place].dtype}{stored[place].shape}, in the model {here.dtype}{here.shape}"
         for place, here in wanted.items()
         if place in stored
         and place not in skipped
@@ -51,7 +52,3 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
         for place, here in wanted.items()
     }
     return nnx.merge(graphdef, nnx.from_flat_state(list(new.items())), rest)
-
-
-def _dotted(place) -> str:
-    return ".".join(map(str, place))

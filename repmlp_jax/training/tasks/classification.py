@@ -92,7 +92,10 @@ class Classification:
         """
         augment_key, mix_key = jax.random.split(key)
         # Streamed images were cropped and mirrored as they were decoded.
-        images = self._augmented(batch["image"], augment_key) if self._is_resident else batch["image"]
+        images = batch["image"]
+        if self._is_resident:
+            padding, flipped = self._config.crop_padding, self._config.flip
+            images = augment.crop_and_flip(augment_key, images, padding=padding, flipped=flipped)
         targets = jax.nn.one_hot(batch["label"], self._classes, dtype=jnp.float32)
         targets = optax.smooth_labels(targets, self._config.label_smoothing)
         images, targets = mix(
@@ -105,12 +108,6 @@ class Classification:
         logits = model(images)
         losses = cross_entropy(logits, targets)
         return losses.mean(), _are_right(logits, jax.lax.argmax(targets, 1, jnp.int32)).sum(dtype=jnp.float32)
-
-    def _augmented(self, images, key):
-        crop_key, flip_key = jax.random.split(key)
-        if self._config.crop_padding:
-            images = augment.pad_and_crop(crop_key, images, self._config.crop_padding)
-        return augment.flip(flip_key, images) if self._config.flip else images
 
     def _predict(self, model, batch):
         return model(augment.normalise(batch["image"], self._mean, self._std))

@@ -95,12 +95,8 @@ class Faces:
 
     def loss(self, model, batch, key):
         """The mean loss of a batch and how many of its images are nearest to their person."""
-        crop_key, flip_key = jax.random.split(key)
-        images = batch["image"]
-        if self._config.crop_padding:
-            images = augment.pad_and_crop(crop_key, images, self._config.crop_padding)
-        if self._config.flip:
-            images = augment.flip(flip_key, images)
+        padding, flipped = self._config.crop_padding, self._config.flip
+        images = augment.crop_and_flip(key, batch["image"], padding=padding, flipped=flipped)
         cosines = model(augment.normalise(images, self._mean, self._std))
         losses = am_softmax(cosines, batch["label"], self._config.margin, self._config.scale)
         right = jax.lax.argmax(cosines, 1, jnp.int32) == batch["label"]

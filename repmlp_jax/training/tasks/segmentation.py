@@ -1,8 +1,6 @@
 """Street scenes: a class for every pixel, trained on random crops, judged on whole pictures."""
 
 import functools
-import statistics
-import time
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +16,15 @@ from repmlp_jax.data.stream import make_stream
 from repmlp_jax.data.street_scenes import load_street_scenes, street_scenes
 from repmlp_jax.models import create_model
 from repmlp_jax.overlay import comparison
-from repmlp_jax.segmentation import IGNORED, intersection_over_union, pixel_accuracy, sliding_window
-from repmlp_jax.training.evaluation import Comparison
+from repmlp_jax.segmentation import (
+    IGNORED,
+    confusion_matrix,
+    intersection_over_union,
+    pixel_accuracy,
+    sliding_window,
+    total_confusion,
+)
+from repmlp_jax.training.evaluation import Comparison, images_per_second, in_evaluation
 from repmlp_jax.training.feed import StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
 from repmlp_jax.training.sharding import make_mesh, on_this_process, put_everywhere, split_batch
@@ -129,10 +134,10 @@ class SceneEvaluator:
 
         @functools.partial(jax.jit, in_shardings=(None, split_batch(self._mesh)))
         def predict(model, images):
-            model = nnx.view(model, raise_if_not_found=False, use_running_average=True, deterministic=True)
-            return model(augment.normalise(images, scenes.mean, scenes.std))
+            return in_evaluation(model)(augment.normalise(images, scenes.mean, scenes.std))
 
         self._predict = predict
+        self._confusion = jax.jit(functools.partial(confusion_matrix, num_classes=len(scenes.class_names)))
 
     def evaluate(self, model: nnx.Module) -> dict[str, float]:
         """mean_iou, pixel_accuracy, and iou_… of each class, as shares of 1."""
@@ -163,13 +168,8 @@ class SceneEvaluator:
 
     def of_the_majority_class(self) -> dict[str, float]:
         """The scores of a model that says the most frequent class everywhere."""
-        classes = len(self._scenes.class_names)
-        matrices = [
-            np.outer(np.bincount(label[label != IGNORED], minlength=classes), np.eye(1, classes, 0, np.int64))
-            for _, label in self._pictures()
-        ]
-        counts = self._total(matrices)[:, 0]
-        return _scores(np.outer(counts, np.arange(classes) == counts.argmax()), self._scenes)
+        counts = self._total([self._confusion(label, np.zeros_like(label)) for _, label in self._pictures()]).sum(1)
+        return _scores(np.outer(counts, np.arange(len(counts)) == counts.argmax()), self._scenes)
 
     def segmented(self, model: nnx.Module, number: int):
         """The first pictures, each with its true and predicted classes."""
@@ -198,18 +198,13 @@ class SceneEvaluator:
         )
         return probabilities.argmax(-1).astype(np.uint8), probabilities
 
-    def _confusion(self, label, predicted):
-        counts = label != IGNORED
-        classes = len(self._scenes.class_names)
-        cells = np.bincount(label[counts].astype(np.int64) * classes + predicted[counts], minlength=classes**2)
-        return cells.reshape(classes, classes)
-
     def _summarise(self, matrices):
         return _scores(self._total(matrices), self._scenes)
 
     def _total(self, matrices):
         classes = len(self._scenes.class_names)
-        matrix = sum(matrices, np.zeros((classes, classes), np.int64))
+        # With fewer pictures than processes, some have none.
+        matrix = total_confusion(matrices) if matrices else np.zeros((classes, classes), np.int64)
         if jax.process_count() > 1:
             # JAX has no int64 here: in halves.
             matrix = multihost_utils.process_allgather(matrix.view(np.int32)).view(np.int64).sum(0)
@@ -217,13 +212,7 @@ class SceneEvaluator:
 
     def _windows_per_second(self, model, runs):
         windows = np.zeros((self._batch_size, *self._window, 3), np.uint8)
-        self._predict(model, windows).block_until_ready()
-        seconds = []
-        for _ in range(runs):
-            start = time.perf_counter()
-            self._predict(model, windows).block_until_ready()
-            seconds.append(time.perf_counter() - start)
-        return self._batch_size / statistics.median(seconds)
+        return images_per_second(lambda: self._predict(model, windows), self._batch_size, runs)
 
 
 def _scores(matrix, scenes) -> dict[str, float]:
@@ -236,7 +225,7 @@ def _check_classes(config, net, scenes):
     if not hasattr(net, "with_auxiliary"):
         raise ValueError(f"task='segmentation' needs a PSPNet, and {config.model!r} is a {type(net).__name__}")
     image = jax.ShapeDtypeStruct((1, *net.input_shape), jnp.float32)
-    classes = jax.eval_shape(lambda net, x: nnx.view(net, use_running_average=True, deterministic=True)(x), net, image)
+    classes = jax.eval_shape(lambda net, x: in_evaluation(net)(x), net, image)
     if classes.shape[-1] != len(scenes.class_names):
         raise ValueError(
             f"{config.model!r} has {classes.shape[-1]} classes, {config.dataset} {len(scenes.class_names)}: set "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int32, UInt8
 
 from repmlp_jax.data.folder import data_folder
 from repmlp_jax.data.preprocessing import resize
@@ -50,13 +50,7 @@ def load_faces(
         ValueError: if it lacks a split or a feature, its images differ in channels, or somebody of the test split is in
             the training split.
     """
-    import tensorflow_datasets as tfds
-
-    data_dir = data_folder(data_dir)
-    _check_prepared(name, data_dir)
-    sources = tfds.data_source(name, data_dir=data_dir, download=False)
-    if missing := {"train", "test"} - set(sources):
-        raise ValueError(f"{name} lacks the split {' and '.join(sorted(missing))}; it has {', '.join(sorted(sources))}")
+    sources = _open(name, data_dir, {"train", "test"})
     train_images, train_labels = _read(name, sources["train"], image_size)
     test_images, test_labels = _read(name, sources["test"], image_size)
     _check_unseen(name, train_labels, test_labels)
@@ -71,6 +65,27 @@ def load_faces(
     )
 
 
+def load_test_faces(
+    name: str, data_dir: str | Path | None = None, image_size: tuple[int, int] = (96, 96)
+) -> tuple[UInt8[np.ndarray, "N H W C"], Int32[np.ndarray, " N"]]:
+    """Reads the split "test" alone, for a net that is trained on faces that do not fit in memory.
+
+    Args:
+        name: as of `load_faces`; no split "train" is needed.
+        data_dir: as of `load_faces`.
+        image_size: as of `load_faces`.
+
+    Returns:
+        The images and the dataset's own labels.
+
+    Raises:
+        FileNotFoundError: as `load_faces`.
+        NotImplementedError: as `load_faces`.
+        ValueError: if there is no split "test", it lacks a feature, or its images differ in channels.
+    """
+    return _read(name, _open(name, data_dir, {"test"})["test"], image_size)
+
+
 def pixels(images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N features"]:
     """The pixels themselves as embeddings: what every net has to beat. Their cosines are all near 1."""
     return images.reshape(len(images), -1).astype(np.float64)
@@ -83,6 +98,17 @@ def centred_pixels(images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N
     """
     flat = pixels(images)
     return flat - flat.mean(1, keepdims=True)
+
+
+def _open(name, data_dir, splits):
+    import tensorflow_datasets as tfds
+
+    data_dir = data_folder(data_dir)
+    _check_prepared(name, data_dir)
+    sources = tfds.data_source(name, data_dir=data_dir, download=False)
+    if missing := splits - set(sources):
+        raise ValueError(f"{name} lacks the split {' and '.join(sorted(missing))}; it has {', '.join(sorted(sources))}")
+    return sources
 
 
 def _check_prepared(name, data_dir):

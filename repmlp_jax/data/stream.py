@@ -22,8 +22,6 @@ from absl import flags
 logger = logging.getLogger("repmlp_jax")
 
 ATTEMPTS = 100  # examples tried for one place in a batch; so many damaged ones in a row are no accident
-LARGEST_DAMAGED_SHARE = 0.05  # of the examples, where more would change what is learned
-JUDGED_FROM = 1000  # examples, before which a share says little
 
 # Without worker processes, threads prepare batches while the devices compute: decoding releases Python's lock.
 THREADS = 2
@@ -32,7 +30,7 @@ BATCHES_AHEAD = 2  # of each worker process or, without, of all threads together
 Example = dict[str, Any]
 
 
-class BadExample(Exception):  # noqa: N818 - it says what the example is; the stream decides whether that is an error
+class BadExample(ValueError):  # noqa: N818 - it says what the example is; the stream decides whether that is an error
     """What a transform raises for an example that cannot be used, such as a picture that cannot be decoded."""
 
 
@@ -81,27 +79,6 @@ def _close(opened: list):
     opened.pop().close()
 
 
-class TrainingStream(Stream):
-    """A stream that counts the damaged examples it went past, and ends where they are too many."""
-
-    def __init__(self, batches: Iterator[Example], examples_per_batch: int):
-        super().__init__(batches)
-        self._examples_per_batch = examples_per_batch
-        self._seen, self._skipped = 0, 0
-
-    def __next__(self) -> Example:
-        batch = super().__next__()
-        batch["skipped"] = int(batch["skipped"].sum())
-        self._skipped += batch["skipped"]
-        self._seen += self._examples_per_batch + batch["skipped"]
-        if self._seen >= JUDGED_FROM and self._skipped > LARGEST_DAMAGED_SHARE * self._seen:
-            raise BadExample(
-                f"{self._skipped} of {self._seen} examples are damaged, more than {LARGEST_DAMAGED_SHARE:.0%}; "
-                f"the log names them"
-            )
-        return batch
-
-
 def make_stream(
     source: Source,
     transform: Callable[[Any, np.random.Generator], Example],
@@ -112,7 +89,7 @@ def make_stream(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> TrainingStream:
+) -> Stream:
     """An endless stream of this process's parts of training batches.
 
     Every epoch has an order of its own, drawn from the seed. An epoch's last examples that fill no batch begin a batch
@@ -135,9 +112,9 @@ def make_stream(
         process_count: number of training processes.
 
     Returns:
-        An iterator of name → array (batch_size / process_count, …), with the entry "skipped", an int: damaged examples
-        that were replaced in this part. It raises BadExample where of at least 1,000 examples more than 5 % are
-        damaged or 100 in a row, and what `transform` raises.
+        An iterator of name → array (batch_size / process_count, …), with the entry "skipped", an integer for each
+        place: the damaged examples in the source before the one that is there. It raises BadExample where 100 in a row
+        are damaged, and what `transform` raises.
 
     Raises:
         ValueError: if a number is out of range, the source is empty, or the batch cannot be split evenly.
@@ -155,7 +132,7 @@ def make_stream(
     places = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(epochs)
     # Parts are cut from the whole stream after all is drawn, so what is drawn does not know of the processes.
     parts = places.random_map(prepare).batch(part)[process_index + start * process_count :: process_count]
-    return TrainingStream(_iterate(parts, workers), part)
+    return Stream(_iterate(parts, workers))
 
 
 def evaluation_stream(
@@ -217,7 +194,7 @@ def _first_sound(source: Source, transform: Callable, first: int, random: np.ran
     for skipped in range(ATTEMPTS):
         index = (first + skipped) % len(source)
         try:
-            return {**transform(source[index], random), "skipped": skipped}
+            return {**transform(source[index], random), "skipped": np.int32(skipped)}
         except BadExample as error:
             logger.warning("example %d is damaged, the next takes its place: %s", index, error)
     raise BadExample(f"{ATTEMPTS} examples in a row are damaged, from {first} on")

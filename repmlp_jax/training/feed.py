@@ -1,7 +1,6 @@
 """What feeds the training step: a dataset that lies on the devices, or a stream of batches that the host makes."""
 
 import functools
-import logging
 from collections.abc import Callable, Iterator
 
 import jax
@@ -9,8 +8,6 @@ import numpy as np
 from jax import lax
 
 from repmlp_jax.training.sharding import put_batch, put_on_every_device, replicated, split_batch
-
-logger = logging.getLogger("repmlp_jax")
 
 
 class ResidentFeed:
@@ -90,8 +87,7 @@ class StreamedFeed:
     The place in the stream is the training step: nothing else has to be saved to go on from it.
 
     Args:
-        open_stream: step → this process's parts of the batches from that step on. The entry "skipped", if there is one,
-            counts damaged examples that others took the place of.
+        open_stream: step → this process's parts of the batches from that step on.
         examples: of the dataset.
         mesh: the devices.
     """
@@ -110,11 +106,7 @@ class StreamedFeed:
             if step != self._next_step:
                 self._stream = self._open_stream(step)
             for _ in range(count):
-                batch = dict(next(self._stream))
-                skipped = int(np.sum(batch.pop("skipped", 0)))
-                if skipped:
-                    logger.warning("%d damaged examples were replaced before step %d", skipped, step)
-                state = step_alone(state, put_batch(batch, self._mesh), key)
+                state = step_alone(state, put_batch(next(self._stream), self._mesh), key)
             self._next_step = step + count
             return state
 

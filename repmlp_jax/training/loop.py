@@ -27,6 +27,9 @@ from repmlp_jax.training.tasks import task_class
 
 logger = logging.getLogger("repmlp_jax")
 
+LARGEST_DAMAGED_SHARE = 0.05  # of the examples, where more would change what is learned
+JUDGED_FROM = 1000  # examples, before which a share says little
+
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     """Trains a model, fuses it, and puts both side by side.
@@ -44,7 +47,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         What `results.json` holds, see `results.fuse_and_save`.
 
     Raises:
-        ValueError: if the configuration is not valid or not that of an earlier run in `workdir`.
+        ValueError: if the configuration is not valid or not that of an earlier run in `workdir`, or of at least 1,000
+            examples more than 5 % are damaged.
         FloatingPointError: if a loss is not finite; the message names the step.
         SystemExit: after SIGTERM, once the state is saved.
     """
@@ -124,6 +128,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
                 if seen.failed_step >= 0:
                     checkpoints.wait()
                     raise FloatingPointError(_failure(seen.failed_step, checkpoints, config))
+                _check_damaged(seen, config.batch_size)
                 asked_to_stop = interruption.requested()
                 if asked_to_stop:
                     break
@@ -158,6 +163,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
                 logger.warning("SIGTERM: step %d is saved; the same command goes on from it", step)
                 raise SystemExit(128 + interruption.signal)
 
+    if seen_damaged := int(state.damaged):
+        logger.warning("%d damaged examples were replaced by others in %d steps", seen_damaged, final_step)
     model = task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
     return fuse_and_save(workdir, model, task)
 
@@ -208,6 +215,15 @@ def _progress_bar(batch_size: int, step: int, final_step: int) -> tqdm:
         dynamic_ncols=True,
         disable=jax.process_index() > 0,
     )
+
+
+def _check_damaged(seen, batch_size):
+    """Raises ValueError where too many examples are damaged: in all processes alike, as they see the same count."""
+    read = seen.step * batch_size + seen.damaged
+    if read >= JUDGED_FROM and seen.damaged > LARGEST_DAMAGED_SHARE * read:
+        raise ValueError(
+            f"{seen.damaged} of {read} examples are damaged, more than {LARGEST_DAMAGED_SHARE:.0%}; the log names them"
+        )
 
 
 def _failure(failed_step, checkpoints, config):

@@ -41,6 +41,7 @@ class TrainState(NamedTuple):
         optimizer: the optimizer's state.
         totals: of the epoch so far.
         failed_step: the first step whose loss was not finite, or -1.
+        damaged: examples so far that could not be read and that others took the place of.
     """
 
     step: Int[Array, ""]
@@ -49,11 +50,12 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
     totals: Totals
     failed_step: Int[Array, ""]
+    damaged: Int[Array, ""]
 
 
 def init_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    _, parameters, statistics = nnx.split(model, nnx.Param, ...)
+    parameters, statistics = nnx.state(model, nnx.Param, ...)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         parameters=parameters,
@@ -61,6 +63,7 @@ def init_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> Tr
         optimizer=optimizer.init(parameters),
         totals=Totals.zero(),
         failed_step=jnp.full((), -1, jnp.int32),
+        damaged=jnp.zeros((), jnp.int32),
     )
 
 
@@ -72,19 +75,23 @@ class Seen(NamedTuple):
         loss: mean of the epoch so far.
         accuracy: of the epoch so far, a share of 1.
         failed_step: the first step whose loss was not finite, or -1.
+        damaged: examples so far that others took the place of.
     """
 
     step: int
     loss: float
     accuracy: float
     failed_step: int
+    damaged: int
 
 
 def look(state: TrainState) -> tuple[TrainState, Seen]:
     """Waits for the state and brings its totals to the host, in one transfer."""
-    step, totals, failed_step = jax.device_get((state.step, state.totals, state.failed_step))
+    step, totals, failed_step, damaged = jax.device_get((state.step, state.totals, state.failed_step, state.damaged))
     examples = int(totals.examples)
-    return state, Seen(int(step), float(totals.loss) / examples, float(totals.correct) / examples, int(failed_step))
+    return state, Seen(
+        int(step), float(totals.loss) / examples, float(totals.correct) / examples, int(failed_step), int(damaged)
+    )
 
 
 def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumulate=1, mesh):
@@ -93,7 +100,8 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
     Args:
         graphdef: of the model.
         optimizer: Optax's.
-        loss: `(model, batch, key) → (mean loss of the batch, how many of its examples are right)`.
+        loss: `(model, batch, key) → (mean loss of the batch, how many of its examples are right)`. A batch's entry
+            "skipped", if there is one, is not passed on but counted as damaged examples.
         batch_size: examples of a batch, of all devices together.
         steps_per_epoch: after which the totals start anew.
         accumulate: parts that a batch is done in, one after another, to need less memory; norms see each by itself.
@@ -134,6 +142,8 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
     unroll = accumulate if jax.default_backend() == "cpu" else 1
 
     def one_step(state, batch, key):
+        skipped = batch.get("skipped", jnp.zeros((), jnp.int32)).sum(dtype=jnp.int32)
+        batch = {name: array for name, array in batch.items() if name != "skipped"}
         (loss, (statistics, correct)), gradients = gradient_of_batch(
             state.parameters, state.statistics, batch, jax.random.fold_in(key, state.step)
         )
@@ -148,6 +158,7 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
             optimizer=optimizer_state,
             totals=Totals(seen.loss + loss * batch_size, seen.correct + correct, seen.examples + batch_size),
             failed_step=jnp.where(failed, state.step + 1, state.failed_step),
+            damaged=state.damaged + skipped,
         )
 
     return one_step

@@ -6,7 +6,9 @@ import pytest
 import tensorflow_datasets as tfds
 from tolerance import ROUNDING_F64, assert_close
 
-from repmlp_jax.data.faces import centred_pixels, load_faces, pixels
+from repmlp_jax.data.face_stream import face_example, stream_faces
+from repmlp_jax.data.faces import centred_pixels, load_faces, load_test_faces, pixels
+from repmlp_jax.data.stream import BadExample
 from repmlp_jax.verification import cosine_similarities, verification_report
 
 
@@ -109,6 +111,42 @@ def test_what_a_dataset_lacks_is_named(prepared, tmp_path):
         load_faces("people:2.0.0", folder)
     with pytest.raises(ValueError, match="people lacks the split test; it has train"):
         load_faces("people", folder)
+
+
+def test_of_a_streamed_datasets_tests_only_the_test_split_is_read(prepared):
+    folder = prepared(test=[example(7), example(3)])
+    images, labels = load_test_faces("people", folder, image_size=(4, 3))
+    assert images.shape == (2, 4, 3, 1)
+    assert labels.tolist() == [7, 3]
+    folder = prepared("untested", train=[example(0)])
+    with pytest.raises(ValueError, match="untested lacks the split test; it has train"):
+        load_test_faces("untested", folder)
+
+
+def test_streamed_faces_are_those_that_are_loaded(shared_datasets):
+    if not (shared_datasets / "orl_faces").is_dir():
+        pytest.skip(f"needs orl_faces in {shared_datasets}")
+    options = dict(batch_size=300, workers=0)
+    open_stream, examples = stream_faces("orl_faces", shared_datasets, (24, 20), 30, **options)
+    assert examples == 300
+    with open_stream(0, 0) as stream:
+        batch = next(stream)
+    images, labels = load_faces("orl_faces", shared_datasets, (24, 20)).train
+    assert sorted(
+        (label, image.tobytes()) for label, image in zip(batch["label"], batch["image"], strict=True)
+    ) == sorted((label, image.tobytes()) for label, image in zip(labels, images, strict=True))
+    assert (batch["label"] != labels).any()
+    with open_stream(0, 1) as following, pytest.raises(AssertionError):
+        np.testing.assert_array_equal(next(following)["label"], batch["label"])
+
+
+def test_a_streamed_face_that_cannot_be_read_or_has_no_class_is_named():
+    options = dict(name="people", image_size=(4, 4), channels=1, num_people=3)
+    with pytest.raises(BadExample, match=r"a picture of people \(label 2\) cannot be decoded"):
+        face_example({"image": b"no picture", "label": 2}, None, **options)
+    image = cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes()
+    with pytest.raises(ValueError, match="people has the label 3, and num_people=3 allows 0 to 2"):
+        face_example({"image": image, "label": 3}, None, **options)
 
 
 def test_a_dataset_without_labels_or_with_mixed_colours_is_refused(prepared):

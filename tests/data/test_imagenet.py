@@ -111,7 +111,7 @@ def test_training_and_evaluation_stream_from_it(data_dir):
     transform = functools.partial(training_example, size=(24, 24), policy=POLICIES["randaugment"])
     with make_stream(images.train, transform, batch_size=40, seed=0) as stream:
         batches = [next(stream) for _ in range(3)]
-    assert all(batch["image"].shape == (40, 24, 24, 3) and batch["skipped"] == 0 for batch in batches)
+    assert all(batch["image"].shape == (40, 24, 24, 3) and not batch["skipped"].any() for batch in batches)
     labels = np.concatenate([batch["label"] for batch in batches])
     assert sorted(labels) == sorted(images.train[index]["label"] for index in range(TRAIN))
 
@@ -140,7 +140,7 @@ def test_a_picture_cut_short_is_skipped_and_counted(data_dir, pictures):
     transform = functools.partial(training_example, size=(24, 24))
     with make_stream(source, transform, batch_size=TRAIN, seed=0) as stream:
         batch = next(stream)
-    assert batch["skipped"] == 1
+    assert batch["skipped"].sum() == 1
     labels = sorted([example["label"] for example in source[:7] + source[8:]] + [source[8]["label"]])
     assert sorted(batch["label"]) == labels
 

@@ -137,8 +137,8 @@ def test_a_damaged_example_is_replaced_by_the_next_one_and_counted(caplog):
     for batch, original in zip(replaced, sound, strict=True):
         expected = [substitutes.get(index, index) for index in original["index"].tolist()]
         assert batch["index"].tolist() == expected
-        assert batch["skipped"] == sum(skips.get(index, 0) for index in original["index"].tolist())
-        assert original["skipped"] == 0
+        assert batch["skipped"].tolist() == [skips.get(index, 0) for index in original["index"].tolist()]
+        assert not original["skipped"].any()
     assert "example 99 is damaged, the next takes its place: no picture 99" in caplog.text
     assert_equal(read(3, transform=transform, start=2), replaced[2:])
 
@@ -147,21 +147,6 @@ def test_a_damaged_example_is_replaced_by_the_next_one_and_counted(caplog):
 def test_the_count_of_damaged_examples_comes_through_worker_processes():
     transform = functools.partial(draw_unless_damaged, damaged={3, 4, 99})
     assert_equal(read(5, transform=transform, workers=2), read(5, transform=transform))
-
-
-def test_too_many_damaged_examples_end_the_stream_with_their_number():
-    transform = functools.partial(draw_unless_damaged, damaged=set(range(0, 100, 10)))
-    with make_stream(range(100), transform, batch_size=100, seed=0) as stream:
-        for _ in range(9):  # 110 examples each
-            assert next(stream)["skipped"] == 10
-        with pytest.raises(BadExample, match=r"100 of 1100 examples are damaged, more than 5%; the log names them"):
-            next(stream)
-
-
-def test_few_damaged_examples_do_not_end_it():
-    transform = functools.partial(draw_unless_damaged, damaged={50, 70, 90})
-    batches = read(20, source=range(100), transform=transform, batch_size=100)
-    assert sum(batch["skipped"] for batch in batches) == 60
 
 
 def test_a_source_without_any_sound_example_is_refused(caplog):

@@ -1,6 +1,7 @@
 import csv
 import functools
 import math
+import re
 import signal
 import time
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from cases import randomised
 from flax import nnx
+from streamed_digits import prepare as prepare_digits
 from tiny_recipe import get_config
 from tiny_runs import finish, start, wait_for_checkpoint
-from tolerance import ROUNDING_BF16, assert_trees_close
+from tolerance import ROUNDING_BF16, assert_identical, assert_trees_close
 from training_parts import mesh_of, prepare
 
 from repmlp_jax import load_model
@@ -171,20 +173,15 @@ def assert_same_run(workdir, expected):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(alone, tmp_path):
-    codes, outputs = finish(start(tmp_path, processes=2))
+def test_killed_processes_start_again_and_end_as_an_undisturbed_pair(tmp_path):
+    """Bit for bit, with a dataset of which each process streams its part."""
+    streamed = prepare_digits(tmp_path / "data")
+    undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "killed"
+    codes, outputs = finish(start(undisturbed, *streamed, processes=2))
     assert codes == [0, 0], outputs
-    assert_same_run(tmp_path, alone)
-    # One process speaks for both.
-    assert "saved: " in outputs[0]
-    assert "accuracy" not in outputs[1]
-
-
-@pytest.mark.slow
-def test_killed_processes_start_again(alone, tmp_path):
     for step, killed in ((5, [1]), (15, [0, 1])):
-        processes = start(tmp_path, processes=2)
-        wait_for_checkpoint(tmp_path, step, processes)
+        processes = start(workdir, *streamed, processes=2)
+        wait_for_checkpoint(workdir, step, processes)
         for process in killed:
             processes[process].kill()
         # One that is left cannot go on alone; what started them ends it.
@@ -192,14 +189,27 @@ def test_killed_processes_start_again(alone, tmp_path):
         for process in processes:
             process.kill()
         finish(processes)
-    codes, outputs = finish(start(tmp_path, processes=2))
+    codes, outputs = finish(start(workdir, *streamed, processes=2))
     assert codes == [0, 0], outputs
     assert "going on from step" in outputs[0]
-    assert_same_run(tmp_path, alone)
+    for name in ("model", "fused"):
+        assert_identical(*(load_model(folder / name) for folder in (workdir, undisturbed)))
+    assert (workdir / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_stops_both_at_a_checkpoint(alone, tmp_path):
+def test_too_many_damaged_pictures_end_both_processes_with_their_number(tmp_path):
+    streamed = prepare_digits(tmp_path / "data", damaged_every=10)
+    codes, outputs = finish(start(tmp_path / "run", *streamed, processes=2))
+    assert codes == [2, 2], outputs
+    for output in outputs:
+        (line,) = (line for line in output.splitlines() if line.startswith("error: "))
+        assert re.fullmatch(r"error: \d+ of 1\d+ examples are damaged, more than 5%; the log names them", line)
+        assert re.search(r"example \d+ is damaged, the next takes its place: ", output)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_and_sigterm_to_one_stops_both(alone, tmp_path):
     # Two steps a look: they agree on a look, not on a step that none of them would come to.
     processes = start(tmp_path, "--config.steps_per_call=2", processes=2)
     wait_for_checkpoint(tmp_path, 5, processes)
@@ -210,6 +220,9 @@ def test_sigterm_to_one_stops_both_at_a_checkpoint(alone, tmp_path):
     codes, outputs = finish(start(tmp_path, "--config.steps_per_call=2", processes=2))
     assert codes == [0, 0], outputs
     assert_same_run(tmp_path, alone)
+    # One process speaks for both.
+    assert "saved: " in outputs[0]
+    assert "accuracy" not in outputs[1]
 
 
 @pytest.mark.slow

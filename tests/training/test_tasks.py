@@ -236,6 +236,16 @@ def test_the_baselines_of_faces_are_the_pixels(shared_datasets):
         assert 0.5 < scores["rank_1"] <= 1
 
 
+def test_people_that_are_streamed_are_not_those_verified(shared_datasets):
+    task = task_class("faces")(make_config(FACES, shared_datasets, num_people=30), make_mesh(), jax.random.key(0))
+    assert task.feed.examples == 300
+    assert task.preprocessing == dict(mean=(0.5,), std=(0.5,))
+    with pytest.raises(
+        ValueError, match=r"1 labels of orl_faces's test split are below num_people=31.*set test_dataset"
+    ):
+        task_class("faces")(make_config(FACES, shared_datasets, num_people=31), make_mesh(), jax.random.key(0))
+
+
 def test_the_baseline_of_scenes_is_the_majority_class(shared_datasets):
     task = task_class("segmentation")(make_config(SCENES, shared_datasets), make_mesh(), jax.random.key(0))
     scores = task.baselines()["majority class"]

@@ -8,7 +8,7 @@ from flax import nnx
 from repmlp_jax import plots
 from repmlp_jax.data import augment
 from repmlp_jax.data.face_stream import stream_faces
-from repmlp_jax.data.faces import centred_pixels, load_faces, pixels
+from repmlp_jax.data.faces import centred_pixels, load_faces, load_test_faces, pixels
 from repmlp_jax.models import create_model
 from repmlp_jax.training.evaluation import Evaluator, resident_batches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
@@ -39,34 +39,51 @@ class Faces:
         net = nnx.eval_shape(lambda: create_model(config.model, rngs=nnx.Rngs(0), **config.model_arguments))
         if not hasattr(net, "embedding_features"):
             raise ValueError(f"task='faces' needs a model that gives embeddings, and {config.model!r} gives none")
-        size = net.input_shape[:2]
-        data_dir = config.data_dir or None
-        faces = load_faces(config.test_dataset or config.dataset, data_dir, size)
-        if config.num_people:
-            self._num_people = config.num_people
-            open_stream, examples = stream_faces(
-                config.dataset,
-                data_dir,
-                size,
-                config.num_people,
-                batch_size=config.batch_size,
-                workers=config.workers,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
-            seed = int(jax.random.bits(order_key, dtype=jnp.uint32))
-            self.feed = StreamedFeed(lambda step: open_stream(seed, step), examples, mesh)
-        else:
-            self._num_people = len(faces.people)
-            self.feed = ResidentFeed(
-                dict(zip(("image", "label"), faces.train, strict=True)), config.batch_size, order_key, mesh
-            )
-        self._mean, self._std = faces.mean, faces.std
-        self.preprocessing = dict(mean=faces.mean, std=faces.std)
-        self._test_images, self._test_labels = faces.test
-        _check_channels(config, net, faces)
+        load = self._load_streamed if config.num_people else self._load_resident
+        load(config, net.input_shape, mesh, order_key)
+        self.preprocessing = dict(mean=self._mean, std=self._std)
+        _check_channels(config, net, self._test_images.shape[-1])
         batches = resident_batches(dict(image=self._test_images), config.eval_batch_size, mesh)
         self.evaluator = Evaluator(batches, self._predict, _keep, self._summarise, mesh)
+
+    def _load_resident(self, config, input_shape, mesh, order_key):
+        faces = load_faces(config.dataset, config.data_dir or None, input_shape[:2])
+        self._test_images, self._test_labels = faces.test
+        if config.test_dataset:
+            self._load_test(config, input_shape)
+        self._mean, self._std = faces.mean, faces.std
+        self._num_people = len(faces.people)
+        train = dict(zip(("image", "label"), faces.train, strict=True))
+        self.feed = ResidentFeed(train, config.batch_size, order_key, mesh)
+
+    def _load_streamed(self, config, input_shape, mesh, order_key):
+        self._load_test(config, input_shape)
+        self._num_people = config.num_people
+        seen = np.unique(self._test_labels[self._test_labels < config.num_people])
+        if len(seen) and not config.test_dataset:
+            raise ValueError(
+                f"{len(seen)} labels of {config.dataset}'s test split are below num_people={config.num_people}, so of "
+                f"people who are trained on: verification needs others; set test_dataset"
+            )
+        # To know the images' own mean and deviation they would all have to be read.
+        self._mean = self._std = (0.5,) * input_shape[-1]
+        open_stream, examples = stream_faces(
+            config.dataset,
+            config.data_dir or None,
+            input_shape[:2],
+            config.num_people,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        seed = int(jax.random.bits(order_key, dtype=jnp.uint32))
+        self.feed = StreamedFeed(lambda step: open_stream(seed, step), examples, mesh)
+
+    def _load_test(self, config, input_shape):
+        self._test_images, self._test_labels = load_test_faces(
+            config.test_dataset or config.dataset, config.data_dir or None, input_shape[:2]
+        )
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
         """What is trained: the net and, after it, the people of the training split."""
@@ -117,8 +134,7 @@ def _keep(embeddings, batch):
     return embeddings
 
 
-def _check_channels(config, net, faces):
-    channels = faces.test[0].shape[-1]
+def _check_channels(config, net, channels):
     if channels != net.input_shape[-1]:
         raise ValueError(
             f"{config.model!r} takes images of {net.input_shape[-1]} channels, the test images have {channels}: "

@@ -48,6 +48,13 @@ def matmul_rate(size: int = 2048, runs: int = 9) -> float:
     return size**3 / interleaved({"product": lambda: product(matrix, matrix)}, runs)["product"]["minimum"]
 
 
+def memory_bandwidth(megabytes: int = 512, runs: int = 9) -> float:
+    """Bytes read and written a second when an array that fits in no cache is scaled, the best of several runs."""
+    array = jax.numpy.ones(megabytes * 2**18, jax.numpy.float32)
+    scale = jax.jit(lambda array: array * 1.5)
+    return 2 * array.nbytes / interleaved({"scale": lambda: scale(array)}, runs)["scale"]["minimum"]
+
+
 def record(name: str, measured: dict) -> Path:
     """Writes what was measured, with the machine, the versions, the command and the date, to results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)

@@ -2,12 +2,15 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
 
 from repmlp_jax import reparam
@@ -16,6 +19,14 @@ from repmlp_jax.gated import RepMLPNetBlock
 from repmlp_jax.layers import BatchNorm, ConvBN, ScaleAndShift, with_bias
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.rematerialise import rematerialised
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The GELU x Φ(x), by the error function as PyTorch has it.
+
+    `jax.nn.gelu` takes the complementary one, which takes up to three times as long on a CPU.
+    """
+    return x * (0.5 + 0.5 * lax.erf(x * math.sqrt(0.5)))
 
 
 class Unit(nnx.Module):
@@ -32,7 +43,7 @@ class Unit(nnx.Module):
     """
 
     def __init__(self, features, *, expansion=4, drop_rate=0.0, dtype=None, param_dtype=jnp.float32, rngs, **block):
-        options = dict(dtype=dtype, param_dtype=param_dtype)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
         self.norm1 = BatchNorm(features, **options)
         self.block = RepMLPNetBlock(features, **block, **options, rngs=rngs)
         self.norm2 = BatchNorm(features, **options)
@@ -43,7 +54,7 @@ class Unit(nnx.Module):
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
         """Applies the unit."""
         x = x + self._drop(self.block(self.norm1(x)))
-        return x + self._drop(self.fc2(nnx.gelu(self.fc1(self.norm2(x)), approximate=False)))
+        return x + self._drop(self.fc2(gelu(self.fc1(self.norm2(x)))))
 
     def _drop(self, y):
         return y if self.drop is None else self.drop(y)
@@ -99,7 +110,7 @@ class FusedUnit(nnx.Module):
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
         """Applies the unit."""
         x = x + self.block(self.norm1(x))
-        return x + self.fc2(nnx.gelu(self.fc1(x), approximate=False))
+        return x + self.fc2(gelu(self.fc1(x)))
 
 
 class Head(nnx.Module):
@@ -124,6 +135,7 @@ class Head(nnx.Module):
     def fused(self) -> "FusedHead":
         """The same with the norm folded into the classifier."""
         linear = nnx.clone(self.linear)
+        assert linear.bias is not None
         kernel, bias = reparam.fold_norm_before(self.norm, linear.kernel[...], linear.bias[...])
         linear.kernel = nnx.Param(kernel.astype(linear.param_dtype))
         linear.bias = nnx.Param(bias.astype(linear.param_dtype))
@@ -203,16 +215,16 @@ class RepMLPNet(nnx.Module):
                 f"{len(partition_sizes)} and {len(sharesets)} stages: they must name equally many"
             )
         self.arguments = arguments_text(self, locals())
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        patches = functools.partial(ConvBN, padded=False, **options)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        patches: Callable[..., ConvBN] = functools.partial(ConvBN, padded=False, **options)
         (h, w), (patch_h, patch_w) = partition_sizes[0], patch_size
         self.input_shape = (*(image_size or (h * patch_h, w * patch_w)), in_features)
         self.embedding = patches(in_features, widths[0], patch_size, strides=patch_size)
         self.rematerialise = rematerialise
-        self.stages = nnx.List()
+        self.stages: nnx.List = nnx.List()
         drop_rates = iter(np.linspace(0, stochastic_depth, sum(stage_sizes)).tolist())
         for size, width, partition_size, sets in zip(stage_sizes, widths, partition_sizes, sharesets, strict=True):
-            block = dict(
+            block: dict[str, Any] = dict(
                 partition_size=partition_size, sharesets=sets, conv_kernels=conv_kernels, reduction=reduction, pad=pad
             )
             units = [Unit(width, drop_rate=next(drop_rates), **block, **options) for _ in range(size)]

@@ -1,96 +1,122 @@
-"""How long does fusing a model take, beside the official conversion of the same model?
+"""How long does fusing a model take, and how much memory, beside the official conversion of the same model?
 
-    python benchmarks/fusing.py --official PATH_OF_THE_OFFICIAL_REPOSITORY --models RepMLPNet-T224 RepMLPNet-L256
+    python benchmarks/fusing.py --official FOLDER FOLDER
 
-The official repository's `locality_injection` converts the RepMLP blocks; `fuse_params` folds all other norms, too.
-Ours is timed twice: the first call of a process, which compiles, and later ones. Needs torch; both use all cores.
+The official code converts the RepMLP blocks, and in ResNets the other norms; `fuse_params` folds all norms. Ours is
+timed twice: the first call of a process, which compiles, and later ones. Peak memory is what a process holds at most
+during its first call, beyond what it held before. The folders are those of `contestants.py`; needs torch; both use all
+cores.
 """
 
 import argparse
+import copy
+import json
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
+import torch
+from contestants import official, ours
 from flax import nnx
-from measure import interleaved, record
+from measure import peak_memory, record, summary
 
-from repmlp_jax import create_model, fuse_params
+from repmlp_jax import fuse_params
+
+MODELS = (
+    "pure_mlp",
+    "RepMLP-Res50-light-224",
+    "RepMLP-Res50-bottleneck-224",
+    "RepMLPNet-T224",
+    "RepMLPNet-B224",
+    "RepMLPNet-L256",
+)
 
 
 def main():
     """Measures, prints ratios and records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--official", type=Path, required=True, help="folder that holds the official repmlpnet.py")
-    parser.add_argument("--models", nargs="+", default=["RepMLPNet-T224", "RepMLPNet-L256"])
+    parser.add_argument("--official", nargs="+", required=True, help="folders of the official code")
+    parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--first_call", metavar="MODEL", help="only time the first call for this model, and print it")
+    parser.add_argument("--first_call_of", choices=("ours", "official"), help="only do this once, and print JSON")
     options = parser.parse_args()
-    if options.first_call:
-        print(first_call(options.first_call))
+    if options.first_call_of:
+        print(json.dumps(first_call(options.first_call_of, options.models[0], options.official)))
         return
     measured = {}
     for name in options.models:
-        model = build(name)
-        official = official_conversion(options.official, name, options.runs)
-        later = interleaved({"fuse_params": lambda model=model: nnx.state(fuse_params(model))}, options.runs)
-        first = [first_call_of_a_new_process(options, name) for _ in range(3)]
-        later = later["fuse_params"]
-        measured[name] = dict(
-            official=official,
-            first_call=dict(median=statistics.median(first), minimum=min(first), maximum=max(first), runs=len(first)),
-            later_calls=later,
-            official_to_first_call=official["median"] / statistics.median(first),
-            official_to_later_calls=official["median"] / later["median"],
+        measured[name] = row = measure(name, options)
+        print(
+            f"{name:30} official {row['official']['median']:.2f} s, ours {row['later_calls']['median']:.2f} s: "
+            f"{row['official_to_later_calls']:.1f}; first call {row['first_call']['median']:.2f} s: "
+            f"{row['official_to_first_call']:.1f}; peak memory {row['peak_bytes']['official'] / 2**20:.0f} : "
+            f"{row['peak_bytes']['ours'] / 2**20:.0f} MiB",
+            flush=True,
         )
-        print(f"{name}: official {official['median']:.2f} s", end="")
-        for which in ("first_call", "later_calls"):
-            print(f", {which} {measured[name][which]['median']:.2f} s", end="")
-        print(f", ratios {measured[name]['official_to_first_call']:.1f}, {official['median'] / later['median']:.1f}")
     print("recorded:", record("fusing", measured))
 
 
-def build(name):
-    """A model with any weights and statistics; their values do not matter here."""
-    model = nnx.jit(lambda: create_model(name, rngs=nnx.Rngs(0)))()
-    jax.block_until_ready(nnx.state(model))
-    return model
+def measure(name: str, options) -> dict:
+    """Seconds of both conversions and their ratios, and the peak memory of each."""
+    model = ours(name)
+    seconds = interleaved_with_the_official(name, model, options)
+    firsts = {which: [in_a_new_process(which, name, options) for _ in range(3)] for which in ("ours", "official")}
+    first = summary([row["seconds"] for row in firsts["ours"]])
+    official = seconds["official"]["median"]
+    return dict(
+        official=seconds["official"],
+        later_calls=seconds["ours"],
+        first_call=first,
+        official_to_later_calls=official / seconds["ours"]["median"],
+        official_to_first_call=official / first["median"],
+        peak_bytes={which: statistics.median(row["peak_bytes"] for row in rows) for which, rows in firsts.items()},
+    )
 
 
-def first_call(name) -> float:
-    """Seconds of the first call, compilation included."""
-    model = build(name)
-    start = time.perf_counter()
-    jax.block_until_ready(nnx.state(fuse_params(model)))
-    return time.perf_counter() - start
+def interleaved_with_the_official(name, model, options) -> dict:
+    """Seconds of both, in turn; the official one is given a new copy each time, since some of it works in place."""
+    net = official(name, model, options.official)
+    times = {"ours": [], "official": []}
+    for _ in range(options.runs + 1):
+        for which, convert in (("ours", fuse), ("official", convert_official)):
+            given = model if which == "ours" else copy.deepcopy(net)
+            begin = time.perf_counter()
+            convert(given)
+            times[which].append(time.perf_counter() - begin)
+    return {which: summary(seconds[1:]) for which, seconds in times.items()}
 
 
-def first_call_of_a_new_process(options, name) -> float:
-    """Seconds of `first_call` where nothing has been compiled before."""
-    command = [sys.executable, __file__, "--official", str(options.official), "--first_call", name]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def first_call(which: str, name: str, folders: list[str]) -> dict:
+    """Seconds and peak bytes of one conversion in a process that has done none before."""
+    model = ours(name)
+    convert, given = (fuse, model) if which == "ours" else (convert_official, official(name, model, folders))
+    begin = time.perf_counter()
+    peak = peak_memory(lambda: convert(given))
+    return dict(seconds=time.perf_counter() - begin, peak_bytes=peak)
 
 
-def official_conversion(folder, name, runs) -> dict:
-    """Seconds of the official conversion, each time of a new model, since it works in place."""
-    sys.path.insert(0, str(folder))
-    import repmlpnet
-    import torch
+def in_a_new_process(which: str, name: str, options) -> dict:
+    """What `first_call` gives in a process of its own."""
+    command = [sys.executable, __file__, "--official", *options.official, "--models", name, "--first_call_of", which]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
-    make = getattr(repmlpnet, f"create_{name.replace('-', '_')}")
 
-    def seconds():
-        model = make(deploy=False).eval()
-        start = time.perf_counter()
-        with torch.no_grad():
-            model.locality_injection()
-        return time.perf_counter() - start
+def fuse(model):
+    """Ours, waited for."""
+    return jax.block_until_ready(nnx.state(fuse_params(model)))
 
-    seconds()
-    times = [seconds() for _ in range(runs)]
-    return dict(median=statistics.median(times), minimum=min(times), maximum=max(times), runs=runs)
+
+def convert_official(net):
+    """The official conversion, of a net that it may change."""
+    with torch.no_grad():
+        if hasattr(net, "locality_injection"):
+            net.locality_injection()
+        else:
+            from repmlp import repmlp_model_convert
+
+            repmlp_model_convert(net, do_copy=False)
 
 
 if __name__ == "__main__":

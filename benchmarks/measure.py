@@ -1,6 +1,7 @@
 """Timing and recording, shared by the scripts beside this file."""
 
 import datetime
+import gc
 import importlib.metadata
 import json
 import os
@@ -35,10 +36,21 @@ def interleaved(functions: dict[str, Callable], runs: int) -> dict[str, dict]:
             start = time.perf_counter()
             jax.block_until_ready(function())
             seconds[name].append(time.perf_counter() - start)
-    return {
-        name: dict(median=statistics.median(times), minimum=min(times), maximum=max(times), runs=runs)
-        for name, times in seconds.items()
-    }
+    return {name: summary(times) for name, times in seconds.items()}
+
+
+def summary(seconds: list[float]) -> dict:
+    """Median and spread of several runs."""
+    return dict(median=statistics.median(seconds), minimum=min(seconds), maximum=max(seconds), runs=len(seconds))
+
+
+def peak_memory(function: Callable) -> int:
+    """Bytes that the process holds at most while a function runs, beyond what it held before (on Linux)."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is held now
+    before = _status("VmRSS")
+    function()
+    return _status("VmHWM") - before
 
 
 def matmul_rate(size: int = 2048, runs: int = 9) -> float:
@@ -81,6 +93,11 @@ def provenance() -> dict:
         versions={name: importlib.metadata.version(name) for name in ("repmlp_jax", "jax", "jaxlib", "flax")}
         | {"python": platform.python_version()},
     )
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
 
 def _processor() -> str:

@@ -25,8 +25,11 @@ def widened(array: Array) -> Array:
 @jax.jit
 def scale_and_shift(norm) -> tuple[Array, Array]:
     """The running statistics and parameters of a norm as `x * scale + shift`, each of the shape of its parameters."""
-    scale = widened(norm.scale[...]) * lax.rsqrt(widened(norm.var[...]) + norm.epsilon)
-    return scale, widened(norm.bias[...]) - widened(norm.mean[...]) * scale
+    scale, bias = widened(norm.scale[...]), widened(norm.bias[...])
+    # Flax's own norms have their statistics in float32, whatever the dtype of their parameters.
+    mean, var = norm.mean[...].astype(scale.dtype), norm.var[...].astype(scale.dtype)
+    scale = scale * lax.rsqrt(var + norm.epsilon)
+    return scale, bias - mean * scale
 
 
 @jax.jit

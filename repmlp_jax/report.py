@@ -60,17 +60,17 @@ class FuseReport:
                 (
                     block.path,
                     block.kind,
-                    _change(block.parameters),
-                    _change(block.macs),
+                    change(block.parameters),
+                    change(block.macs),
                     notes[0] if notes else "",
                 )
             )
             rows += [("", "", "", "", note) for note in notes[1:]]
-        rows.append(("total", "", _change(self.parameters), _change(self.macs), ""))
+        rows.append(("total", "", change(self.parameters), change(self.macs), ""))
         if self.official:
             parameters, macs = self.official
-            macs = "not known" if macs is None else f"→ {macs:,}"
-            rows.append(("official conversion", "", f"→ {parameters:,}", macs, "leaves norms that are folded here"))
+            after = "not known" if macs is None else f"→ {macs:,}"
+            rows.append(("official conversion", "", f"→ {parameters:,}", after, "leaves norms that are folded here"))
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         return "\n".join(line.rstrip() for line in lines)
@@ -171,7 +171,8 @@ def _image(shape):
     return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
 
 
-def _change(pair):
+def change(pair: tuple[int, int] | None) -> str:
+    """Counts before and after as text, or one where they are equal."""
     if pair is None:
         return "not known"
     before, after = pair

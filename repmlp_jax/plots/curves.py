@@ -1,12 +1,41 @@
-"""Pictures of what a model learns. Each function returns a matplotlib Figure that belongs to nobody else."""
+"""Pictures of what a model learns: its curves over the epochs, and whom it takes for whom."""
 
+import csv
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which the colour-blind can tell apart.
-BLUE, ORANGE, *OTHERS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+from repmlp_jax.plots.palette import BLUE, ORANGE, OTHERS
+
+EVERY_RUN_HAS = ("epoch", "train_loss", "train_accuracy")
+
+
+def read_rows(run: str | Path) -> list[dict]:
+    """The rows of a run's `metrics.csv`, as `learning_curves` takes them.
+
+    Args:
+        run: the run's folder.
+
+    Raises:
+        FileNotFoundError: if the folder holds no `metrics.csv`.
+        ValueError: if it has no epoch yet, or is damaged.
+    """
+    path = Path(run) / "metrics.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} holds no {path.name}: it is no folder of a run that has finished an epoch")
+    rows = []
+    with path.open(newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), start=1):
+            try:
+                numbers = {name: float(value) for name, value in row.items()}
+                rows.append({name: numbers[name] for name in EVERY_RUN_HAS} | numbers | {"epoch": int(row["epoch"])})
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path} is damaged: row {number} cannot be read ({error})") from error
+    if not rows:
+        raise ValueError(f"{path} has no epoch yet")
+    return rows
 
 
 def learning_curves(rows: Sequence[dict]) -> Figure:

@@ -1,0 +1,21 @@
+"""Pictures. Each function returns a matplotlib Figure that belongs to nobody else; `figure.savefig` writes it."""
+
+from repmlp_jax.plots.bars import fuse_bars
+from repmlp_jax.plots.curves import learning_curves, read_rows, roc_curve
+from repmlp_jax.plots.identity import identity_trick
+from repmlp_jax.plots.kernels import fc3_kernels, fc3_parts, receptive_fields
+from repmlp_jax.plots.palette import BLUE, ORANGE, OTHERS
+
+__all__ = [
+    "BLUE",
+    "ORANGE",
+    "OTHERS",
+    "fc3_kernels",
+    "fc3_parts",
+    "fuse_bars",
+    "identity_trick",
+    "learning_curves",
+    "read_rows",
+    "receptive_fields",
+    "roc_curve",
+]

@@ -1,0 +1,235 @@
+"""Pictures of FC3's kernel: what an output pixel sees of its partition, and what the convolutions add to it."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import NullFormatter
+
+from repmlp_jax import reparam
+from repmlp_jax.blocks import RepMLP
+from repmlp_jax.fused import FusedRepMLP
+from repmlp_jax.fused_gated import FusedRepMLPNetBlock
+from repmlp_jax.gated import RepMLPNetBlock
+from repmlp_jax.plots.palette import MAGNITUDES, ZERO
+
+TRAINED = RepMLP | RepMLPNetBlock
+FUSED = FusedRepMLP | FusedRepMLPNetBlock
+
+# Weights smaller than a thousandth of the largest are as dark as that, or one stray value would pale all others.
+DECADES = 3
+
+# Inches of a panel.
+LONGER_SIDE = 2.4
+
+
+def fc3_parts(block: TRAINED) -> dict[str, Float[np.ndarray, "g h w c h w o"]]:
+    """What the fused FC3 of a block consists of.
+
+    Args:
+        block: a block as it was trained. The share-sets of a RepMLPNetBlock are given as groups of one channel.
+
+    Returns:
+        "trained": FC3's kernel with its norm folded in; "convolutions": that of all convolutions and their norms,
+        merged and turned into an FC; "fused": the sum of both. Each is indexed (group, input row, input column, input
+        channel of the group, output row, output column, output channel of the group).
+
+    Raises:
+        TypeError: if the block is none, or is fused.
+        ValueError: if the block has no FC3, or no convolutions.
+    """
+    if isinstance(block, FUSED):
+        raise TypeError(
+            f"a {type(block).__name__} is fused: its kernel is a sum, of which the parts are not known any more. "
+            f"The model as it was trained (of a run, the folder model) has them"
+        )
+    if not isinstance(block, TRAINED):
+        raise TypeError(f"takes a RepMLP or RepMLPNetBlock, not a {type(block).__name__}")
+    if isinstance(block, RepMLP) and block.partition_perceptron is None:
+        raise ValueError("this block has no FC3 to which the convolutions are added: its partition_perceptron is None")
+    if not block.local_perceptron:
+        raise ValueError("this block has no convolutions: its fused FC3 is the trained one")
+    without_convolutions = nnx.clone(block)
+    without_convolutions.local_perceptron = nnx.Dict()
+    fused = _kernel(block.fused())
+    convolutions = [(conv.conv.kernel[...], conv.norm) for conv in block.local_perceptron.values()]
+    merged, _ = reparam.merge_convolutions(convolutions)
+    return {
+        "trained": _kernel(without_convolutions.fused()),
+        "convolutions": np.asarray(reparam.conv_to_fc(merged, fused.shape[1:3], fused.shape[0])),
+        "fused": fused,
+    }
+
+
+def fc3_kernels(
+    block: TRAINED,
+    pixel: tuple[int, int] | None = None,
+    *,
+    input_channel: int | None = None,
+    output_channel: int = 0,
+) -> Figure:
+    """What one output point of FC3 sees of one input channel: as trained, by the convolutions, and fused (Figure 5).
+
+    The panels show the weights' magnitudes, on one logarithmic scale; the fused weights are the sum of the other two,
+    signs included. (The paper divides by the smallest weight, which shifts the scale and no more.)
+
+    Args:
+        block: a block as it was trained, as `fc3_parts`.
+        pixel: (row, column) of the output point in its partition; None: the middle.
+        input_channel: the channel that is seen; None: the first of the output channel's group.
+        output_channel: the output point's channel. For a RepMLPNetBlock both channels are numbers of share-sets.
+
+    Raises:
+        TypeError: as `fc3_parts`.
+        ValueError: as `fc3_parts`; if there is no such pixel or channel, the two channels are not of one group, or
+            the weights are not finite or all zero.
+    """
+    parts = fc3_parts(block)
+    groups, h, w, c, *_, o = parts["fused"].shape
+    pixel = _checked((h // 2, w // 2) if pixel is None else pixel, h, w)
+    if not 0 <= output_channel < groups * o:
+        raise ValueError(f"output_channel={output_channel}: there are {groups * o}, from 0")
+    group = output_channel // o
+    input_channel = group * c if input_channel is None else input_channel
+    if input_channel // c != group:
+        raise ValueError(
+            f"input_channel={input_channel} is not in the group of output_channel={output_channel}, which sees "
+            f"{'channel' if c == 1 else 'channels'} {_range(group * c, c)}"
+        )
+    titles = ("FC3 as trained", "merged convolutions", "fused: the sum of both")
+    maps = [np.abs(part[group, :, :, input_channel % c, *pixel, output_channel % o]) for part in parts.values()]
+    figure, panels = _figure(1, 3, (h, w))
+    figure.suptitle(
+        f"What output point (row {pixel[0]}, column {pixel[1]}, channel {output_channel}) sees of input channel "
+        f"{input_channel}"
+    )
+    _draw(figure, panels, maps, [pixel] * 3, titles, "magnitude of the weight")
+    return figure
+
+
+def receptive_fields(block: TRAINED | FUSED, pixels: Sequence[tuple[int, int]] | None = None) -> Figure:
+    """What output pixels of a fused block see of their partition: how large the weights of every input pixel are.
+
+    Args:
+        block: a block, fused or to be fused.
+        pixels: (row, column) of each output pixel in its partition; None: corners, middles of the sides and the
+            centre, each where it is in the partition.
+
+    Returns:
+        A figure with one panel a pixel: the root mean square of the weights that lead from each input pixel to it,
+        over all pairs of channels that are connected.
+
+    Raises:
+        TypeError: if the block is none.
+        ValueError: if a pixel is not in the partition, there are none, or the weights are not finite or all zero.
+    """
+    if not isinstance(block, TRAINED | FUSED):
+        raise TypeError(f"takes a RepMLP or RepMLPNetBlock, fused or not, not a {type(block).__name__}")
+    kernel = _kernel(block if isinstance(block, FUSED) else block.fused())
+    h, w = kernel.shape[1:3]
+    if pixels is None:
+        rows, columns = (sorted({0, side // 2, side - 1}) for side in (h, w))
+        pixels = [(row, column) for row in rows for column in columns]
+        shape = (1, len(pixels)) if w == 1 else (len(rows), len(columns))
+    else:
+        pixels, shape = [_checked(pixel, h, w) for pixel in pixels], (-(-len(pixels) // 4), min(len(pixels), 4))
+    if not pixels:
+        raise ValueError("there is no pixel to show: pixels is empty")
+    maps = [np.sqrt(np.square(kernel[:, :, :, :, row, column]).mean((0, 3, 4))) for row, column in pixels]
+    titles = [f"row {row}, column {column}" for row, column in pixels]
+    figure, panels = _figure(*shape, (h, w))
+    figure.suptitle("What output pixels see of their partition")
+    _draw(figure, panels, maps, pixels, titles, "root mean square of the weights")
+    return figure
+
+
+def _kernel(fused: FUSED) -> Float[np.ndarray, "g h w c h w o"]:
+    """A fused block's kernel; share-sets are groups of one channel."""
+    kernel = np.asarray(fused.kernel[...])
+    kernel = kernel if isinstance(fused, FusedRepMLP) else kernel[:, :, :, None, :, :, None]
+    return kernel.astype(np.promote_types(kernel.dtype, np.float32))
+
+
+def _checked(pixel, h, w) -> tuple[int, int]:
+    row, column = pixel
+    if not (0 <= row < h and 0 <= column < w):
+        raise ValueError(f"pixel {tuple(pixel)} is not in a partition of rows {_range(0, h)}, columns {_range(0, w)}")
+    return row, column
+
+
+def _range(first, count) -> str:
+    return f"{first}" if count == 1 else f"{first} to {first + count - 1}"
+
+
+def _figure(rows, columns, partition_size):
+    """Panels in the proportions of a partition."""
+    h, w = partition_size
+    inches = LONGER_SIDE / max(h, w)
+    # Beside a panel there is the next one, or its title, which is wider; above it the title; around all, the labels.
+    width, height = max(w * inches + 0.15, 1.9), max(h * inches, 0.5) + 0.38
+    figure = Figure(figsize=(max(columns * width + 1.5, 6.2), rows * height + 1.15), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axes in panels[-1]:
+        axes.set_xlabel("input column")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("input row")
+    return figure, panels.ravel()
+
+
+def _draw(figure, panels, maps, pixels, titles, label):
+    """Maps of magnitudes with their output pixel framed, on one logarithmic scale with its colour bar."""
+    norm, extend = _scale(maps)
+    for axes, magnitudes, pixel, title in zip(panels, maps, pixels, titles, strict=False):
+        image = axes.imshow(
+            np.ma.masked_equal(magnitudes, 0), norm=norm, cmap=MAGNITUDES, interpolation="nearest", origin="upper"
+        )
+        h, w = magnitudes.shape
+        axes.set_facecolor(ZERO)
+        axes.set_title(title, fontsize="medium")
+        axes.set_xticks(range(0, w, -(-w // 8)))
+        axes.set_yticks(range(0, h, -(-h // 8)))
+        axes.add_patch(_frame(*pixel, LONGER_SIDE * 72 / max(h, w)))
+    for axes in panels[len(maps) :]:
+        axes.set_axis_off()
+    ticks = _ticks(norm)
+    bar = figure.colorbar(image, ax=panels.tolist(), label=label, extend=extend, aspect=30)
+    bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    bar.minorformatter = NullFormatter()
+    key = [Patch(facecolor="white", edgecolor="black", label="the output pixel's own place")]
+    if any((magnitudes == 0).any() for magnitudes in maps):
+        key.append(Patch(facecolor=ZERO, edgecolor="grey", label="exactly zero"))
+    figure.legend(handles=key, loc="outside lower center", ncols=2, frameon=False)
+
+
+def _frame(row, column, points):
+    """A frame around one pixel of that many points, white in black, to be seen on every colour."""
+    line = min(max(points / 8, 0.5), 1.5)
+    frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="white", linewidth=line, zorder=3)
+    frame.set(path_effects=[Stroke(linewidth=2.4 * line, foreground="black"), Normal()], clip_on=False)
+    return frame
+
+
+def _scale(maps) -> tuple[LogNorm, str]:
+    """A logarithmic scale for all maps, and at which end of it values are cut off."""
+    values = np.concatenate([np.ravel(magnitudes) for magnitudes in maps])
+    if not np.isfinite(values).all():
+        raise ValueError(f"{np.sum(~np.isfinite(values))} of the {values.size} weights to show are not finite")
+    values = values[values > 0]
+    if not values.size:
+        raise ValueError("all weights to show are zero")
+    lowest = max(values.min(), values.max() / 10**DECADES)
+    return LogNorm(lowest, values.max()), "min" if values.min() < lowest else "neither"
+
+
+def _ticks(norm) -> list[float]:
+    """Round numbers on the scale: powers of ten, and twice and five times these where the scale is short."""
+    factors = (1, 2, 5) if norm.vmax < 30 * norm.vmin else (1,)
+    exponents = range(math.floor(math.log10(norm.vmin)), math.ceil(math.log10(norm.vmax)) + 1)
+    numbers = [factor * 10.0**exponent for exponent in exponents for factor in factors]
+    return [number for number in numbers if norm.vmin <= number <= norm.vmax]

@@ -18,6 +18,7 @@ from repmlp_jax.digest import describe, digests
 from repmlp_jax.fuse import fuse_params
 from repmlp_jax.models import MODELS
 from repmlp_jax.models.arguments import arguments_from_text
+from repmlp_jax.quantise import quantisation, quantise_params
 from repmlp_jax.randomness import seeded, weights
 
 FORMAT = 1
@@ -27,13 +28,13 @@ CONTENTS = {"format", "model", "arguments", "fused", "preprocessing", "arrays", 
 
 
 def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | None = None, overwrite: bool = False):
-    """Saves a model of `list_models()`, trained or fused, in a folder that `load_model` reads.
+    """Saves a model of `list_models()`, trained, fused or quantised, in a folder that `load_model` reads.
 
     The folder appears whole or not at all.
 
     Args:
         path: the folder; its parents are made.
-        model: the model, as its class or `fuse_params` built it, with any weights.
+        model: the model, as its class, `fuse_params` or `quantise_params` built it, with any weights.
         preprocessing: what goes with it, as JSON: mean and std of the channels, class names.
         overwrite: replace the folder if it exists.
 
@@ -50,6 +51,7 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
         "model": type(model).__name__,
         "arguments": json.loads(getattr(model, "arguments", "{}")),
         "fused": _is_fused(model),
+        "quantised": quantisation(model),
         "preprocessing": preprocessing or {},
         "arrays": describe(arrays),
         "digests": digests(arrays),
@@ -103,7 +105,9 @@ def load(path: str | Path) -> SavedModel:
     description = _read_description(path)
     model_class = _model_classes()[description["model"]]
     try:
-        abstract = _abstract(model_class, json.dumps(description["arguments"]), description["fused"])
+        abstract = _abstract(
+            model_class, json.dumps(description["arguments"]), description["fused"], description.get("quantised")
+        )
     except Exception as error:
         raise ValueError(f"{path} is damaged: {description['model']} does not take its arguments ({error})") from error
     wanted = nnx.to_flat_state(nnx.state(abstract, weights))
@@ -162,10 +166,11 @@ def _model_classes():
     return {model_class.__name__: model_class for model_class, _ in MODELS.values()}
 
 
-def _abstract(model_class, arguments_text, fused):
+def _abstract(model_class, arguments_text, fused, quantised):
     def build():
         model = model_class(**arguments_from_text(arguments_text), rngs=nnx.Rngs(0))
-        return fuse_params(model) if fused else model
+        model = fuse_params(model) if fused else model
+        return quantise_params(model, **quantised) if quantised else model
 
     return nnx.eval_shape(build)
 
@@ -174,8 +179,8 @@ def _is_fused(model) -> bool:
     model_class = _model_classes().get(type(model).__name__)
     if model_class is not type(model):
         raise TypeError(f"save_model knows the models of list_models(), and a {type(model).__name__} is none of them")
-    found = describe(_arrays(model))
-    for fused in (False, True):
-        if found == describe(_arrays(_abstract(model_class, model.arguments, fused))):
+    found, quantised = describe(_arrays(model)), quantisation(model)
+    for fused in (True,) if quantised else (False, True):
+        if found == describe(_arrays(_abstract(model_class, model.arguments, fused, quantised))):
             return fused
     raise TypeError(f"the modules of this {type(model).__name__} were changed since it was built: it cannot be saved")

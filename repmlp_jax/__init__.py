@@ -1,6 +1,11 @@
 """RepMLP for JAX: train fully-connected layers beside convolutions, run three fully-connected layers."""
 
+import importlib.metadata
+
 from repmlp_jax.blocks import RepMLP
+from repmlp_jax.export import export_model, load_exported
+from repmlp_jax.export_onnx import export_onnx
+from repmlp_jax.export_torch import export_torch
 from repmlp_jax.fuse import fuse_params
 from repmlp_jax.gated import RepMLPNetBlock
 from repmlp_jax.interop.torch import from_torch, to_torch
@@ -12,9 +17,12 @@ from repmlp_jax.models.pspnet import PSPNet
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.residual import BottleneckBlock, LightBlock
 from repmlp_jax.models.resnet import RepMLPResNet
+from repmlp_jax.quantise import quantise_params
 from repmlp_jax.reparam import conv_to_fc
 from repmlp_jax.report import fuse_report
 from repmlp_jax.saved import load_model, save_model
+
+__version__ = importlib.metadata.version("repmlp_jax")
 
 __all__ = [
     "BottleneckBlock",
@@ -29,12 +37,17 @@ __all__ = [
     "WideConvNet",
     "conv_to_fc",
     "create_model",
+    "export_model",
+    "export_onnx",
+    "export_torch",
     "from_torch",
     "fuse_params",
     "fuse_report",
     "list_models",
+    "load_exported",
     "load_model",
     "load_torch_file",
+    "quantise_params",
     "save_model",
     "to_torch",
 ]

@@ -5,21 +5,29 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 BAD_INPUT = 2
 app = typer.Typer(
-    help="RepMLP in JAX: look at models, import official weights, fuse, evaluate and predict.",
+    help="RepMLP in JAX: look at models, import official weights, fuse, evaluate, predict and export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+plot = typer.Typer(
+    help="Draw what a model has learnt, and how it is fused, as a picture.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(plot, name="plot")
 
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a saved model.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+Picture = Annotated[Path, typer.Argument(help="File of the picture: .png, or .svg or .pdf.")]
+Block = Annotated[int, typer.Option(min=0, help="Which RepMLP block, counted from 0.")]
 
 
 @contextlib.contextmanager
@@ -54,14 +62,7 @@ def summary(model: Annotated[str, typer.Argument(help="Name of a model, or folde
     Example: repmlp-jax summary RepMLPNet-T224
     """
     with one_line_errors():
-        from flax import nnx
-
-        from repmlp_jax import create_model, fuse_report, load_model
-
-        def build():
-            return create_model(model, rngs=nnx.Rngs(0))
-
-        print(fuse_report(load_model(model) if Path(model).is_dir() else nnx.eval_shape(build)))
+        print(_report(model))
 
 
 @app.command("import")
@@ -115,6 +116,7 @@ def fuse(
         if not any(fusable_modules(saved.model)):
             raise ValueError(f"{model} is fused already")
         report = fuse_report(saved.model)
+        assert report.macs is not None, "every model of list_models() says what it takes"
         save_model(out, fuse_params(saved.model), preprocessing=saved.preprocessing, overwrite=overwrite)
         for name, (before, after) in (("parameters", report.parameters), ("multiply-accumulates", report.macs)):
             print(f"{name:22}{before:>16,} → {after:,}")
@@ -168,6 +170,168 @@ def predict(
             print(path)
             for name, probability in classes:
                 print(f"  {probability:7.2%}  {name}")
+
+
+@plot.command("kernels")
+def plot_kernels(
+    model: ModelFolder,
+    out: Picture,
+    block: Block = 0,
+    pixel: Annotated[tuple[int, int] | None, typer.Option(help="Row and column of the output point.")] = None,
+    output_channel: Annotated[int, typer.Option(min=0, help="The output point's channel.")] = 0,
+    input_channel: Annotated[int | None, typer.Option(min=0, help="The channel that it sees.")] = None,
+    overwrite: Overwrite = False,
+):
+    """Draws what an output point of FC3 sees: as trained, by the convolutions, and fused (Figure 5 of the paper).
+
+    MODEL is as it was trained, not fused. Without options the point is the middle of the partition in channel 0, and
+    it is shown what it sees of the first channel of its group.
+
+    Example: repmlp-jax plot kernels runs/digits/model kernels.png --pixel 1 2
+    """
+    with one_line_errors():
+        from repmlp_jax import plots
+
+        _refuse_picture(out, overwrite)
+        channels: dict[str, Any] = dict(input_channel=input_channel, output_channel=output_channel)
+        _save_picture(plots.fc3_kernels(_block(model, block), pixel, **channels), out)
+
+
+@plot.command("receptive-field")
+def plot_receptive_field(model: ModelFolder, out: Picture, block: Block = 0, overwrite: Overwrite = False):
+    """Draws how large the weights are that lead from each pixel of a partition to nine output pixels.
+
+    MODEL may be fused; of one that is not, the fused weights are drawn.
+
+    Example: repmlp-jax plot receptive-field runs/digits/fused field.png
+    """
+    with one_line_errors():
+        from repmlp_jax import plots
+
+        _refuse_picture(out, overwrite)
+        _save_picture(plots.receptive_fields(_block(model, block)), out)
+
+
+@plot.command("identity")
+def plot_identity(out: Picture, overwrite: Overwrite = False):
+    """Draws how a convolution becomes a fully-connected layer: it is applied to the identity, step by step.
+
+    Example: repmlp-jax plot identity identity.png
+    """
+    with one_line_errors():
+        from repmlp_jax import plots
+
+        _refuse_picture(out, overwrite)
+        _save_picture(plots.identity_trick(), out)
+
+
+@plot.command("report")
+def plot_report(
+    model: Annotated[str, typer.Argument(help="Name of a model, or folder of a saved one.")],
+    out: Picture,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Add up blocks whose paths begin with the same DEPTH names.")
+    ] = None,
+    overwrite: Overwrite = False,
+):
+    """Draws parameters and multiply-accumulates before and after fusing, block by block.
+
+    Example: repmlp-jax plot report RepMLPNet-T224 report.png --depth 2
+    """
+    with one_line_errors():
+        from repmlp_jax import plots
+
+        _refuse_picture(out, overwrite)
+        _save_picture(plots.fuse_bars(_report(model), depth), out)
+
+
+@plot.command("curves")
+def plot_curves(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, which holds metrics.csv.")],
+    out: Picture,
+    overwrite: Overwrite = False,
+):
+    """Draws the loss and the scores of a run over its epochs.
+
+    Example: repmlp-jax plot curves runs/digits curves.png
+    """
+    with one_line_errors():
+        from repmlp_jax import plots
+
+        _refuse_picture(out, overwrite)
+        _save_picture(plots.learning_curves(plots.read_rows(run)), out)
+
+
+def _report(model: str):
+    """What fusing does to a model, given by its name or its folder."""
+    from flax import nnx
+
+    from repmlp_jax import create_model, fuse_report, load_model
+
+    def build():
+        return create_model(model, rngs=nnx.Rngs(0))
+
+    return fuse_report(load_model(model) if Path(model).is_dir() else nnx.eval_shape(build))
+
+
+def _block(folder: Path, number: int):
+    """The RepMLP block of that number in a saved model; says which one it is."""
+    from flax import nnx
+
+    from repmlp_jax import load_model
+    from repmlp_jax.fuse import dotted
+    from repmlp_jax.plots.kernels import FUSED, TRAINED
+
+    model = load_model(folder)
+    blocks = [(dotted(path), node) for path, node in nnx.iter_graph(model) if isinstance(node, TRAINED | FUSED)]
+    if not blocks:
+        raise ValueError(f"{folder} is a {type(model).__name__} that holds no RepMLP block, trained or fused")
+    if number >= len(blocks):
+        paths = ", ".join(path for path, _ in blocks)
+        raise ValueError(f"{folder} has no block {number}: its blocks are 0 to {len(blocks) - 1} ({paths})")
+    path, block = blocks[number]
+    print(f"block {number} of {len(blocks)}, counted from 0: {path}")
+    return block
+
+
+def _refuse_picture(out: Path, overwrite: bool):
+    _refuse_existing(out, overwrite)
+    if not out.suffix:
+        raise ValueError(f"{out} has no ending that says which picture it is: use {out}.png, or .svg or .pdf")
+
+
+def _save_picture(figure, out: Path):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    print(f"saved: {out}")
+
+
+@app.command()
+def export(
+    model: ModelFolder,
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    format: Annotated[
+        Literal["jax", "onnx", "torch"],
+        typer.Option(help="A program for JAX alone, ONNX, or weights for the official PyTorch code, .safetensors."),
+    ] = "jax",
+    overwrite: Overwrite = False,
+):
+    """Exports a saved model as one file, to run without this library; to JAX and ONNX it is fused first.
+
+    Example: repmlp-jax export fused fused.onnx --format onnx
+    """
+    with one_line_errors():
+        from repmlp_jax import export_model, export_onnx, export_torch
+        from repmlp_jax.saved import load
+
+        _refuse_existing(out, overwrite)
+        saved = load(model)
+        if format == "torch":
+            export_torch(saved.model, out, overwrite=overwrite)
+        else:
+            write = {"jax": export_model, "onnx": export_onnx}[format]
+            write(saved.model, out, preprocessing=saved.preprocessing, overwrite=overwrite)
+        print(f"saved: {out}")
 
 
 def _refuse_existing(out: Path, overwrite: bool):

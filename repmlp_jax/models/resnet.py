@@ -1,6 +1,7 @@
 """ResNet-50 with RepMLP in its middle stages (arXiv 2105.01883, Section 4.2)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -69,14 +70,14 @@ class ResNetStages(nnx.Module):
             raise ValueError(f"block={block!r} is none of {', '.join(BLOCKS)}")
         if output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output_stride={output_stride} is none of {', '.join(map(str, OUTPUT_STRIDES))}")
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         def make_block(stage, index, inputs, width):
             stride, dilation = min(4 * 2**stage, output_stride), max(1, 4 * 2**stage // output_stride)
             if block == "base" or not index or stage not in (1, 2):
                 halves = stage and not index and dilation == 1
                 return BaseBlock(inputs, width // 4, width, strides=2 if halves else 1, dilation=dilation, **options)
-            repmlp = dict(
+            repmlp: dict[str, Any] = dict(
                 image_size=tuple(-(-side // stride) for side in image_size),
                 partition_size=partition_size,
                 conv_kernels=conv_kernels,
@@ -91,7 +92,7 @@ class ResNetStages(nnx.Module):
         self.input_shape = (*image_size, in_features)
         self.rematerialise = rematerialise
         self.stem = ConvBN(in_features, stem_features, 7, strides=2, **options)
-        self.stages = nnx.List()
+        self.stages: nnx.List = nnx.List()
         inputs = stem_features
         for stage, (size, width) in enumerate(zip(stage_sizes, widths, strict=True)):
             blocks = []
@@ -103,7 +104,9 @@ class ResNetStages(nnx.Module):
     def maps(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N h w O"]]:
         """What each stage makes of a batch of images: the maps of c2, c3, c4 and c5."""
         x = nnx.relu(self.stem(x))
-        x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        # Padded by itself, which XLA undoes: the converter to ONNX would leave out padding that max_pool is given.
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+        x = nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         maps = []
         for stage in self.stages:
             for block in stage:

@@ -1,0 +1,34 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
+    """Gives the path to write to; what is there becomes `path` when the block ends, and is removed if it fails.
+
+    Args:
+        path: the file; its parents are made.
+        overwrite: replace the file if it exists.
+
+    Raises:
+        FileExistsError: if `path` exists and `overwrite` is off.
+        IsADirectoryError: if `path` is a folder.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, and what is written is a file")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

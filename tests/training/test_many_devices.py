@@ -30,11 +30,10 @@ pytestmark = pytest.mark.usefixtures("as_users_have_it")
 ANOTHER_ORDER = {jnp.float32: 1e-5, jnp.float64: 1e-13}
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)])
-def test_eight_devices_train_as_one_does(dtype):
+def test_eight_devices_train_as_one_does():
     config = get_config(learning_rate=0.01)
-    config.model_arguments.param_dtype = dtype
-    with jax.enable_x64(dtype is jnp.float64):
+    config.model_arguments.param_dtype = dtype = jnp.float64
+    with jax.enable_x64(True):
         one, eight = (prepare(config, mesh_of(devices)).train(3) for devices in (1, 8))
     assert all(len(array.sharding.device_set) == 8 for array in jax.tree.leaves(eight.parameters))
     assert_trees_close(eight.parameters, one.parameters, ANOTHER_ORDER[dtype])
@@ -49,8 +48,8 @@ def test_eight_devices_train_as_one_does(dtype):
 LARGE = dict(widths=(32,), groups=1)  # FC3 has 256 × 32² elements
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(8, 8), pytest.param(8, 2, marks=pytest.mark.slow)])
-def test_split_parameters_train_as_whole_ones_do(devices, fsdp):
+def test_split_parameters_train_as_whole_ones_do():
+    devices, fsdp = 8, 4
     config = get_config(learning_rate=0.01)
     config.model_arguments.update(LARGE)
     whole = prepare(config, mesh_of(1)).train(3)

@@ -5,13 +5,10 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-# Compiling takes longer than training; the programs are the same every time.
-COMPILED = tempfile.TemporaryDirectory(prefix="compiled")
 
 
 def start(workdir, *arguments, processes: int = 1, devices: int = 1, each=()) -> list[subprocess.Popen]:
@@ -23,12 +20,7 @@ def start(workdir, *arguments, processes: int = 1, devices: int = 1, each=()) ->
             port = probe.getsockname()[1]
         flags = ("--distributed", f"--coordinator_address=localhost:{port}", f"--num_processes={processes}")
         together = [(*flags, f"--process_id={process}") for process in range(processes)]
-    environment = os.environ | dict(
-        JAX_PLATFORMS="cpu",
-        JAX_NUM_CPU_DEVICES=str(devices),
-        JAX_COMPILATION_CACHE_DIR=COMPILED.name,
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-    )
+    environment = os.environ | dict(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices))
     command = [sys.executable, "train.py", "--config=tests/training/tiny_recipe.py", f"--workdir={workdir}"]
     return [
         subprocess.Popen(

@@ -1,0 +1,67 @@
+"""The README and the docs: their code runs, their commands print what is shown, their links lead somewhere."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pages import PAGES, ROOT, steps, tokens
+
+import repmlp_jax
+
+# Less than three seconds each.
+QUICK = ["docs/faq.md"]
+
+
+def param(page):
+    return pytest.param(page, marks=[] if page in QUICK else pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def runner():
+    """The process in which pages are run, see `pages.py`."""
+    # Nearly all of the time goes into compiling, and this halves it.
+    environment = os.environ | dict(JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    command = [sys.executable, Path(__file__).with_name("pages.py")]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("page", [param(page) for page in PAGES if steps(page)])
+def test_what_a_page_says_works(page, runner):
+    print(page, file=runner.stdin, flush=True)
+    answer = runner.stdout.readline()
+    assert answer, f"the process that ran {page} ended"
+    if failure := json.loads(answer):
+        pytest.fail(failure, pytrace=False)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    inline = [child for token in tokens(page) for child in token.children or []]
+    links = [token.attrs[name] for token in inline for name in ("href", "src") if name in token.attrs]
+    files = [link.partition("#")[0] for link in links if "://" not in link]
+    drawn = [folder / "pictures" / name for name in pictures()] if page.startswith("docs/") else []
+    missing = [file for file in files if not (folder / file).exists() and folder / file not in drawn]
+    assert not missing
+
+
+def pictures():
+    """The names of the pictures that are drawn when the docs are built."""
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return list(module.PICTURES)
+
+
+def test_the_reference_has_every_public_name():
+    shown = re.findall(r"^::: repmlp_jax\.(?:\w+\.)*(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert not set(repmlp_jax.__all__) - set(shown)

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,7 @@ class GlobalPerceptron(nnx.Module):
     def fused(self) -> FusedGlobalPerceptron:
         """The same with the norm folded into FC1."""
         scale, shift = reparam.scale_and_shift(self.norm)
+        assert self.fc1.bias is not None
         kernel, bias = (reparam.widened(p[...]) for p in (self.fc1.kernel, self.fc1.bias))
         shift = jnp.broadcast_to(shift.reshape(1, 1, -1), kernel.shape[:3])
         fc1 = nnx.clone(self.fc1)
@@ -148,7 +150,7 @@ class RepMLP(nnx.Module):
             raise ValueError(f"conv_kernels {tuple(conv_kernels)} names a size twice")
         if reduction < 1:
             raise ValueError(f"reduction={reduction}: FC1 can only reduce its input by 1 or more")
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.in_features = in_features
         self.out_features = out_features
         self.groups = groups
@@ -159,10 +161,10 @@ class RepMLP(nnx.Module):
         self.global_perceptron = nnx.data(
             GlobalPerceptron(in_features, counts, reduction=reduction, **options) if math.prod(counts) > 1 else None
         )
-        self.partition_perceptron = nnx.data(
+        self.partition_perceptron: PartitionPerceptron | None = nnx.data(
             PartitionPerceptron(in_features, out_features, partition_size, groups=groups, **options)
         )
-        self.local_perceptron = nnx.Dict(
+        self.local_perceptron: nnx.Dict[ConvBN] = nnx.Dict(
             {f"{k}x{k}": ConvBN(in_features, out_features, k, groups=groups, **options) for k in conv_kernels}
         )
 
@@ -182,7 +184,8 @@ class RepMLP(nnx.Module):
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of the maps that the block accepts."""
-        return (*self.partitioning.image_size, self.in_features)
+        height, width = self.partitioning.image_size
+        return height, width, self.in_features
 
     def _branches(self):
         branches = (self.partition_perceptron, *self.local_perceptron.values())

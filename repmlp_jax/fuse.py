@@ -1,7 +1,8 @@
 """Fusing whole models: every module that knows how to fuse is replaced by what it fuses to."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,7 +78,7 @@ def fusable_modules(model: nnx.Module) -> Iterator[tuple[tuple, nnx.Module]]:
 def replace_modules(
     model: nnx.Module,
     chosen: Callable[[object], bool],
-    replacement: Callable[[tuple, nnx.Module], nnx.Module],
+    replacement: Callable[[tuple, Any], nnx.Module],
 ) -> nnx.Module:
     """A copy of the model in which `replacement(path, module)` stands for each outermost chosen module.
 
@@ -116,6 +117,7 @@ def dotted(path: tuple) -> str:
 
 def _children(node) -> list[tuple]:
     """Modules, lists and dicts right under a node."""
+    children: Iterable[tuple[Any, Any]]
     if isinstance(node, nnx.List | list | tuple):
         children = enumerate(node)
     elif isinstance(node, nnx.Dict | dict):
@@ -138,7 +140,8 @@ def _check_statistics(path, module):
     for inner, norm in nnx.iter_graph(module):
         if not isinstance(norm, BatchNorm | nnx.BatchNorm):
             continue
-        mean, var = norm.mean[...], norm.var[...]
+        mean: Any = norm.mean[...]
+        var: Any = norm.var[...]
         if not all(isinstance(statistics, jax.Array | np.ndarray) for statistics in (mean, var)) or any(
             isinstance(statistics, jax.core.Tracer) for statistics in (mean, var)
         ):

@@ -41,7 +41,7 @@ class FusedRepMLPNetBlock(nnx.Module):
     def __init__(
         self,
         features: int,
-        partition_size: tuple[int, int],
+        partition_size: tuple[int, ...],
         pad: bool,
         gate: Gate,
         kernel: Float[Array, "S h w h w"],

@@ -1,7 +1,8 @@
 """What trains in RepMLPNet (arXiv 2112.11081): a block whose Global Perceptron is a gate and whose FC3 is shared."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +57,8 @@ class RepMLPNetBlock(nnx.Module):
         check_groups(sharesets, features)
         if not 1 <= reduction <= features:
             raise ValueError(f"reduction={reduction} leaves no hidden feature of {features}: use 1 to {features}")
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        fc = functools.partial(nnx.Linear, kernel_init=kernel_init, **options)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        fc: Callable[..., nnx.Linear] = functools.partial(nnx.Linear, kernel_init=kernel_init, **options)
         self.features = features
         self.partition_size = tuple(partition_size)
         self.sharesets = sharesets
@@ -68,7 +69,7 @@ class RepMLPNetBlock(nnx.Module):
         shape = (sharesets, *self.partition_size, *self.partition_size)
         self.kernel = nnx.Param(fc3_init(rngs.params(), shape, param_dtype))
         self.norm = BatchNorm((sharesets, 1, 1, 1), dtype=dtype, param_dtype=param_dtype)
-        self.local_perceptron = nnx.Dict(
+        self.local_perceptron: nnx.Dict[ConvBN] = nnx.Dict(
             {f"{k}x{k}": ConvBN(sharesets, sharesets, k, groups=sharesets, **options) for k in conv_kernels}
         )
 

@@ -86,7 +86,7 @@ def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> d
         ValueError: if a file is no picture.
     """
     saved = load(path)
-    height, width, channels = saved.model.input_shape
+    height, width, channels = saved.model.input_shape  # type: ignore[attr-defined]  # all of list_models() have it
     names = saved.preprocessing.get("class_names") or [str(number) for number in range(_classes(saved.model))]
     forward = jax.jit(lambda model, images: jax.nn.softmax(_logits(saved, model, images).astype(jnp.float32)))
     found = {}

@@ -1,6 +1,7 @@
 """The operations whose fastest form depends on the backend: the only place that asks which it is."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def grouped_convolution(x, kernel, *, strides, padding, feature_group_count, opt
         feature_group_count: groups of channels, contiguous.
         options: further arguments of `lax.conv_general_dilated`, as pairs.
     """
-    convolve = functools.partial(
+    convolve: Callable[..., Array] = functools.partial(
         lax.conv_general_dilated,
         window_strides=strides,
         padding=padding,

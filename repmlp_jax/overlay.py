@@ -73,7 +73,7 @@ def comparison(
         axes.set_title(title)
         axes.set_axis_off()
     patches = [
-        Patch(facecolor=np.asarray(palette[index]) / 255, label=class_names[index].replace("_", " "))
+        Patch(facecolor=(np.asarray(palette[index]) / 255).tolist(), label=class_names[index].replace("_", " "))
         for index in np.union1d(truth, prediction)
         if index != IGNORED
     ]

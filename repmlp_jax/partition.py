@@ -19,8 +19,8 @@ class Partitioning:
         ValueError: if a size is not positive, or the partitions do not divide the map and `pad` is off.
     """
 
-    image_size: tuple[int, int]
-    partition_size: tuple[int, int]
+    image_size: tuple[int, ...]
+    partition_size: tuple[int, ...]
     pad: bool = False
 
     def __post_init__(self):

@@ -10,11 +10,11 @@ weights = nnx.Not(nnx.RngState)
 
 def seeded(model: nnx.Module, seed: int = 0) -> nnx.Module:
     """The model, in which every stream of random numbers that is only abstract starts anew, each from its own key."""
-    graphdef, streams, rest = nnx.split(model, nnx.RngState, ...)
+    graphdef, streams, *rest = nnx.split(model, nnx.RngState, ...)
     flat = nnx.to_flat_state(streams)
     keys = iter(jax.random.split(jax.random.key(seed), len(flat) + 1))
     fresh = [(path, variable.replace(_start(variable, next(keys)))) for path, variable in flat]
-    return nnx.merge(graphdef, nnx.from_flat_state(fresh), rest)
+    return nnx.merge(graphdef, nnx.from_flat_state(fresh), *rest)
 
 
 def _start(variable, key):

@@ -54,10 +54,10 @@ def total_confusion(matrices: Iterable[Int[Array, "classes+1 classes+1"]]) -> In
     Raises:
         ValueError: if there are none, or a label or a prediction was no class; the message says how many.
     """
-    matrices = [np.asarray(matrix, np.int64) for matrix in matrices]
-    if not matrices:
+    counted = [np.asarray(matrix, np.int64) for matrix in matrices]
+    if not counted:
         raise ValueError("there are no confusion matrices to sum")
-    total = sum(matrices)
+    total = np.sum(counted, axis=0)
     classes = len(total) - 1
     for what, strays in (("labels", total[-1].sum()), ("predictions", total[:, -1].sum())):
         if strays:
@@ -130,16 +130,17 @@ def sliding_window(
     """
     if image.ndim != 3 or 0 in image.shape:
         raise ValueError(f"image must be one picture (height, width, channels), not of shape {image.shape}")
-    stride = tuple(-(-2 * side // 3) for side in window) if stride is None else tuple(stride)
-    if any(not 1 <= step <= side for step, side in zip(stride, window, strict=True)):
-        raise ValueError(f"stride {stride} must be 1 to the window's {tuple(window)}: more leaves gaps between windows")
+    steps = tuple(-(-2 * side // 3) for side in window) if stride is None else tuple(stride)
+    if any(not 1 <= step <= side for step, side in zip(steps, window, strict=True)):
+        raise ValueError(f"stride {steps} must be 1 to the window's {tuple(window)}: more leaves gaps between windows")
     height, width, _ = image.shape
     size = tuple(max(sides) for sides in zip((height, width), window, strict=True))
     padded = np.empty((*size, image.shape[2]), image.dtype)
     padded[:] = fill
     padded[:height, :width] = image
-    starts = itertools.product(*map(_starts, size, window, stride))
-    sums, counts = None, np.zeros((*size, 1), np.float32)
+    starts = itertools.product(*map(_starts, size, window, steps))
+    sums: np.ndarray | None = None
+    counts = np.zeros((*size, 1), np.float32)
     for batch in _batches(starts, batch_size):
         cuts = [(slice(top, top + window[0]), slice(left, left + window[1])) for top, left in batch]
         windows = np.stack([padded[cut] for cut in cuts] + [padded[cuts[-1]]] * (batch_size - len(cuts)))
@@ -151,6 +152,7 @@ def sliding_window(
         for cut, each in zip(cuts, probabilities, strict=False):
             sums[cut] += each
             counts[cut] += 1
+    assert sums is not None, "any picture has a window"
     return (sums / counts.astype(sums.dtype))[:height, :width]
 
 

@@ -38,5 +38,5 @@ def normalise(
     images: UInt8[Array, "N H W C"], mean: Sequence[float], std: Sequence[float], dtype=jnp.float32
 ) -> Float[Array, "N H W C"]:
     """Scales to [0, 1], then to mean 0 and standard deviation 1 of each channel."""
-    mean, std = (jnp.asarray(values, dtype).reshape(1, 1, 1, -1) for values in (mean, std))
-    return (images.astype(dtype) / 255 - mean) / std
+    offset, scale = (jnp.asarray(values, dtype).reshape(1, 1, 1, -1) for values in (mean, std))
+    return (images.astype(dtype) / 255 - offset) / scale

@@ -1,6 +1,5 @@
 """CIFAR-10 as NumPy arrays, read through TensorFlow Datasets without TensorFlow."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +44,7 @@ def load_cifar10(data_dir: str | Path | None = None) -> dict[str, tuple[np.ndarr
     return {split: _read_all(sources[split], f"Reading CIFAR-10 {split}") for split in ("train", "test")}
 
 
-def _read_all(source: Sequence, description: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_all(source, description: str) -> tuple[np.ndarray, np.ndarray]:
     images, labels = [], []
     with tqdm(total=len(source), desc=description, unit=" images", delay=2) as progress:
         for start in range(0, len(source), EXAMPLES_PER_READ):

@@ -69,7 +69,7 @@ def random_resized_crop(
     image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], random: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Cuts a box that `draw_box` draws, and brings it to `size`, (height, width), see `resize`."""
-    top, left, height, width = draw_box(*image.shape[:2], random)
+    top, left, height, width = draw_box(image.shape[0], image.shape[1], random)
     return resize(image[top : top + height, left : left + width], size)
 
 

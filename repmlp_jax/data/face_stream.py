@@ -72,7 +72,7 @@ def face_example(
     image_size: tuple[int, int],
     channels: int,
     num_people: int,
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray | np.int32]:
     """Decodes and resizes a record; what is drawn for a face is drawn on the device.
 
     Raises:

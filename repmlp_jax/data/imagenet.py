@@ -93,7 +93,7 @@ def training_example(
     *,
     size: tuple[int, int],
     policy: Callable[[UInt8[np.ndarray, "H W 3"], np.random.Generator], UInt8[np.ndarray, "H W 3"]] | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray | np.int32]:
     """Decodes, cuts and resizes at random, mirrors half of the images, and distorts by a policy if there is one.
 
     Args:
@@ -114,7 +114,7 @@ def training_example(
     return {"image": image, "label": np.int32(example["label"])}
 
 
-def evaluation_example(example: dict, *, size: tuple[int, int]) -> dict[str, np.ndarray]:
+def evaluation_example(example: dict, *, size: tuple[int, int]) -> dict[str, np.ndarray | np.int32]:
     """Decodes, resizes and cuts out the centre, see `resize_and_crop`: at 224 pixels, 224 of the shorter side's 256.
 
     Args:

@@ -1,5 +1,7 @@
 """Mixup and CutMix: images and targets of a batch blended in pairs, on the device, inside the jitted step."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -49,12 +51,12 @@ def mix(
     return _blend(images, weights[None, :, :, None]), _blend(targets, weights.mean().reshape(1, 1))
 
 
-def mixup_weights(key: PRNGKeyArray, alpha: float, shape: tuple[int, int]) -> Float[Array, "H W"]:
+def mixup_weights(key: PRNGKeyArray, alpha: float, shape: Sequence[int]) -> Float[Array, "H W"]:
     """How much of each pixel the image itself gives: everywhere the same, from Beta(alpha, alpha)."""
     return jnp.broadcast_to(jax.random.beta(key, alpha, alpha, dtype=jnp.float32), shape)
 
 
-def cutmix_weights(key: PRNGKeyArray, alpha: float, shape: tuple[int, int]) -> Float[Array, "H W"]:
+def cutmix_weights(key: PRNGKeyArray, alpha: float, shape: Sequence[int]) -> Float[Array, "H W"]:
     """How much of each pixel the image itself gives: 0 in a box, 1 around it.
 
     The box has the images' proportions and its middle anywhere, so that it may reach over the border. What it covers

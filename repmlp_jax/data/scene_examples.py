@@ -4,6 +4,7 @@ Pure functions of the record and, in training, of a random generator; they run o
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,8 +28,8 @@ def evaluation_example(example: Mapping, *, dataset: StreetScenes) -> dict[str, 
         BadExample: if a picture is corrupt or their sizes differ; the message names the record.
         ValueError: if a label is none of the dataset's; the message names the record.
     """
-    image = _decode(example[dataset.image], cv2.IMREAD_COLOR_RGB)
-    ids = _decode(example["segmentation_label"], cv2.IMREAD_UNCHANGED)
+    image: Any = _decode(example[dataset.image], cv2.IMREAD_COLOR_RGB)
+    ids: Any = _decode(example["segmentation_label"], cv2.IMREAD_UNCHANGED)
     for what, picture, dimensions in (("picture", image, 3), ("labels", ids, 2)):
         if picture is None:
             raise BadExample(f"{_record(example, dataset)}: its {what} cannot be decoded")

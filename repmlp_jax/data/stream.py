@@ -221,5 +221,5 @@ def _begin_worker(index: int, count: int):
 
 
 def _end_with_parent():
-    multiprocessing.parent_process().join()
+    multiprocessing.parent_process().join()  # type: ignore[union-attr]  # which a worker has
     os._exit(1)

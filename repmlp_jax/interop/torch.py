@@ -6,7 +6,7 @@ directions, so what goes out comes back bit for bit.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import einops
 import jax
@@ -71,7 +71,7 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
     if deployed_keys and not deployed_keys & {leaf.key for leaf in leaves.values()}:
         model = nnx.eval_shape(deployed, model)
         leaves = official_leaves(model)
-    graphdef, state, others = nnx.split(seeded(model), weights, ...)
+    graphdef, state, *others = nnx.split(seeded(model), weights, ...)
     variables = {place: variable for place, variable in nnx.to_flat_state(state)}
     kept = _places_to_keep(model, variables) if head == "skip" else set()
     ignored = {leaves[place].key for place in kept}
@@ -94,7 +94,7 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
     if problems:
         raise ValueError(f"state_dict does not fit {type(model).__name__}:\n  " + "\n  ".join(sorted(problems)))
     new = [(place, here.replace(converted.get(place, here.get_value()))) for place, here in variables.items()]
-    return nnx.merge(graphdef, nnx.from_flat_state(new), others)
+    return nnx.merge(graphdef, nnx.from_flat_state(new), *others)
 
 
 def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -169,8 +169,8 @@ def official_leaves(model) -> dict[tuple, Leaf]:
 
 def _walk(module, place, prefix) -> Iterator[Leaf]:
     for name, official in official_names(module).items():
-        part = module
-        parts = tuple(int(key) if key.isdecimal() else key for key in name.split("."))
+        part: Any = module
+        parts: tuple[Any, ...] = tuple(int(key) if key.isdecimal() else key for key in name.split("."))
         for key in parts:
             part = part[key] if isinstance(part, nnx.List | nnx.Dict) else getattr(part, key, None)
             if part is None:

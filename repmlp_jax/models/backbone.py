@@ -22,7 +22,7 @@ def with_backbone_of(model: ResNetStages, classifier: RepMLPResNet) -> ResNetSta
     Raises:
         ValueError: if one has arrays that the other lacks, or other than of FC1 and FC2 differ in shape or dtype.
     """
-    graphdef, state, rest = nnx.split(model, weights, ...)
+    graphdef, state, *rest = nnx.split(model, weights, ...)
     here = dict(nnx.to_flat_state(state))
     there = {place: array for place, array in nnx.to_flat_state(nnx.state(classifier, weights)) if place[0] in BACKBONE}
     wanted = {place for place in here if place[0] in BACKBONE}
@@ -44,4 +44,4 @@ def with_backbone_of(model: ResNetStages, classifier: RepMLPResNet) -> ResNetSta
         (place, array.replace(there[place].get_value()) if place in wanted - differing else array)
         for place, array in here.items()
     ]
-    return nnx.merge(graphdef, nnx.from_flat_state(new), rest)
+    return nnx.merge(graphdef, nnx.from_flat_state(new), *rest)

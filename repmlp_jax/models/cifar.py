@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -53,11 +54,11 @@ class StagedNet(nnx.Module):
                 f"image_size {tuple(image_size)} cannot be halved {len(widths) - 1} times for {len(widths)} widths: "
                 f"both sides must be multiples of {halvings}"
             )
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        fc = functools.partial(ConvBN, kernel_size=1, **options)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        fc: Callable[..., ConvBN] = functools.partial(ConvBN, kernel_size=1, **options)
         self.input_shape = (*image_size, in_features)
         self.embedding = fc(in_features, widths[0])
-        self.stages = nnx.List()
+        self.stages: nnx.List = nnx.List()
         for stage, (width, next_width) in enumerate(zip(widths, (*widths[1:], widths[-1]), strict=True)):
             size = tuple(side // 2**stage for side in image_size)
             layers = make_mixer(width, size), fc(width, width), make_mixer(width, size), fc(width, next_width)
@@ -117,12 +118,12 @@ class PureMLP(StagedNet):
         if ablation not in (None, *ABLATIONS):
             raise ValueError(f"ablation={ablation!r} is none of {', '.join(ABLATIONS)}")
         self.arguments = arguments_text(self, locals())
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         def make_mixer(features, image_size):
             if ablation == "conv9":
                 return ConvBN(features, features, 9, groups=groups, **options)
-            kernels = {"no_local": (), "fc3_conv9": (*conv_kernels, 9)}.get(ablation, conv_kernels)
+            kernels = {"no_local": (), "fc3_conv9": (*conv_kernels, 9)}.get(ablation or "", conv_kernels)
             block = RepMLP(
                 features,
                 features,
@@ -174,7 +175,7 @@ class WideConvNet(StagedNet):
         rngs: nnx.Rngs,
     ):
         self.arguments = arguments_text(self, locals())
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         super().__init__(
             lambda features, image_size: ConvBN(features, features, 3, **options),
             num_classes=num_classes,

@@ -1,6 +1,7 @@
 """FaceResNet and RepMLP-FaceRes: from the image of a face to its embedding (arXiv 2105.01883, Section 4.4)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -85,8 +86,10 @@ class FaceResNet(nnx.Module):
             raise ValueError(f"block={block!r} is none of {', '.join(BLOCKS)}")
         _check_stages(stage_sizes, widths, mid_widths, image_size)
         self.arguments = arguments_text(self, locals())
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        repmlp = dict(partition_size=partition_size, conv_kernels=conv_kernels, groups=groups, reduction=reduction)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        repmlp: dict[str, Any] = dict(
+            partition_size=partition_size, conv_kernels=conv_kernels, groups=groups, reduction=reduction
+        )
 
         def make_block(stage, inputs, strides):
             mid_features, features = mid_widths[stage], widths[stage]
@@ -101,7 +104,7 @@ class FaceResNet(nnx.Module):
         self.embedding_features = embedding_features
         self.rematerialise = rematerialise
         self.stem = ConvBN(in_features, stem_features, 7, strides=2, **options)
-        self.stages = nnx.List()
+        self.stages: nnx.List = nnx.List()
         inputs = stem_features
         for stage, (size, width) in enumerate(zip(stage_sizes, widths, strict=True)):
             following = [make_block(stage, width, 1) for _ in range(size - 1)]

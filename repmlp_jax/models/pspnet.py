@@ -10,6 +10,7 @@ strides and the interpolation agree, so they suit any net of this kind.
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -44,7 +45,7 @@ class PyramidPooling(nnx.Module):
                 f"{len(bins)} bins {tuple(bins)} do not divide the map's {features} channels among them: the last "
                 f"width must be a multiple of {len(bins)}"
             )
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.bins = tuple(bins)
         self.levels = nnx.List([ConvBN(features, features // len(bins), 1, **options) for _ in bins])
 
@@ -73,7 +74,7 @@ class PixelHead(nnx.Module):
     def __init__(
         self, in_features, mid_features, num_classes, *, dropout=0.1, dtype=None, param_dtype=jnp.float32, rngs
     ):
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.conv = ConvBN(in_features, mid_features, 3, **options)
         self.drop = nnx.Dropout(dropout, broadcast_dims=(1, 2), rngs=rngs) if dropout else nnx.data(None)
         self.linear = nnx.Linear(mid_features, num_classes, **options)
@@ -83,8 +84,8 @@ class PixelHead(nnx.Module):
         x = nnx.relu(self.conv(x))
         return self.linear(x if self.drop is None else self.drop(x))
 
-    def fused(self) -> "FusedPixelHead":
-        """The same without norm and dropout."""
+    def fused(self) -> nnx.Module:
+        """The same without norm and dropout: a `FusedPixelHead`."""
         return FusedPixelHead(self.conv.fused(), nnx.clone(self.linear))
 
     def folds(self) -> dict[str, str]:
@@ -107,7 +108,7 @@ class FusedPixelHead(nnx.Module):
 class AuxiliaryHead(PixelHead):
     """The head on c4's map that helps to train the stages below it, and is of no use afterwards."""
 
-    def fused(self) -> "NoHead":
+    def fused(self) -> nnx.Module:
         """Nothing: what runs needs no auxiliary head."""
         return NoHead()
 
@@ -204,7 +205,7 @@ class PSPNet(ResNetStages):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         *_, c4, c5 = widths
         self.pyramid = PyramidPooling(c5, bins, **options)
         self.head = PixelHead(2 * c5, c5 // 4, num_classes, dropout=dropout, **options)
@@ -223,8 +224,8 @@ class PSPNet(ResNetStages):
             ValueError: if the model is fused.
         """
         *_, c4, c5 = self.maps(x)
-        logits = self.head(self.pyramid(c5)), self.auxiliary(c4)
-        return tuple(enlarge(each, x.shape[1:3]) for each in logits)
+        size = x.shape[1:3]
+        return enlarge(self.head(self.pyramid(c5)), size), enlarge(self.auxiliary(c4), size)
 
 
 def _check_maps(image_size, partition_size, output_stride):

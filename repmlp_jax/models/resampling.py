@@ -3,6 +3,8 @@
 Either is linear in rows and in columns, so it is a product with one small constant matrix for each.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -10,7 +12,7 @@ from jaxtyping import Array, Float
 from repmlp_jax.reparam import widened
 
 
-def adaptive_average(x: Float[Array, "N H W C"], size: tuple[int, int]) -> Float[Array, "N h w C"]:
+def adaptive_average(x: Float[Array, "N H W C"], size: Sequence[int]) -> Float[Array, "N h w C"]:
     """Averages maps over h × w windows that cover them, whether or not h and w divide H and W.
 
     Window i of h begins at row floor(i·H / h) and ends before row ceil((i + 1)·H / h): windows overlap, or
@@ -23,7 +25,7 @@ def adaptive_average(x: Float[Array, "N H W C"], size: tuple[int, int]) -> Float
     return _resample(x, *(_averages(*sides) for sides in zip(x.shape[1:3], size, strict=True)))
 
 
-def enlarge(x: Float[Array, "N H W C"], size: tuple[int, int]) -> Float[Array, "N h w C"]:
+def enlarge(x: Float[Array, "N H W C"], size: Sequence[int]) -> Float[Array, "N h w C"]:
     """Interpolates maps bilinearly so that their corner pixels become the corner pixels of the result.
 
     As PyTorch's interpolate with align_corners=True. A side of one pixel is repeated.

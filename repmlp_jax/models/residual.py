@@ -1,6 +1,7 @@
 """The residual blocks of RepMLP-ResNet: ResNet-50's own, and those with RepMLP (arXiv 2105.01883, Section 4.2)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -47,7 +48,7 @@ class BaseBlock(nnx.Module):
         param_dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.conv1 = ConvBN(in_features, mid_features, 1, **options)
         self.conv2 = ConvBN(mid_features, mid_features, 3, strides=strides, kernel_dilation=dilation, **options)
         self.conv3 = ConvBN(mid_features, out_features, 1, **options)
@@ -96,7 +97,7 @@ class LightBlock(nnx.Module):
         param_dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.conv1 = ConvBN(in_features, mid_features, 1, **options)
         self.repmlp = RepMLP(
             mid_features,
@@ -161,7 +162,7 @@ class BottleneckBlock(nnx.Module):
     ):
         if r < 1 or mid_features % r:
             raise ValueError(f"r={r} does not divide mid_features={mid_features}")
-        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         inner = mid_features // r
         self.conv1 = ConvBN(in_features, mid_features, 1, **options)
         self.conv2 = ConvBN(mid_features, inner, 3, kernel_dilation=dilation, **options)

@@ -45,7 +45,7 @@ class Checkpoints:
         self._latest = latest
         self._best = best
         self._config = config or {}
-        self._saving = None
+        self._saving: tuple[int, Any] | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
         _wait_for_all("checkpoints opened")
@@ -64,7 +64,9 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The step whose metric `best` is highest, the earliest of equals; None where none was measured."""
         scores = {step: self._metrics[step].get(self._best, math.nan) for step in self.steps()}
-        return max((step for step in scores if math.isfinite(scores[step])), key=scores.get, default=None)
+        return max(
+            (step for step in scores if math.isfinite(scores[step])), key=lambda step: scores[step], default=None
+        )
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Starts to save a checkpoint, after the save before is complete.

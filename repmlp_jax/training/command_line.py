@@ -5,6 +5,7 @@ import difflib
 import logging
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from absl import flags
 from absl import logging as absl_logging
@@ -63,6 +64,6 @@ def _check_file(name: str):
         raise FileNotFoundError(f"there is no configuration {name}; {hint}")
 
 
-def _exit(message: str):
+def _exit(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(BAD_INPUT)

@@ -67,12 +67,12 @@ class ResidentFeed:
             # XLA's CPU backend runs convolutions within a loop on one core and 20 times slower.
             step_alone = jax.jit(step_on, donate_argnums=0, out_shardings=places)
 
-            def train_steps(state, dataset, order, key, count):
+            def train_step_by_step(state, dataset, order, key, count):
                 for _ in range(count):
                     state = step_alone(state, dataset, order, key)
                 return state
 
-            return train_steps
+            return train_step_by_step
 
         @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
         def train_steps(state, dataset, order, key, count):
@@ -96,7 +96,8 @@ class StreamedFeed:
         self._open_stream = open_stream
         self.examples = examples
         self._mesh = mesh
-        self._stream, self._next_step = None, None
+        self._stream: Iterator[dict[str, np.ndarray]] = iter(())
+        self._next_step = None
 
     def compile(self, one_step: Callable, key, places) -> Callable:
         """Compiles `(state, step, count) → state`; see `ResidentFeed.compile`."""

@@ -32,9 +32,9 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
     saved = load_model(path)
     if isinstance(model, PSPNet) and isinstance(saved, RepMLPResNet):
         return with_backbone_of(model, saved)
-    graphdef, wanted, rest = nnx.split(model, weights, ...)
+    graphdef, state, *rest = nnx.split(model, weights, ...)
     stored = dict(nnx.to_flat_state(nnx.state(saved, weights)))
-    wanted = dict(nnx.to_flat_state(wanted))
+    wanted = dict(nnx.to_flat_state(state))
     skipped = head_places(model) if head == "skip" else set()
     problems = [f"missing: {dotted(place)}" for place in wanted.keys() - stored.keys() - skipped]
     problems += [f"not used by the model: {dotted(place)}" for place in stored.keys() - wanted.keys() - skipped]
@@ -51,4 +51,4 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
         place: here if place in skipped else here.replace(jnp.asarray(stored[place].get_value()))
         for place, here in wanted.items()
     }
-    return nnx.merge(graphdef, nnx.from_flat_state(list(new.items())), rest)
+    return nnx.merge(graphdef, nnx.from_flat_state(list(new.items())), *rest)

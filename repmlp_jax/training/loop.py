@@ -138,7 +138,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
                     task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
                 )
                 scores = {f"test_{name}": found[name] for name in task.scores}
-                if is_chief:
+                if metrics is not None:
                     images_per_second = config.batch_size / pace.seconds_per_step
                     metrics.add(
                         epoch=epoch,

@@ -1,5 +1,7 @@
 """Learning to tell people apart: a classifier by cosines and its loss, AM-Softmax (arXiv 1801.05599)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -74,7 +76,7 @@ class FaceClassifier(nnx.Module):
         rngs: source of the initial vectors.
     """
 
-    def __init__(self, net: nnx.Module, num_people: int, *, param_dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, net: Any, num_people: int, *, param_dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.net = net
         self.people = CosineClassifier(net.embedding_features, num_people, param_dtype=param_dtype, rngs=rngs)
 

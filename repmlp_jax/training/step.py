@@ -115,7 +115,7 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
             parameters = lax.with_sharding_constraint(parameters, everywhere)
         model = nnx.merge(graphdef, parameters, statistics, copy=True)
         value, correct = loss(model, batch, key)
-        _, _, statistics = nnx.split(model, nnx.Param, ...)
+        _, statistics = nnx.state(model, nnx.Param, ...)
         return value, (statistics, correct)
 
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)

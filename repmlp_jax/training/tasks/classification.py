@@ -1,6 +1,7 @@
 """Classification: of datasets that fit on the devices (CIFAR-10, digits), and of ImageNet and its like, streamed."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class Classification:
 
     def __init__(self, config, mesh, order_key):
         self._config = config
-        net = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
+        net: Any = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
         self._is_resident = config.dataset in LOADERS
         load = self._load_resident if self._is_resident else self._load_streamed
         dataset, self.feed, batches = load(config, net.input_shape, mesh, order_key)

@@ -1,5 +1,7 @@
 """Faces: an embedding is learnt by telling people apart, and judged on people who were not trained on."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +38,7 @@ class Faces:
 
     def __init__(self, config, mesh, order_key):
         self._config = config
-        net = nnx.eval_shape(lambda: create_model(config.model, rngs=nnx.Rngs(0), **config.model_arguments))
+        net: Any = nnx.eval_shape(lambda: create_model(config.model, rngs=nnx.Rngs(0), **config.model_arguments))
         if not hasattr(net, "embedding_features"):
             raise ValueError(f"task='faces' needs a model that gives embeddings, and {config.model!r} gives none")
         load = self._load_streamed if config.num_people else self._load_resident
@@ -54,7 +56,7 @@ class Faces:
         self._mean, self._std = faces.mean, faces.std
         self._num_people = len(faces.people)
         train = dict(zip(("image", "label"), faces.train, strict=True))
-        self.feed = ResidentFeed(train, config.batch_size, order_key, mesh)
+        self.feed: ResidentFeed | StreamedFeed = ResidentFeed(train, config.batch_size, order_key, mesh)
 
     def _load_streamed(self, config, input_shape, mesh, order_key):
         self._load_test(config, input_shape)
@@ -90,7 +92,7 @@ class Faces:
         net = create_model(self._config.model, rngs=rngs, **self._config.model_arguments)
         return FaceClassifier(net, self._num_people, rngs=rngs)
 
-    def result(self, model: nnx.Module) -> nnx.Module:
+    def result(self, model: FaceClassifier) -> nnx.Module:
         """What of it is saved, fused and evaluated: the net that gives embeddings."""
         return model.net
 

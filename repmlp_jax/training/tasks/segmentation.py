@@ -1,6 +1,7 @@
 """Street scenes: a class for every pixel, trained on random crops, judged on whole pictures."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ class Segmentation:
     def __init__(self, config, mesh, order_key):
         self._config = config
         self._scenes = street_scenes(config.dataset)
-        net = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
+        net: Any = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
         _check_classes(config, net, self._scenes)
         splits = load_street_scenes(config.dataset, config.data_dir or None)
         for split in ("train", config.eval_split):

@@ -59,6 +59,7 @@ def test_killed_at_any_instant_it_ends_the_same(undisturbed, tmp_path):
         "in the first epoch": lambda: saved_steps(tmp_path)[-1:] >= [10],
         "as the first row is written": lambda: (tmp_path / "metrics.csv").exists(),
         "while a checkpoint is being written": a_save_is_under_way,
+        "at its end": lambda: saved_steps(tmp_path)[-1:] == [FINAL_STEP],
     }
     for instant in instants.values():
         processes = start(tmp_path)
@@ -69,17 +70,8 @@ def test_killed_at_any_instant_it_ends_the_same(undisturbed, tmp_path):
     steps = saved_steps(tmp_path)
     code, output = run(tmp_path)
     assert code == 0, output
-    assert f"going on from step {steps[-1]} of {FINAL_STEP}" in output
-    assert_same_end(tmp_path, undisturbed)
-
-
-def test_killed_at_its_end_it_ends_the_same(undisturbed, tmp_path):
-    processes = start(tmp_path)
-    wait_for_checkpoint(tmp_path, FINAL_STEP, processes)
-    processes[0].kill()
-    finish(processes)
-    code, output = run(tmp_path)
-    assert code == 0, output
+    # With nothing left to train it fuses and saves.
+    assert steps[-1] == FINAL_STEP
     assert_same_end(tmp_path, undisturbed)
 
 
@@ -112,23 +104,18 @@ def test_sigterm_saves_first(undisturbed, tmp_path, steps_per_call, checkpoint_e
     assert (tmp_path / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
 
 
-def cut_short(content):
-    return content[: len(content) // 2]
-
-
 def with_a_flipped_bit(content):
     changed = bytearray(content)
     changed[len(changed) // 2] ^= 1 << 3
     return bytes(changed)
 
 
-@pytest.mark.parametrize("damage", [cut_short, with_a_flipped_bit])
-def test_the_checkpoint_before_a_damaged_one_is_used(undisturbed, tmp_path, damage):
+def test_the_checkpoint_before_a_damaged_one_is_used(undisturbed, tmp_path):
     workdir = shutil.copytree(undisturbed, tmp_path / "run")
     last = workdir / "checkpoints" / str(FINAL_STEP)
     files = [path for path in last.rglob("*") if path.is_file()]
     largest = max(files, key=lambda path: path.stat().st_size)
-    largest.write_bytes(damage(largest.read_bytes()))
+    largest.write_bytes(with_a_flipped_bit(largest.read_bytes()))
     code, output = run(workdir)
     assert code == 0, output
     assert output.count(f"checkpoint {last} is damaged: ") == 1

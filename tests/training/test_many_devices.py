@@ -206,14 +206,15 @@ def test_too_many_damaged_pictures_end_both_processes_with_their_number(tmp_path
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does_and_sigterm_to_one_stops_both(alone, tmp_path):
-    # Two steps a look: they agree on a look, not on a step that none of them would come to.
-    processes = start(tmp_path, "--config.steps_per_call=2", processes=2)
+    # Two steps a look: they agree on a look, not on a step that none of them would come to. They split one model.
+    arguments = ["--config.steps_per_call=2", "--config.mesh.fsdp=2"]
+    processes = start(tmp_path, *arguments, processes=2)
     wait_for_checkpoint(tmp_path, 5, processes)
     processes[1].send_signal(signal.SIGTERM)
     codes, outputs = finish(processes)
     assert codes == [128 + signal.SIGTERM] * 2, outputs
     assert "is saved; the same command goes on from it" in outputs[0]
-    codes, outputs = finish(start(tmp_path, "--config.steps_per_call=2", processes=2))
+    codes, outputs = finish(start(tmp_path, *arguments, processes=2))
     assert codes == [0, 0], outputs
     assert_same_run(tmp_path, alone)
     # One process speaks for both.
@@ -232,13 +233,6 @@ def test_saved_on_eight_devices_it_goes_on_with_two_and_with_one(alone, tmp_path
     codes, outputs = finish(start(tmp_path))
     assert codes == [0], outputs
     assert "going on from step" in outputs[0]
-    assert_same_run(tmp_path, alone)
-
-
-@pytest.mark.slow
-def test_two_processes_split_one_model(alone, tmp_path):
-    codes, outputs = finish(start(tmp_path, "--config.mesh.fsdp=2", processes=2))
-    assert codes == [0, 0], outputs
     assert_same_run(tmp_path, alone)
 
 

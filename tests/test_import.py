@@ -1,0 +1,51 @@
+"""What `import repmlp_jax` brings along and how long it takes, each time in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+import repmlp_jax
+
+# What only one task needs: pictures, datasets, checkpoints, files of PyTorch, export, the command line.
+FOR_ONE_TASK = {
+    *("matplotlib", "tensorflow_datasets", "tensorflow", "grain", "sklearn", "cv2", "PIL"),
+    *("orbax", "tensorboardX", "ml_collections", "torch", "onnx", "onnxruntime", "jax2onnx", "qwix", "typer"),
+}
+
+# Processor time, so that what else the machine does makes no difference.
+TIMED = """
+import time
+start = time.process_time()
+import repmlp_jax
+print(time.process_time() - start)
+"""
+
+
+def output_of(program):
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return result.stdout
+
+
+def test_import_leaves_out_what_only_one_task_needs():
+    found = output_of("import sys, repmlp_jax; print(*{name.partition('.')[0] for name in sys.modules})")
+    loaded = set(found.split())
+    assert "flax" in loaded
+    assert not loaded & FOR_ONE_TASK
+
+
+@pytest.mark.slow
+def test_import_takes_less_than_three_seconds():
+    assert min(float(output_of(TIMED)) for _ in range(3)) < 3
+
+
+def test_version_is_a_semantic_one():
+    numbers = repmlp_jax.__version__.split(".")
+    assert len(numbers) == 3
+    assert all(number.isdecimal() for number in numbers)
+
+
+def test_every_public_name_is_there_and_in_order():
+    names = repmlp_jax.__all__
+    assert names == sorted(names)
+    assert all(hasattr(repmlp_jax, name) for name in names)

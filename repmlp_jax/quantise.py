@@ -9,6 +9,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ from repmlp_jax.reparam import fusing_dtype
 ACTIVATIONS = (None, "dynamic")
 SCALES = ("channel", "tensor")
 # The blocks whose FC3 is multiplied in int8, and the modules that do so. (NNX's own layers take the product as a hook.)
-BLOCKS = {FusedRepMLP: Int8RepMLP, FusedRepMLPNetBlock: Int8RepMLPNetBlock}
+BLOCKS: dict[Any, Any] = {FusedRepMLP: Int8RepMLP, FusedRepMLPNetBlock: Int8RepMLPNetBlock}
 NNX_LAYERS = (nnx.Conv, nnx.Linear, nnx.LinearGeneral)
 # Their `kernel` becomes int8; their `bias` is added, and stays.
 LAYERS = (*BLOCKS, *NNX_LAYERS)
@@ -87,12 +88,13 @@ def quantise_params(model: nnx.Module, *, activations: str | None = None, scales
     # A kernel that two layers share stays one.
     shared = {id(layer.kernel): layer for _, layer in layers}
     kernels = {key: _int8_kernel(layer, activations, scales) for key, layer in shared.items()}
+    promote: Any = promote_around_int8
     for _, layer in layers:
         layer.kernel = kernels[id(layer.kernel)]
         if activations and isinstance(layer, nnx.Conv):
-            layer.promote_dtype, layer.conv_general_dilated = promote_around_int8, int8_convolution
-        elif activations and isinstance(layer, NNX_LAYERS):
-            layer.promote_dtype, layer.dot_general = promote_around_int8, int8_dot_general
+            layer.promote_dtype, layer.conv_general_dilated = promote, int8_convolution
+        elif activations and isinstance(layer, nnx.Linear | nnx.LinearGeneral):
+            layer.promote_dtype, layer.dot_general = promote, int8_dot_general
     _warn_of_what_stays(model, layers)
     if not activations:
         return model
@@ -183,7 +185,7 @@ def quantise_report(model: nnx.Module) -> QuantiseReport:
         else:
             why = _why_it_stays(path, owner, parameter)
             rows.append(ParameterReport(dotted(path), type(owner).__name__, parameter.shape, (before, before), why))
-    return QuantiseReport(tuple(rows), tuple(sum(row.nbytes[when] for row in rows) for when in (0, 1)))
+    return QuantiseReport(tuple(rows), (sum(row.nbytes[0] for row in rows), sum(row.nbytes[1] for row in rows)))
 
 
 def quantisation(model: nnx.Module) -> dict[str, str | None] | None:
@@ -194,7 +196,7 @@ def quantisation(model: nnx.Module) -> dict[str, str | None] | None:
     return {"activations": "dynamic" if Int8Operand in kinds else None}
 
 
-def summed_axes(layer: nnx.Module) -> tuple[int, ...]:
+def summed_axes(layer: Any) -> tuple[int, ...]:
     """The axes of a layer's kernel that each of its outputs sums over."""
     if isinstance(layer, FusedRepMLP):
         return 1, 2, 3
@@ -221,7 +223,7 @@ def _is_layer(node) -> bool:
     return type(node) in BLOCKS or isinstance(node, NNX_LAYERS)
 
 
-def _layers(model) -> list[tuple[tuple, nnx.Module]]:
+def _layers(model) -> list[tuple[tuple, Any]]:
     """The layers with a kernel that is not int8 yet, with their paths."""
     found = ((path, node) for path, node in nnx.iter_graph(model) if _is_layer(node))
     return [(path, layer) for path, layer in found if isinstance(layer.kernel, nnx.Param)]

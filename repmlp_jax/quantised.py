@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ class Int8Kernel(nnx.Module):
         self.scale = nnx.Param(scale)
         self.dtype = jnp.dtype(dtype)
 
-    def __getitem__(self, index) -> Float[Array, "..."]:
+    def __getitem__(self, index) -> Any:
         """A part of the kernel; `...`: all of it."""
         scale = self.scale[...]
         return (self.values[...].astype(scale.dtype) * scale).astype(self.dtype)[index]
@@ -61,7 +62,7 @@ class Int8Kernel(nnx.Module):
 class Int8Operand(Int8Kernel):
     """A kernel in int8 that is multiplied as it is; `kernel[...]` is itself, for `int8_dot_general`."""
 
-    def __getitem__(self, index) -> "Int8Operand":
+    def __getitem__(self, index) -> Any:
         """Itself, which has no parts."""
         if index is not ...:
             raise TypeError(f"a kernel that is multiplied in int8 is read as a whole, kernel[...], not kernel[{index}]")
@@ -97,7 +98,7 @@ def int8_convolution(
     return (y.astype(scales.dtype) * scales).astype(x.dtype)
 
 
-def promote_around_int8(operands: tuple, *, dtype: jnp.dtype | None = None) -> tuple:
+def promote_around_int8(operands: tuple, *, dtype: jnp.dtype | None = None) -> Any:
     """`promote_dtype` of (input, kernel, bias) that leaves the kernel as it is, but counts the dtype it stands for."""
     x, kernel, bias = operands
     x, _, bias = promote_dtype((x, jnp.zeros((), kernel.dtype), bias), dtype=dtype)

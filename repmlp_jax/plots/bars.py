@@ -1,6 +1,7 @@
 """A picture of what `fuse_params` does to a model: parameters and multiply-accumulates before and after."""
 
 import functools
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -49,14 +50,14 @@ def fuse_bars(report: FuseReport, depth: int | None = None) -> Figure:
 
 def _parts(report, quantity, depth) -> dict[str, tuple[int, int] | None]:
     """Name of each part → its counts before and after; None where they are not known."""
-    parts = {}
+    parts: dict[str, tuple[int, int] | None] = {}
     for block in report.blocks:
         name = ".".join(block.path.split(".")[:depth])
         parts[name] = _sum(parts.get(name, (0, 0)), getattr(block, quantity))
-    of_blocks = functools.reduce(_sum, parts.values())
+    of_blocks: Any = functools.reduce(_sum, parts.values())
     whole = getattr(report, quantity)
     unknown = whole is None or of_blocks is None
-    parts[REST] = None if unknown else tuple(all_ - some for all_, some in zip(whole, of_blocks, strict=True))
+    parts[REST] = None if unknown else (whole[0] - of_blocks[0], whole[1] - of_blocks[1])
     return parts
 
 

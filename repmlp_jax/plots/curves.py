@@ -1,7 +1,7 @@
 """Pictures of what a model learns: its curves over the epochs, and whom it takes for whom."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
     return figure
 
 
-def roc_curve(curves: dict[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+def roc_curve(curves: Mapping[str, tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]]) -> Figure:
     """How many pairs of the same person are accepted, over how many of different people are.
 
     A curve is the largest true accept rate whose false accept rate is at most that on the axis. The axis has no 0: it

@@ -49,7 +49,9 @@ def identity_trick(
         raise ValueError("the kernel to draw must hold finite numbers that are not negative")
     if not 1 <= len(pixels) <= 3 or not all(0 <= row < SIDE and 0 <= column < SIDE for row, column in pixels):
         raise ValueError(f"pixels={tuple(pixels)} are not one to three pixels of rows and columns 0 to {SIDE - 1}")
-    matrix = np.asarray(reparam.conv_to_fc(kernel[:, :, None, None], (SIDE, SIDE))).reshape(SIDE**2, SIDE**2)
+    matrix = np.asarray(reparam.conv_to_fc(jnp.asarray(kernel[:, :, None, None]), (SIDE, SIDE))).reshape(
+        SIDE**2, SIDE**2
+    )
     scale = Normalize(0, kernel.max() or 1)
     figure = Figure(figsize=(WIDTH, HEIGHT))
     of_kernel = _panel(figure, 0.35, CENTRE, kernel, scale)

@@ -194,7 +194,7 @@ def _draw(figure, panels, maps, pixels, titles, label):
         axes.set_title(title, fontsize="medium")
         axes.set_xticks(range(0, w, -(-w // 8)))
         axes.set_yticks(range(0, h, -(-h // 8)))
-        axes.add_patch(_frame(*pixel, LONGER_SIDE * 72 / max(h, w)))
+        axes.add_patch(_frame(pixel, LONGER_SIDE * 72 / max(h, w)))
     for axes in panels[len(maps) :]:
         axes.set_axis_off()
     ticks = _ticks(norm)
@@ -207,8 +207,9 @@ def _draw(figure, panels, maps, pixels, titles, label):
     figure.legend(handles=key, loc="outside lower center", ncols=2, frameon=False)
 
 
-def _frame(row, column, points):
+def _frame(pixel, points):
     """A frame around one pixel of that many points, white in black, to be seen on every colour."""
+    row, column = pixel
     line = min(max(points / 8, 0.5), 1.5)
     frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="white", linewidth=line, zorder=3)
     frame.set(path_effects=[Stroke(linewidth=2.4 * line, foreground="black"), Normal()], clip_on=False)

@@ -2,9 +2,9 @@
 
     python benchmarks/training.py --official FOLDER FOLDER
 
-One step is forward, cross-entropy, backward and SGD with momentum, from the same weights on the same images; the losses
-of the first two steps are compared before anything is timed, so that the gradients were the same too. The steps are
-timed in turn in one process. The folders are those of `contestants.py`; needs torch.
+One step is forward, cross-entropy, backward and SGD with momentum, from the same weights on the same images, whose
+losses are compared before anything is timed. (Gradients are compared by the tests, in float64: in float32 those of a
+ResNet with random weights differ by some per cent, whoever computes them.) The steps are timed in turn in one process. The folders are those of `contestants.py`; needs torch.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from repmlp_jax.training.losses import cross_entropy
 from repmlp_jax.training.step import init_state, make_step
 
 BATCH_SIZES = {"pure_mlp": 128, "RepMLP-Res50-bottleneck-224": 8, "RepMLPNet-T224": 8}
-LEARNING_RATE, MOMENTUM = 1e-4, 0.9  # so small that a step of random weights does not multiply what rounding leaves
-TOLERANCE = 1e-3  # of the loss
+LEARNING_RATE, MOMENTUM = 0.01, 0.9
+TOLERANCE = 1e-4  # of the loss, after dozens of layers in float32
 
 
 def main():
@@ -47,9 +47,9 @@ def measure(name: str, options) -> dict:
     labels = random.integers(0, 10, batch_size)
     net = official(name, model, options.official)
     steps = {"ours": our_step(model, images, labels), "official": torch_step(net, images, labels)}
-    losses = {form: [float(step()) for _ in range(2)] for form, step in steps.items()}
-    if not np.allclose(losses["ours"], losses["official"], rtol=TOLERANCE):
-        raise ValueError(f"{name}: the losses of the first steps differ, so do the gradients: {losses}")
+    losses = {form: float(step()) for form, step in steps.items()}
+    if not np.isclose(losses["ours"], losses["official"], rtol=TOLERANCE, atol=0):
+        raise ValueError(f"{name}: the losses of the first step differ: {losses}")
     seconds = interleaved(steps, options.runs)
     ratio = seconds["official"]["median"] / seconds["ours"]["median"]
     for form, row in seconds.items():
@@ -58,7 +58,7 @@ def measure(name: str, options) -> dict:
             f"{row['maximum']:.3f})  {batch_size / row['median']:8.1f} images/s"
         )
     print(f"{name:30} official : ours {ratio:.2f}", flush=True)
-    return dict(batch_size=batch_size, seconds=seconds, official_to_ours=ratio, losses_of_two_steps=losses)
+    return dict(batch_size=batch_size, seconds=seconds, official_to_ours=ratio, losses=losses)
 
 
 def our_step(model, images, labels):

@@ -4,7 +4,8 @@
 
 One step is forward, cross-entropy, backward and SGD with momentum, from the same weights on the same images, whose
 losses are compared before anything is timed. (Gradients are compared by the tests, in float64: in float32 those of a
-ResNet with random weights differ by some per cent, whoever computes them.) The steps are timed in turn in one process. The folders are those of `contestants.py`; needs torch.
+ResNet with random weights differ by some per cent, whoever computes them.) The steps are timed in turn in one
+process. The folders are those of `contestants.py`; needs torch.
 """
 
 import argparse

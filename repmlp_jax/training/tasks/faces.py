@@ -12,6 +12,7 @@ from repmlp_jax.data import augment
 from repmlp_jax.data.face_stream import stream_faces
 from repmlp_jax.data.faces import centred_pixels, load_faces, load_test_faces, pixels
 from repmlp_jax.models import create_model
+from repmlp_jax.models.face import unit_length
 from repmlp_jax.training.evaluation import Evaluator, resident_batches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.margin import FaceClassifier, am_softmax
@@ -122,7 +123,9 @@ class Faces:
         return losses.mean(), right.sum(dtype=jnp.float32)
 
     def _predict(self, model, batch):
-        return model(augment.normalise(batch["image"], self._mean, self._std))
+        # A face and its mirror image are one person's: as is customary, both embeddings are added.
+        images = augment.normalise(batch["image"], self._mean, self._std)
+        return unit_length(model(images) + model(images[:, :, ::-1]))
 
     def _summarise(self, judged):
         return self._scores_of(np.concatenate(judged)[: len(self._test_labels)])

@@ -100,9 +100,8 @@ def test_a_net_with_stochastic_depth_is_saved_and_trains_on(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["RepMLPNet-T224", "RepMLP-Res50-light-224"])
-def test_published_nets_run_and_fuse_in_float32(name):
-    model = create_model(name, rngs=nnx.Rngs(0))
+def test_a_published_net_runs_and_fuses_in_float32():
+    model = create_model("RepMLPNet-T224", rngs=nnx.Rngs(0))
     # Norms that are no identities; the weights stay as they are initialised, or activations grow beyond float32.
     nnx.update(model, nnx.state(randomised(model), nnx.BatchStat))
     model.eval()

@@ -172,6 +172,34 @@ def predict(
                 print(f"  {probability:7.2%}  {name}")
 
 
+@app.command()
+def export(
+    model: ModelFolder,
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    format: Annotated[
+        Literal["jax", "onnx", "torch"],
+        typer.Option(help="A program for JAX alone, ONNX, or weights for the official PyTorch code, .safetensors."),
+    ] = "jax",
+    overwrite: Overwrite = False,
+):
+    """Exports a saved model as one file, to run without this library; to JAX and ONNX it is fused first.
+
+    Example: repmlp-jax export fused fused.onnx --format onnx
+    """
+    with one_line_errors():
+        from repmlp_jax import export_model, export_onnx, export_torch
+        from repmlp_jax.saved import load
+
+        _refuse_existing(out, overwrite)
+        saved = load(model)
+        if format == "torch":
+            export_torch(saved.model, out, overwrite=overwrite)
+        else:
+            write = {"jax": export_model, "onnx": export_onnx}[format]
+            write(saved.model, out, preprocessing=saved.preprocessing, overwrite=overwrite)
+        print(f"saved: {out}")
+
+
 @plot.command("kernels")
 def plot_kernels(
     model: ModelFolder,
@@ -304,34 +332,6 @@ def _save_picture(figure, out: Path):
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     print(f"saved: {out}")
-
-
-@app.command()
-def export(
-    model: ModelFolder,
-    out: Annotated[Path, typer.Argument(help="File to write.")],
-    format: Annotated[
-        Literal["jax", "onnx", "torch"],
-        typer.Option(help="A program for JAX alone, ONNX, or weights for the official PyTorch code, .safetensors."),
-    ] = "jax",
-    overwrite: Overwrite = False,
-):
-    """Exports a saved model as one file, to run without this library; to JAX and ONNX it is fused first.
-
-    Example: repmlp-jax export fused fused.onnx --format onnx
-    """
-    with one_line_errors():
-        from repmlp_jax import export_model, export_onnx, export_torch
-        from repmlp_jax.saved import load
-
-        _refuse_existing(out, overwrite)
-        saved = load(model)
-        if format == "torch":
-            export_torch(saved.model, out, overwrite=overwrite)
-        else:
-            write = {"jax": export_model, "onnx": export_onnx}[format]
-            write(saved.model, out, preprocessing=saved.preprocessing, overwrite=overwrite)
-        print(f"saved: {out}")
 
 
 def _refuse_existing(out: Path, overwrite: bool):

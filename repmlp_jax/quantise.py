@@ -30,6 +30,7 @@ from repmlp_jax.quantised import (
     round_to_int8,
 )
 from repmlp_jax.reparam import fusing_dtype
+from repmlp_jax.report import change, table
 
 ACTIVATIONS = (None, "dynamic")
 SCALES = ("channel", "tensor")
@@ -154,11 +155,9 @@ class QuantiseReport:
         rows = [("parameter", "kind", "shape", "bytes", "")]
         for row in self.parameters:
             place = "int8" if row.kept is None else f"stays: {row.kept}"
-            rows.append((row.path, row.kind, "×".join(map(str, row.shape)), _change(row.nbytes), place))
-        rows.append(("total", "", "", _change(self.nbytes), ""))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join(line.rstrip() for line in lines)
+            rows.append((row.path, row.kind, "×".join(map(str, row.shape)), change(row.nbytes), place))
+        rows.append(("total", "", "", change(self.nbytes), ""))
+        return table(rows)
 
 
 def quantise_report(model: nnx.Module) -> QuantiseReport:
@@ -289,8 +288,3 @@ def _warn_of_what_stays(model, layers):
     stays = [(path, _why_it_stays(path, owner, parameter)) for path, owner, parameter in _parameters(model)]
     if unknown := [dotted(path) for path, why in stays if why == UNKNOWN]:
         warnings.warn(f"what stays in floating point is {UNKNOWN}: {', '.join(unknown)}", UserWarning, stacklevel=3)
-
-
-def _change(pair):
-    before, after = pair
-    return f"{before:,}" if before == after else f"{before:,} → {after:,}"

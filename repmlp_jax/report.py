@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -71,9 +72,7 @@ class FuseReport:
             parameters, macs = self.official
             after = "not known" if macs is None else f"→ {macs:,}"
             rows.append(("official conversion", "", f"→ {parameters:,}", after, "leaves norms that are folded here"))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join(line.rstrip() for line in lines)
+        return table(rows)
 
 
 def fuse_report(model: nnx.Module, input_shape: tuple[int, int, int] | None = None) -> FuseReport:
@@ -148,7 +147,15 @@ def _inputs_of_blocks(model, input_shape) -> dict[tuple, jax.ShapeDtypeStruct]:
     if input_shape is None:
         blocks = list(fusable_modules(model))
         return {path: _image(block.input_shape) for path, block in blocks if hasattr(block, "input_shape")}
-    seen = {(): _image(input_shape)}
+    image = _image(input_shape)
+    return {(): image} | inputs_of(model, image, is_fusable)
+
+
+def inputs_of(
+    model: nnx.Module, image: jax.ShapeDtypeStruct, chosen: Callable[[object], bool]
+) -> dict[tuple, jax.ShapeDtypeStruct]:
+    """What each outermost chosen module, by its path, is called with when the model is called with an image."""
+    seen = {}
 
     class Recorder(nnx.Module):
         def __init__(self, path, module):
@@ -162,13 +169,20 @@ def _inputs_of_blocks(model, input_shape) -> dict[tuple, jax.ShapeDtypeStruct]:
         def __getattr__(self, name):
             return getattr(vars(self)["module"], name)
 
-    recording = replace_modules(model, is_fusable, Recorder)
-    jax.eval_shape(lambda model, x: model(x), recording, seen[()])
+    recording = replace_modules(model, chosen, Recorder)
+    jax.eval_shape(lambda model, x: model(x), recording, image)
     return seen
 
 
 def _image(shape):
     return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows of equally many cells as lines of text, the columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def change(pair: tuple[int, int] | None) -> str:

@@ -79,22 +79,22 @@ def fused(models):
     return {name: quick_jit(fuse_params)(model) for name, model in models.items()}
 
 
+def written(write, models, folder):
+    for name, model in models.items():
+        write(model, folder / name, preprocessing=PREPROCESSING)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def files(fused, tmp_path_factory):
     """Every net, exported."""
-    folder = tmp_path_factory.mktemp("exported")
-    for name, model in fused.items():
-        export_model(model, folder / name, preprocessing=PREPROCESSING)
-    return folder
+    return written(export_model, fused, tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture(scope="module")
 def onnx_files(fused, tmp_path_factory):
     """The same as ONNX."""
-    folder = tmp_path_factory.mktemp("onnx")
-    for name, model in fused.items():
-        export_onnx(model, folder / name, preprocessing=PREPROCESSING)
-    return folder
+    return written(export_onnx, fused, tmp_path_factory.mktemp("onnx"))
 
 
 @pytest.fixture(scope="module")

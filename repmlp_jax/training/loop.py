@@ -163,8 +163,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
                 logger.warning("SIGTERM: step %d is saved; the same command goes on from it", step)
                 raise SystemExit(128 + interruption.signal)
 
-    if seen_damaged := int(state.damaged):
-        logger.warning("%d damaged examples were replaced by others in %d steps", seen_damaged, final_step)
+    if damaged := int(state.damaged):
+        logger.warning("%d damaged examples were replaced by others in %d steps", damaged, final_step)
     model = task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
     return fuse_and_save(workdir, model, task)
 

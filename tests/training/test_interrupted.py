@@ -72,6 +72,7 @@ def test_killed_at_any_instant_it_ends_the_same(undisturbed, tmp_path):
     assert code == 0, output
     # With nothing left to train it fuses and saves.
     assert steps[-1] == FINAL_STEP
+    assert f"going on from step {steps[-1]} of {FINAL_STEP}" in output
     assert_same_end(tmp_path, undisturbed)
 
 

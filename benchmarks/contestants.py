@@ -19,6 +19,15 @@ from repmlp_jax.interop.official_names import official_names
 from repmlp_jax.models import MODELS
 from repmlp_jax.models.cifar import PureMLP
 
+# Those that are measured unless others are asked for.
+NETS = (
+    "pure_mlp",
+    "RepMLP-Res50-light-224",
+    "RepMLP-Res50-bottleneck-224",
+    "RepMLPNet-T224",
+    "RepMLPNet-B224",
+)
+
 
 def ours(name: str, **arguments) -> nnx.Module:
     """One of our models in evaluation mode, with random norms, so that folding them makes a difference."""
@@ -46,15 +55,22 @@ def official(name: str, model: nnx.Module, folders: list[str]) -> torch.nn.Modul
     return net.eval()
 
 
-def converted(net: torch.nn.Module) -> torch.nn.Module:
-    """What the official conversion makes of an official net."""
-    if hasattr(net, "locality_injection"):
-        net = copy.deepcopy(net)
-        net.locality_injection()
-        return net
-    from repmlp import repmlp_model_convert
+def convert(net: torch.nn.Module):
+    """Converts an official net in place, by the official conversion."""
+    with torch.no_grad():
+        if hasattr(net, "locality_injection"):
+            net.locality_injection()
+        else:
+            from repmlp import repmlp_model_convert
 
-    return repmlp_model_convert(net)
+            repmlp_model_convert(net, do_copy=False)
+
+
+def converted(net: torch.nn.Module) -> torch.nn.Module:
+    """A converted copy of an official net."""
+    net = copy.deepcopy(net)
+    convert(net)
+    return net
 
 
 def torch_forward(net: torch.nn.Module, images: np.ndarray):

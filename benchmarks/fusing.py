@@ -17,28 +17,18 @@ import sys
 import time
 
 import jax
-import torch
-from contestants import official, ours
+from contestants import NETS, convert, official, ours
 from flax import nnx
 from measure import peak_memory, record, summary
 
 from repmlp_jax import fuse_params
-
-MODELS = (
-    "pure_mlp",
-    "RepMLP-Res50-light-224",
-    "RepMLP-Res50-bottleneck-224",
-    "RepMLPNet-T224",
-    "RepMLPNet-B224",
-    "RepMLPNet-L256",
-)
 
 
 def main():
     """Measures, prints ratios and records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--official", nargs="+", required=True, help="folders of the official code")
-    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--models", nargs="+", default=(*NETS, "RepMLPNet-L256"))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--first_call_of", choices=("ours", "official"), help="only do this once, and print JSON")
     options = parser.parse_args()
@@ -80,10 +70,10 @@ def interleaved_with_the_official(name, model, options) -> dict:
     net = official(name, model, options.official)
     times = {"ours": [], "official": []}
     for _ in range(options.runs + 1):
-        for which, convert in (("ours", fuse), ("official", convert_official)):
+        for which, conversion in (("ours", fuse), ("official", convert)):
             given = model if which == "ours" else copy.deepcopy(net)
             begin = time.perf_counter()
-            convert(given)
+            conversion(given)
             times[which].append(time.perf_counter() - begin)
     return {which: summary(seconds[1:]) for which, seconds in times.items()}
 
@@ -91,9 +81,9 @@ def interleaved_with_the_official(name, model, options) -> dict:
 def first_call(which: str, name: str, folders: list[str]) -> dict:
     """Seconds and peak bytes of one conversion in a process that has done none before."""
     model = ours(name)
-    convert, given = (fuse, model) if which == "ours" else (convert_official, official(name, model, folders))
+    conversion, given = (fuse, model) if which == "ours" else (convert, official(name, model, folders))
     begin = time.perf_counter()
-    peak = peak_memory(lambda: convert(given))
+    peak = peak_memory(lambda: conversion(given))
     return dict(seconds=time.perf_counter() - begin, peak_bytes=peak)
 
 
@@ -106,17 +96,6 @@ def in_a_new_process(which: str, name: str, options) -> dict:
 def fuse(model):
     """Ours, waited for."""
     return jax.block_until_ready(nnx.state(fuse_params(model)))
-
-
-def convert_official(net):
-    """The official conversion, of a net that it may change."""
-    with torch.no_grad():
-        if hasattr(net, "locality_injection"):
-            net.locality_injection()
-        else:
-            from repmlp import repmlp_model_convert
-
-            repmlp_model_convert(net, do_copy=False)
 
 
 if __name__ == "__main__":

@@ -15,20 +15,14 @@ import time
 import jax
 import numpy as np
 import torch
-from contestants import converted, efficientnet, in_bfloat16, jax_forward, official, ours, torch_forward
+from contestants import NETS, converted, efficientnet, in_bfloat16, jax_forward, official, ours, torch_forward
 from matplotlib.figure import Figure
 from measure import RESULTS, interleaved, matmul_rate, record
 
 from repmlp_jax import fuse_params
 from repmlp_jax.macs import count_macs
+from repmlp_jax.plots.palette import BLUE, ORANGE
 
-MODELS = (
-    "pure_mlp",
-    "RepMLP-Res50-light-224",
-    "RepMLP-Res50-bottleneck-224",
-    "RepMLPNet-T224",
-    "RepMLPNet-B224",
-)
 FUSED = "fused"
 # Of the largest output; sums of thousands of terms, layer after layer, in another order.
 TOLERANCE, TOLERANCE_BF16 = 1e-4, 0.1
@@ -38,7 +32,7 @@ def main():
     """Measures, prints, draws and records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--official", nargs="+", default=[], help="folders of the official code; without: only ours")
-    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--models", nargs="+", default=NETS)
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=(1, 8, 32))
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--bfloat16", action="store_true", help="also fused in bfloat16, where the machine has it")
@@ -89,8 +83,7 @@ def official_nets(name, model, options) -> dict[str, torch.nn.Module]:
     if not options.official:
         return {}
     net = official(name, model, options.official)
-    with torch.no_grad():
-        nets = {"official": net, "official, converted": converted(net)}
+    nets = {"official": net, "official, converted": converted(net)}
     if options.no_compile:
         return nets
     return nets | {f"{form}, torch.compile": torch.compile(net) for form, net in nets.items()}
@@ -167,9 +160,9 @@ def draw(measured) -> Figure:
             [count / row["median"] - count / row["maximum"] for row in seconds.values()],
             [count / row["minimum"] - count / row["median"] for row in seconds.values()],
         ]
-        colours = ["#0072B2" if "official" not in form and "torch" not in form else "#D55E00" for form in seconds]
+        colours = [BLUE if "official" not in form and "torch" not in form else ORANGE for form in seconds]
         if name == "others":
-            colours = ["#0072B2" if "ours" in form else "#D55E00" for form in seconds]
+            colours = [BLUE if "ours" in form else ORANGE for form in seconds]
         axes.barh(range(len(speeds)), speeds, xerr=spread, color=colours, error_kw=dict(elinewidth=1, capsize=2))
         axes.set_yticks(range(len(speeds)), list(seconds) if index % columns == 0 else [], fontsize=8)
         axes.invert_yaxis()

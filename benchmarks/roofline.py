@@ -21,12 +21,14 @@ from matplotlib.figure import Figure
 from measure import RESULTS, interleaved, matmul_rate, memory_bandwidth, record
 
 from repmlp_jax import fuse_params
-from repmlp_jax.fuse import replace_modules
 from repmlp_jax.fused import FusedGlobalPerceptron, FusedRepMLP
 from repmlp_jax.fused_gated import FusedRepMLPNetBlock, Gate
 from repmlp_jax.macs import count_macs
+from repmlp_jax.plots.palette import BLUE, ORANGE, OTHERS
+from repmlp_jax.report import inputs_of
 
-COLOURS = dict(zip(("FC3", "Global Perceptron", "FFN", "convolutions", "stem", "classifier"), range(6), strict=True))
+KINDS = ("FC3", "Global Perceptron", "FFN", "convolutions", "stem", "classifier")
+COLOURS = dict(zip(KINDS, (BLUE, ORANGE, *OTHERS), strict=True))
 
 
 class NoGate(nnx.Module):
@@ -100,8 +102,8 @@ def measure(name: str, batch_size: int, runs: int, rate: float, bandwidth: float
 
 def modules_with_inputs(model: nnx.Module, shape: tuple[int, ...]):
     """Yields (kind, module, the shape that it is called with) for each module that multiplies."""
-    blocks = (FusedRepMLP, FusedRepMLPNetBlock)
-    for _, module, input_shape in inputs_of(model, shape, blocks):
+    blocks = modules_of(model, shape, (FusedRepMLP, FusedRepMLPNetBlock))
+    for _, module, input_shape in blocks:
         without = nnx.clone(module)
         if isinstance(module, FusedRepMLP):
             without.global_perceptron = nnx.data(None)
@@ -110,31 +112,20 @@ def modules_with_inputs(model: nnx.Module, shape: tuple[int, ...]):
         yield "FC3", without, input_shape
         yield from (
             ("Global Perceptron", part, inner)
-            for _, part, inner in inputs_of(module, input_shape, (FusedGlobalPerceptron, Gate))
+            for _, part, inner in modules_of(module, input_shape, (FusedGlobalPerceptron, Gate))
         )
-    inside = {id(node) for _, block, _ in inputs_of(model, shape, blocks) for _, node in nnx.iter_graph(block)}
-    for path, module, input_shape in inputs_of(model, shape, (nnx.Conv, nnx.Linear)):
+    inside = {id(node) for _, block, _ in blocks for _, node in nnx.iter_graph(block)}
+    for path, module, input_shape in modules_of(model, shape, (nnx.Conv, nnx.Linear)):
         if id(module) not in inside:
             yield _kind(path, module), module, input_shape
 
 
-def inputs_of(model: nnx.Module, shape: tuple[int, ...], classes):
+def modules_of(model: nnx.Module, shape: tuple[int, ...], classes) -> list[tuple]:
     """The outermost modules of some classes with their paths and the shapes that they are called with."""
-    seen = []
-
-    class Recorder(nnx.Module):
-        def __init__(self, path, module):
-            self.path = path
-            self.module = module
-
-        def __call__(self, x):
-            seen.append((self.path, originals[self.path], x.shape))
-            return self.module(x)
-
-    originals = dict(nnx.iter_graph(model))
-    recording = replace_modules(model, lambda node: isinstance(node, classes), Recorder)
-    nnx.eval_shape(lambda model, x: model(x), recording, jax.ShapeDtypeStruct(shape, jnp.float32))
-    return seen
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    modules = dict(nnx.iter_graph(model))
+    inputs = inputs_of(model, images, lambda node: isinstance(node, classes))
+    return [(path, modules[path], x.shape) for path, x in inputs.items()]
 
 
 def time_of(module: nnx.Module, shape: tuple[int, ...], runs: int) -> float:
@@ -163,7 +154,6 @@ def _kind(path, module):
 def draw(measured: dict, rate: float, bandwidth: float) -> Figure:
     """The roofline with every kind of part: multiply-accumulates a second over multiply-accumulates a byte."""
     figure = Figure(figsize=(5 * len(measured), 4.2), layout="constrained")
-    palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
     for axes, (name, row) in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured.items(), strict=True):
         intensities = np.geomspace(0.1, 1000, 50)
         axes.loglog(intensities, np.minimum(rate, intensities * bandwidth) / 1e9, color="black", linewidth=1)
@@ -172,7 +162,7 @@ def draw(measured: dict, rate: float, bandwidth: float) -> Figure:
                 part["macs"] / part["bytes"],
                 part["macs"] / part["seconds"] / 1e9,
                 "o",
-                color=palette[COLOURS[kind]],
+                color=COLOURS[kind],
                 markersize=4 + 16 * part["seconds"] / row["seconds"],
                 label=f"{kind}: {part['seconds'] / row['seconds']:.0%} of the time",
             )

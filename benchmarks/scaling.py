@@ -17,6 +17,7 @@ from measure import RESULTS, interleaved, matmul_rate, record
 
 from repmlp_jax import RepMLP, fuse_params
 from repmlp_jax.macs import count_macs
+from repmlp_jax.plots.palette import BLUE, ORANGE
 
 STANDARD = dict(batch_size=8, features=64, side=28, partition=7, groups=4)
 VARIED = {
@@ -92,10 +93,10 @@ def draw(measured: dict, rate: float) -> Figure:
         medians = np.array([row["median"] for row in seconds]) * 1e3
         spread = np.array([[row["minimum"], row["maximum"]] for row in seconds]).T * 1e3
         axes.errorbar(
-            values, medians, (medians - spread[0], spread[1] - medians), fmt="o-", color="#0072B2", label="measured"
+            values, medians, (medians - spread[0], spread[1] - medians), fmt="o-", color=BLUE, label="measured"
         )
         limit = [row["macs"] / rate * 1e3 for row in rows.values()]
-        axes.plot(values, limit, "--", color="#D55E00", label="formula at the matmul rate")
+        axes.plot(values, limit, "--", color=ORANGE, label="formula at the matmul rate")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(values, [str(value) for value in values])

@@ -1,10 +1,12 @@
 """The operations whose fastest form depends on the backend: the only place that asks which it is."""
 
 import functools
+import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -20,8 +22,8 @@ def grouped_convolution(x, kernel, *, strides, padding, feature_group_count, opt
 
     XLA's CPU backend runs the backward pass of a grouped convolution 20 to 40 times slower than one dense
     convolution a group, so there it is split. Since convolutions of few channels are slow there too, narrow maps, as
-    partitions are, are convolved row by row, and a 1×1 convolution is a matrix product. (It is jitted so that it keeps
-    its name in a jaxpr, by which `macs.py` counts it.)
+    partitions are, are convolved row by row; and one whose windows do not overlap, as of 1×1 pixels or of patches, is a
+    matrix product. (It is jitted so that it keeps its name in a jaxpr, by which `macs.py` counts it.)
 
     Args:
         x: images, (N, H, W, C).
@@ -40,15 +42,31 @@ def grouped_convolution(x, kernel, *, strides, padding, feature_group_count, opt
     )
     if jax.default_backend() != "cpu" or feature_group_count == x.shape[-1] > 1:
         return convolve(x, kernel, feature_group_count=feature_group_count)
-    same = tuple((side // 2, side // 2) for side in kernel.shape[:2])
     is_dilated = any(dict(options).get(name, (1, 1)) != (1, 1) for name in ("lhs_dilation", "rhs_dilation"))
-    if strides == (1, 1) and padding == same and not is_dilated:
-        if kernel.shape[:2] == (1, 1) and feature_group_count == 1:
-            return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
-        if feature_group_count > 1 and x.shape[2] * kernel.shape[2] <= NARROW_ROW:
-            convolve = convolve_rows
+    windows_are_apart = padding == ((0, 0), (0, 0)) and all(map(operator.le, kernel.shape[:2], strides))
+    if windows_are_apart and feature_group_count == 1 and not is_dilated:
+        return multiply_windows(x, kernel, strides)
+    same = tuple((side // 2, side // 2) for side in kernel.shape[:2])
+    is_plain = strides == (1, 1) and padding == same and not is_dilated
+    if is_plain and feature_group_count > 1 and x.shape[2] * kernel.shape[2] <= NARROW_ROW:
+        convolve = convolve_rows
     groups = zip(*(jnp.split(array, feature_group_count, axis=-1) for array in (x, kernel)), strict=True)
     return jnp.concatenate([convolve(*group) for group in groups], axis=-1)
+
+
+def multiply_windows(
+    x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"], strides: tuple[int, int]
+) -> Float[Array, "N H2 W2 O"]:
+    """A convolution without padding whose windows do not overlap: the kernel is no larger than the strides."""
+    n, height, width, _ = x.shape
+    (kh, kw), (down, across) = kernel.shape[:2], strides
+    h, w = (height - kh) // down + 1, (width - kw) // across + 1
+    # Crops what no window reaches, or completes the last window's strides.
+    borders = ((0, 0, 0), (0, h * down - height, 0), (0, w * across - width, 0), (0, 0, 0))
+    x = lax.pad(x, jnp.zeros((), x.dtype), borders)
+    windows = x.reshape(n, h, down, w, across, -1)[:, :, :kh, :, :kw].transpose(0, 1, 3, 2, 4, 5)
+    y = windows.reshape(n * h * w, -1) @ kernel.reshape(-1, kernel.shape[-1])
+    return y.reshape(n, h, w, -1)
 
 
 def convolve_rows(x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"]) -> Float[Array, "N H W O"]:
@@ -77,6 +95,41 @@ def halve(x: Float[Array, "N H W C"]) -> Float[Array, "N H/2 W/2 C"]:
     """
     x = jnp.maximum(x[:, ::2], x[:, 1::2])
     return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
+
+
+def max_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N H/2 W/2 C"]:
+    """Max-pools 3×3 windows, two pixels apart, as ResNet's stem, in the map and a border that never wins.
+
+    H/2 and W/2 round up. On the CPU the backward pass of XLA's own pooling is four times slower than that of maxima
+    down and across.
+    """
+    # Padded by itself, which XLA undoes: the converter to ONNX would leave out padding that the pooling is given.
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    if jax.default_backend() != "cpu":
+        return nnx.max_pool(x, (3, 3), (2, 2))
+    x = jnp.maximum(jnp.maximum(x[:, :-2:2], x[:, 1:-1:2]), x[:, 2::2])
+    return jnp.maximum(jnp.maximum(x[:, :, :-2:2], x[:, :, 1:-1:2]), x[:, :, 2::2])
+
+
+@jax.custom_jvp
+def computed_once(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x`, bit for bit, which training on the CPU computes once: to be put at the end of a residual branch.
+
+    XLA's CPU backend takes additions and multiplications for so cheap that each of a chain of residual blocks would
+    compute all the sums and norms before it anew, forwards and backwards: time grows with the square of the number
+    of blocks. It never repeats a division, be it by 1, as long as it cannot see that. (An `optimization_barrier` is
+    taken away too early.)
+    """
+    return x
+
+
+@computed_once.defjvp
+def _computed_once_jvp(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    if jax.default_backend() != "cpu":
+        return x, tangent
+    one = ((x == x) | (x != x)).astype(x.dtype)
+    return x / one, tangent / one
 
 
 def grouped_product(x: Float[Array, "g M K"], kernel: Float[Array, "g K N"]) -> Float[Array, "g M N"]:

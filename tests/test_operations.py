@@ -1,13 +1,15 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
 from cases import quick_jit
 from flax import nnx
 from jax import lax
-from tolerance import ROUNDING_F64, assert_close, assert_trees_close
+from tolerance import ROUNDING_F64, assert_close, assert_identical, assert_trees_close
 
 from repmlp_jax.layers import conv
-from repmlp_jax.operations import convolve_rows, grouped_convolution, grouped_product, halve
+from repmlp_jax.operations import computed_once, convolve_rows, grouped_convolution, grouped_product, halve, max_pool
 
 
 def random(seed, *shape):
@@ -16,9 +18,12 @@ def random(seed, *shape):
 
 def value_and_gradients(function, *arguments):
     """The result and the gradients of a sum of its squares, which weighs every output differently."""
-    return quick_jit(function)(*arguments), quick_jit(
-        jax.grad(lambda *inner: jnp.square(function(*inner)).sum(), argnums=tuple(range(len(arguments))))
-    )(*arguments)
+
+    def weighed(*inner):
+        y = function(*inner)
+        return jnp.square(y).sum(), y
+
+    return quick_jit(jax.grad(weighed, argnums=tuple(range(len(arguments))), has_aux=True))(*arguments)
 
 
 CONVOLUTIONS = {
@@ -50,9 +55,38 @@ def test_every_way_to_convolve_gives_what_lax_gives(case):
     assert_trees_close(found, expected, ROUNDING_F64)
 
 
+WINDOWS = {
+    # name: height, width, (kh, kw), strides
+    "patches": (8, 12, (4, 4), (4, 4)),
+    "every second pixel": (6, 8, (1, 1), (2, 2)),
+    "every second pixel of an odd map": (5, 7, (1, 1), (2, 2)),
+    "gaps and a rest": (9, 11, (2, 1), (3, 2)),
+    "flat patches": (3, 8, (1, 4), (1, 4)),
+    "one window": (3, 2, (3, 2), (4, 4)),
+}
+
+
+@pytest.mark.parametrize("case", WINDOWS.values(), ids=WINDOWS)
+def test_windows_that_do_not_overlap_are_multiplied(case):
+    height, width, sides, strides = case
+    x, kernel = random(0, 2, height, width, 3), random(1, *sides, 3, 5)
+    options = dict(padding=((0, 0), (0, 0)), feature_group_count=1)
+
+    def ours(x, kernel):
+        return grouped_convolution(x, kernel, strides=strides, **options)
+
+    def reference(x, kernel):
+        return lax.conv_general_dilated(x, kernel, strides, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(x, kernel))
+    found, expected = (value_and_gradients(function, x, kernel) for function in (ours, reference))
+    assert_trees_close(found, expected, ROUNDING_F64)
+
+
 @pytest.mark.parametrize("changed", [dict(strides=2), dict(kernel_dilation=2), dict(input_dilation=2)], ids=str)
-def test_strides_and_dilations_are_not_taken_for_plain(changed):
-    layer = conv(4, 4, 3, feature_group_count=2, **changed, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(("side", "groups"), [(3, 2), (1, 1)])
+def test_strides_and_dilations_are_not_taken_for_plain(side, groups, changed):
+    layer = conv(4, 4, side, feature_group_count=groups, **changed, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     x = random(0, 2, 8, 8, 4)
     found = layer(x)
     layer.conv_general_dilated = lax.conv_general_dilated
@@ -81,3 +115,37 @@ def test_halve_is_max_pooling():
 
     found, expected = (value_and_gradients(function, x) for function in (halve, pool))
     assert_trees_close(found, expected, ROUNDING_F64)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 1)], ids=["even", "odd", "one pixel"])
+def test_max_pool_is_that_of_a_window(size):
+    x = random(0, 2, *size, 3)
+
+    def pool(x):
+        return nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+    found, expected = (value_and_gradients(function, x) for function in (max_pool, pool))
+    assert_trees_close(found, expected, ROUNDING_F64)
+
+
+def test_computed_once_changes_nothing():
+    x = jnp.array([0.0, -0.0, 1e-310, 1.5, jnp.inf, -jnp.inf, jnp.nan], jnp.float32)
+    found, tangent = jax.jvp(computed_once, (x,), (x,))
+    for array in (computed_once(x), found, tangent):
+        assert_identical(array, x)
+    assert_identical(jax.vmap(jax.grad(lambda x: 2 * computed_once(x)))(x[:6]), jnp.full(6, 2, jnp.float32))
+
+
+def test_a_chain_of_residual_blocks_is_not_computed_anew_in_each():
+    def most_inputs_of_a_loop(blocks):
+        def loss(kernels, x):
+            for kernel in kernels:
+                x = computed_once(x + (x - x.mean(0, keepdims=True)) @ kernel)
+            return x.sum()
+
+        kernels, x = [jnp.zeros((8, 8), jnp.float32)] * blocks, jnp.zeros((16, 8), jnp.float32)
+        program = jax.jit(jax.grad(loss, (0, 1))).lower(kernels, x).compile().as_text()
+        loops = re.findall(r" fusion\((.*?)\), kind=kLoop", program)
+        return max(inputs.count("%") for inputs in loops)
+
+    assert most_inputs_of_a_loop(12) == most_inputs_of_a_loop(4)

@@ -18,6 +18,7 @@ from repmlp_jax.fused_gated import FusedRepMLPNetBlock
 from repmlp_jax.gated import RepMLPNetBlock
 from repmlp_jax.layers import BatchNorm, ConvBN, ScaleAndShift, with_bias
 from repmlp_jax.models.arguments import arguments_text
+from repmlp_jax.operations import computed_once
 from repmlp_jax.rematerialise import rematerialised
 
 
@@ -53,8 +54,8 @@ class Unit(nnx.Module):
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
         """Applies the unit."""
-        x = x + self._drop(self.block(self.norm1(x)))
-        return x + self._drop(self.fc2(gelu(self.fc1(self.norm2(x)))))
+        x = computed_once(x + self._drop(self.block(self.norm1(x))))
+        return computed_once(x + self._drop(self.fc2(gelu(self.fc1(self.norm2(x))))))
 
     def _drop(self, y):
         return y if self.drop is None else self.drop(y)
@@ -109,8 +110,8 @@ class FusedUnit(nnx.Module):
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
         """Applies the unit."""
-        x = x + self.block(self.norm1(x))
-        return x + self.fc2(gelu(self.fc1(x)))
+        x = computed_once(x + self.block(self.norm1(x)))
+        return computed_once(x + self.fc2(gelu(self.fc1(x))))
 
 
 class Head(nnx.Module):

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.blocks import RepMLP
 from repmlp_jax.layers import ConvBN
+from repmlp_jax.operations import computed_once
 
 
 def _shortcut(in_features, out_features, strides=1, **options):
@@ -19,7 +20,7 @@ def _shortcut(in_features, out_features, strides=1, **options):
 
 
 def _add_shortcut(block, x, y):
-    return nnx.relu(y + (x if block.shortcut is None else block.shortcut(x)))
+    return computed_once(nnx.relu(y + (x if block.shortcut is None else block.shortcut(x))))
 
 
 class BaseBlock(nnx.Module):

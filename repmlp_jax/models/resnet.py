@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from repmlp_jax.layers import ConvBN
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock, LightBlock
+from repmlp_jax.operations import max_pool
 from repmlp_jax.rematerialise import rematerialised
 
 BLOCKS = ("base", "light", "bottleneck")
@@ -103,10 +104,7 @@ class ResNetStages(nnx.Module):
 
     def maps(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N h w O"]]:
         """What each stage makes of a batch of images: the maps of c2, c3, c4 and c5."""
-        x = nnx.relu(self.stem(x))
-        # Padded by itself, which XLA undoes: the converter to ONNX would leave out padding that max_pool is given.
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-        x = nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2))
+        x = max_pool(nnx.relu(self.stem(x)))
         maps = []
         for stage in self.stages:
             for block in stage:

@@ -129,6 +129,7 @@ def test_evaluate_streams_a_dataset_that_is_not_built_in(shared_datasets, tmp_pa
     assert_refused(run("evaluate", tmp_path / "model", "--dataset", "cars", "--data-dir", shared_datasets), message)
 
 
+@pytest.mark.slow
 def test_evaluate_refuses_what_does_not_fit(tmp_path):
     other = PureMLP(7, image_size=(8, 8), in_features=1, widths=(2,), partition_size=(4, 4), rngs=nnx.Rngs(0))
     save_model(tmp_path / "other", other)
@@ -159,6 +160,7 @@ def test_predict(folder, tmp_path):
     assert_refused(run("predict", folder, paths[0], tmp_path / "text.png"), "text.png is no picture")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -59,6 +59,7 @@ def test_gradients_and_statistics_stay_the_same(name):
     jax.tree.map(lambda one, other: assert_close(one, other, ROUNDING_F64, scale), actual, expected)
 
 
+@pytest.mark.slow
 def test_a_training_step_keeps_less():
     def bytes_kept(**options):
         model, x = build("RepMLPNet", **options)

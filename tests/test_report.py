@@ -163,6 +163,7 @@ def test_no_array_is_made_and_the_dtype_does_not_matter(param_dtype):
     assert report.parameters[1] == 2 * ((4 * 4096) ** 2 + 4 * 4096) + (9 * 4096) ** 2 + 9 * 4096
 
 
+@pytest.mark.slow
 def test_where_fusing_goes_deeper_than_the_official_conversion_both_counts_are_there():
     net = RepMLPNet((1, 1), (4, 8), 5, partition_sizes=((4, 4), (2, 2)), sharesets=(1, 2), rngs=nnx.Rngs(0))
     report = fuse_report(net)

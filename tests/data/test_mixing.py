@@ -31,6 +31,7 @@ def test_without_an_alpha_nothing_changes(batch):
     assert targets is batch[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alphas", [dict(mixup=0.4), dict(cutmix=1.0), dict(mixup=0.4, cutmix=1.0)])
 def test_blended_targets_are_distributions_and_weigh_what_the_images_show(alphas, batch):
     images, targets = mix_many(batch, **alphas)
@@ -52,6 +53,7 @@ def test_smoothed_targets_stay_distributions(batch):
     assert targets.min() >= 0.02 - 1e-7
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 5), st.sampled_from([(1, 1), (7, 5), (32, 32)]))
 def test_cutmix_cuts_one_box_whose_area_is_the_weight_exactly(seed, alpha, shape):
@@ -69,6 +71,7 @@ def test_cutmix_cuts_one_box_whose_area_is_the_weight_exactly(seed, alpha, shape
     assert float(targets[0, 1]) == np.float32(1) - np.float32(1 - np.count_nonzero(mixed[0]) / mixed[0].size)
 
 
+@pytest.mark.slow
 def test_boxes_cover_on_average_a_half_less_what_reaches_over_the_border():
     keys = jax.random.split(jax.random.key(0), 2000)
     weights = jax.vmap(lambda key: cutmix_weights(key, 1.0, (32, 32)))(keys)
@@ -92,6 +95,7 @@ def test_mixup_weights_have_the_mean_and_variance_of_their_distribution(alpha):
     assert abs(drawn.var() / variance - 1) < 0.1  # its own deviation is below 2 %
 
 
+@pytest.mark.slow
 def test_each_batch_draws_one_of_both(batch):
     images, _ = mix_many(batch, count=400, mixup=1.0, cutmix=1.0)
     # A mixed-up image is of one brightness, which is none of the batch's; a cut one has only the batch's.

@@ -101,6 +101,7 @@ def test_all_wrong_keys_are_named_at_once(net):
     ]
 
 
+@pytest.mark.slow
 def test_another_number_of_classes_skips_the_head(net):
     def make():
         return RepMLPNet((1, 2), (8, 16), 3, partition_sizes=((4, 4), (2, 2)), sharesets=(2, 4), rngs=nnx.Rngs(7))

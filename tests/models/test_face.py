@@ -68,6 +68,7 @@ def test_it_fuses_to_rounding_in_float32():
     assert_close(actual, expected, 5 * ROUNDING_F32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(jnp.float64, ROUNDING_F64), (jnp.float32, ROUNDING_F32), (jnp.bfloat16, ROUNDING_F32)]
 )
@@ -178,6 +179,7 @@ def test_wrong_arguments_are_named():
         make(partition_size=(3, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True], ids=["trained", "fused"])
 def test_it_is_saved_and_comes_back(fused, tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "RepMLP-FaceRes", (FaceResNet, dict(block="bottleneck")))

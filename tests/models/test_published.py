@@ -60,6 +60,7 @@ def test_parameters_and_multiply_accumulates(name):
             assert count_macs(lambda model, x: model(x), here, image) == STATS[name][which]["macs"]
 
 
+@pytest.mark.slow
 @every_model
 def test_every_model_builds_and_fuses_abstractly(name):
     model = build(name)

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("as_users_have_it")
 ANOTHER_ORDER = {jnp.float32: 1e-5, jnp.float64: 1e-13}
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does():
     config = get_config(learning_rate=0.01)
     config.model_arguments.param_dtype = dtype = jnp.float64
@@ -48,6 +49,7 @@ def test_eight_devices_train_as_one_does():
 LARGE = dict(widths=(32,), groups=1)  # FC3 has 256 × 32² elements
 
 
+@pytest.mark.slow
 def test_split_parameters_train_as_whole_ones_do():
     devices, fsdp = 8, 4
     config = get_config(learning_rate=0.01)
@@ -112,6 +114,7 @@ def test_gradients_of_a_batch_in_parts_are_those_of_the_whole():
     assert seen.loss == pytest.approx(expected.loss, rel=ANOTHER_ORDER[jnp.float32])
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_float32_is_kept():
     config = get_config(learning_rate=0.01)
     exact = prepare(config, mesh_of(2)).train(2)
@@ -129,6 +132,7 @@ def model(as_users_have_it):
     return randomised(nnx.eval_shape(lambda: create_model("pure_mlp", rngs=nnx.Rngs(0), **arguments)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "examples", "batch_size"), [(8, 360, 200), (8, 13, 16), (1, 360, 7)])
 def test_every_test_image_counts_once(model, devices, examples, batch_size):
     dataset = load_dataset("digits")
@@ -206,15 +210,15 @@ def test_too_many_damaged_pictures_end_both_processes_with_their_number(tmp_path
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does_and_sigterm_to_one_stops_both(alone, tmp_path):
-    # Two steps a look: they agree on a look, not on a step that none of them would come to. They split one model.
-    arguments = ["--config.steps_per_call=2", "--config.mesh.fsdp=2"]
-    processes = start(tmp_path, *arguments, processes=2)
+    # Two steps a look: they agree on a look, not on a step that none of them would come to.
+    processes = start(tmp_path, "--config.steps_per_call=2", processes=2)
     wait_for_checkpoint(tmp_path, 5, processes)
     processes[1].send_signal(signal.SIGTERM)
     codes, outputs = finish(processes)
     assert codes == [128 + signal.SIGTERM] * 2, outputs
     assert "is saved; the same command goes on from it" in outputs[0]
-    codes, outputs = finish(start(tmp_path, *arguments, processes=2))
+    # At first each has the whole model, then they split one.
+    codes, outputs = finish(start(tmp_path, "--config.steps_per_call=2", "--config.mesh.fsdp=2", processes=2))
     assert codes == [0, 0], outputs
     assert_same_run(tmp_path, alone)
     # One process speaks for both.

@@ -34,9 +34,10 @@ def main():
     parser.add_argument("--official", nargs="+", required=True, help="folders of the official code")
     parser.add_argument("--models", nargs="+", default=list(BATCH_SIZES))
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--name", default="training", help="of the file in results/")
     options = parser.parse_args()
     measured = {name: measure(name, options) for name in options.models}
-    print("recorded:", record("training", measured))
+    print("recorded:", record(options.name, measured))
 
 
 def measure(name: str, options) -> dict:

@@ -96,7 +96,7 @@ def in_bfloat16(model: nnx.Module) -> nnx.Module:
     """The model with its parameters in bfloat16, computing in bfloat16."""
     model = nnx.clone(model)
     for _, module in nnx.iter_graph(model):
-        if hasattr(module, "dtype"):
+        if isinstance(module, nnx.Module) and hasattr(module, "dtype"):
             module.dtype = jnp.bfloat16
     state = jax.tree.map(
         lambda array: array.astype(jnp.bfloat16) if array.dtype == jnp.float32 else array, nnx.state(model)

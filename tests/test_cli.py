@@ -105,7 +105,7 @@ def test_fuse(folder, tmp_path):
 
 
 def test_evaluate(folder):
-    found = json.loads(run("evaluate", folder, "--dataset", "digits", "--json").output)
+    found = json.loads(run("evaluate", folder, "--dataset", "digits", "--json").stdout)
     images, labels = digits.load_digits()["test"]
     x = jnp.asarray((images / 255 - digits.MEAN[0]) / digits.STD[0], jnp.float32)
     logits = np.asarray(forward(load_model(folder), x), np.float64)
@@ -145,7 +145,7 @@ def test_predict(folder, tmp_path):
     paths = [tmp_path / f"{index}.png" for index in range(2)]
     for path, image in zip(paths, images, strict=True):
         cv2.imwrite(str(path), image)
-    found = json.loads(run("predict", folder, *paths, "--json").output)
+    found = json.loads(run("predict", folder, *paths, "--json").stdout)
     x = jnp.asarray((images / 255 - digits.MEAN[0]) / digits.STD[0], jnp.float32)
     expected = np.asarray(jax.nn.softmax(forward(load_model(folder), x)))
     for path, probabilities in zip(paths, expected, strict=True):

@@ -111,25 +111,18 @@ def max_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N H/2 W/2 C"]:
     return jnp.maximum(jnp.maximum(x[:, :, :-2:2], x[:, :, 1:-1:2]), x[:, :, 2::2])
 
 
-@jax.custom_jvp
 def computed_once(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x`, bit for bit, which training on the CPU computes once: to be put at the end of a residual branch.
+    """`x`, bit for bit, which the CPU computes once: to be put at the end of a residual branch.
 
     XLA's CPU backend takes additions and multiplications for so cheap that each of a chain of residual blocks would
     compute all the sums and norms before it anew, forwards and backwards: time grows with the square of the number
     of blocks. It never repeats a division, be it by 1, as long as it cannot see that. (An `optimization_barrier` is
-    taken away too early.)
+    taken away too early.) Programs for any batch size, which are exported to run elsewhere, go without.
     """
-    return x
-
-
-@computed_once.defjvp
-def _computed_once_jvp(primals, tangents):
-    (x,), (tangent,) = primals, tangents
-    if jax.default_backend() != "cpu":
-        return x, tangent
+    if jax.default_backend() != "cpu" or not all(isinstance(side, int) for side in x.shape):
+        return x
     one = ((x == x) | (x != x)).astype(x.dtype)
-    return x / one, tangent / one
+    return x / one
 
 
 def grouped_product(x: Float[Array, "g M K"], kernel: Float[Array, "g K N"]) -> Float[Array, "g M N"]:

@@ -1,4 +1,4 @@
-"""The pictures in the pages, drawn anew whenever the pages are built: none of them is kept in the repository."""
+"""The pictures in the pages, drawn anew whenever the pages are built (the README has a copy of `kernels`)."""
 
 import functools
 

@@ -58,15 +58,15 @@ def multiply_windows(
     x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"], strides: tuple[int, int]
 ) -> Float[Array, "N H2 W2 O"]:
     """A convolution without padding whose windows do not overlap: the kernel is no larger than the strides."""
-    n, height, width, _ = x.shape
+    n, height, width, channels = x.shape
     (kh, kw), (down, across) = kernel.shape[:2], strides
     h, w = (height - kh) // down + 1, (width - kw) // across + 1
     # Crops what no window reaches, or completes the last window's strides.
     borders = ((0, 0, 0), (0, h * down - height, 0), (0, w * across - width, 0), (0, 0, 0))
     x = lax.pad(x, jnp.zeros((), x.dtype), borders)
-    windows = x.reshape(n, h, down, w, across, -1)[:, :, :kh, :, :kw].transpose(0, 1, 3, 2, 4, 5)
-    y = windows.reshape(n * h * w, -1) @ kernel.reshape(-1, kernel.shape[-1])
-    return y.reshape(n, h, w, -1)
+    windows = x.reshape(n, h, down, w, across, channels)[:, :, :kh, :, :kw].transpose(0, 1, 3, 2, 4, 5)
+    matrix = kernel.reshape(kh * kw * channels, -1)
+    return (windows.reshape(n * h * w, len(matrix)) @ matrix).reshape(n, h, w, matrix.shape[1])
 
 
 def convolve_rows(x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"]) -> Float[Array, "N H W O"]:

@@ -83,6 +83,12 @@ def test_windows_that_do_not_overlap_are_multiplied(case):
     assert_trees_close(found, expected, ROUNDING_F64)
 
 
+def test_of_no_images_come_no_windows():
+    kernel = jnp.zeros((2, 2, 3, 5), jnp.float32)
+    options = dict(strides=(2, 2), padding=((0, 0), (0, 0)), feature_group_count=1)
+    assert grouped_convolution(jnp.zeros((0, 4, 6, 3), jnp.float32), kernel, **options).shape == (0, 2, 3, 5)
+
+
 @pytest.mark.parametrize("changed", [dict(strides=2), dict(kernel_dilation=2), dict(input_dilation=2)], ids=str)
 @pytest.mark.parametrize(("side", "groups"), [(3, 2), (1, 1)])
 def test_strides_and_dilations_are_not_taken_for_plain(side, groups, changed):

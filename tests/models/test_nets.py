@@ -89,6 +89,7 @@ def test_stochastic_depth_leaves_whole_branches_out_while_training():
         build("RepMLPNet", stochastic_depth=1)
 
 
+@pytest.mark.slow
 def test_a_net_with_stochastic_depth_is_saved_and_trains_on(tmp_path):
     model, x = build("RepMLPNet", stochastic_depth=0.5)
     save_model(tmp_path / "net", model)

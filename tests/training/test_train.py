@@ -178,7 +178,8 @@ def test_again_it_changes_nothing(run, monkeypatch):
     assert results == run.results
 
 
-@pytest.mark.parametrize(("steps_per_call", "saved"), [(22, 0), pytest.param(2, 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps_per_call", "saved"), [(22, 0), (2, 2)])
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path, monkeypatch, steps_per_call, saved):
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh_of(1))
     config = get_config(

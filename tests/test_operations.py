@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -26,6 +27,19 @@ def value_and_gradients(function, *arguments):
     return quick_jit(jax.grad(weighed, argnums=tuple(range(len(arguments))), has_aux=True))(*arguments)
 
 
+def assert_as_lax(x, kernel, *, strides, **options):
+    """Asserts that our convolution and its gradients are those of `lax`."""
+
+    def ours(x, kernel):
+        return grouped_convolution(x, kernel, strides=strides, **options)
+
+    def reference(x, kernel):
+        return lax.conv_general_dilated(x, kernel, strides, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+
+    found, expected = (value_and_gradients(function, x, kernel) for function in (ours, reference))
+    assert_trees_close(found, expected, ROUNDING_F64)
+
+
 CONVOLUTIONS = {
     # name: height, width, channels, outputs, (kh, kw), groups
     "narrow partition": (8, 8, 4, 6, (3, 3), 2),
@@ -43,16 +57,8 @@ CONVOLUTIONS = {
 def test_every_way_to_convolve_gives_what_lax_gives(case):
     height, width, channels, outputs, sides, groups = case
     x, kernel = random(0, 2, height, width, channels), random(1, *sides, channels // groups, outputs)
-    options = dict(padding=tuple((side // 2, side // 2) for side in sides), feature_group_count=groups)
-
-    def ours(x, kernel):
-        return grouped_convolution(x, kernel, strides=(1, 1), **options)
-
-    def reference(x, kernel):
-        return lax.conv_general_dilated(x, kernel, (1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
-
-    found, expected = (value_and_gradients(function, x, kernel) for function in (ours, reference))
-    assert_trees_close(found, expected, ROUNDING_F64)
+    padding = tuple((side // 2, side // 2) for side in sides)
+    assert_as_lax(x, kernel, strides=(1, 1), padding=padding, feature_group_count=groups)
 
 
 WINDOWS = {
@@ -68,17 +74,10 @@ WINDOWS = {
 def test_windows_that_do_not_overlap_are_multiplied(case):
     height, width, sides, strides = case
     x, kernel = random(0, 2, height, width, 3), random(1, *sides, 3, 5)
-    options = dict(padding=((0, 0), (0, 0)), feature_group_count=1)
-
-    def ours(x, kernel):
-        return grouped_convolution(x, kernel, strides=strides, **options)
-
-    def reference(x, kernel):
-        return lax.conv_general_dilated(x, kernel, strides, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
-
-    assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(x, kernel))
-    found, expected = (value_and_gradients(function, x, kernel) for function in (ours, reference))
-    assert_trees_close(found, expected, ROUNDING_F64)
+    options = dict(strides=strides, padding=((0, 0), (0, 0)), feature_group_count=1)
+    program = jax.make_jaxpr(functools.partial(grouped_convolution, **options))(x, kernel)
+    assert "conv_general_dilated" not in str(program)
+    assert_as_lax(x, kernel, **options)
 
 
 def test_of_no_images_come_no_windows():

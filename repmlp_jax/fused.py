@@ -1,8 +1,8 @@
 """What runs: the RepMLP block after fusing, three FCs without a norm or a branch."""
 
-import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.layers import grouped_fc, ungroup
@@ -45,7 +45,7 @@ class FusedRepMLP(nnx.Module):
         global_perceptron: FusedGlobalPerceptron | None,
         kernel: Float[Array, "g h w c h w o"],
         bias: Float[Array, "g h w o"],
-        dtype: jnp.dtype | None,
+        dtype: DTypeLike | None,
     ):
         self.partitioning = partitioning
         self.in_features = in_features

@@ -1,8 +1,8 @@
 """What runs in RepMLPNet: its block after fusing, a gate and one shared FC."""
 
-import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.partition import Partitioning
@@ -46,7 +46,7 @@ class FusedRepMLPNetBlock(nnx.Module):
         gate: Gate,
         kernel: Float[Array, "S h w h w"],
         bias: Float[Array, "S h w"],
-        dtype: jnp.dtype | None,
+        dtype: DTypeLike | None,
     ):
         self.features = features
         self.partition_size = partition_size

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax import reparam
@@ -42,8 +43,8 @@ class BatchNorm(nnx.Module):
         *,
         epsilon: float = 1e-5,
         momentum: float = 0.9,
-        dtype: jnp.dtype | None = None,
-        param_dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
     ):
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         statistics_dtype = reparam.fusing_dtype(param_dtype)
@@ -156,8 +157,8 @@ class ConvBN(nnx.Module):
         groups: int = 1,
         kernel_dilation: int = 1,
         padded: bool = True,
-        dtype: jnp.dtype | None = None,
-        param_dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_groups(groups, in_features, out_features)
@@ -201,7 +202,7 @@ class ScaleAndShift(nnx.Module):
         dtype: dtype to compute in; None: that of input and parameters.
     """
 
-    def __init__(self, scale: Float[Array, " C"], shift: Float[Array, " C"], dtype: jnp.dtype | None = None):
+    def __init__(self, scale: Float[Array, " C"], shift: Float[Array, " C"], dtype: DTypeLike | None = None):
         self.scale = nnx.Param(scale)
         self.shift = nnx.Param(shift)
         self.dtype = dtype

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
 from repmlp_jax.fused import FusedRepMLP
@@ -48,7 +49,7 @@ class Int8Kernel(nnx.Module):
         dtype: dtype of the kernel that it is read as.
     """
 
-    def __init__(self, values: Int8[Array, "..."], scale: Float[Array, "..."], dtype: jnp.dtype):
+    def __init__(self, values: Int8[Array, "..."], scale: Float[Array, "..."], dtype: DTypeLike):
         self.values = nnx.Param(values)
         self.scale = nnx.Param(scale)
         self.dtype = jnp.dtype(dtype)
@@ -98,7 +99,7 @@ def int8_convolution(
     return (y.astype(scales.dtype) * scales).astype(x.dtype)
 
 
-def promote_around_int8(operands: tuple, *, dtype: jnp.dtype | None = None) -> Any:
+def promote_around_int8(operands: tuple, *, dtype: DTypeLike | None = None) -> Any:
     """`promote_dtype` of (input, kernel, bias) that leaves the kernel as it is, but counts the dtype it stands for."""
     x, kernel, bias = operands
     x, _, bias = promote_dtype((x, jnp.zeros((), kernel.dtype), bias), dtype=dtype)

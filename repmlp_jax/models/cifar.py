@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.blocks import RepMLP
@@ -44,8 +45,8 @@ class StagedNet(nnx.Module):
         image_size: tuple[int, int],
         in_features: int,
         widths: Sequence[int],
-        dtype: jnp.dtype | None,
-        param_dtype: jnp.dtype,
+        dtype: DTypeLike | None,
+        param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         halvings = 2 ** (len(widths) - 1)
@@ -111,8 +112,8 @@ class PureMLP(StagedNet):
         groups: int = 2,
         reduction: int = 1,
         ablation: str | None = None,
-        dtype: jnp.dtype | None = None,
-        param_dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if ablation not in (None, *ABLATIONS):
@@ -170,8 +171,8 @@ class WideConvNet(StagedNet):
         image_size: tuple[int, int] = (32, 32),
         in_features: int = 3,
         widths: Sequence[int] = (32, 64, 128),
-        dtype: jnp.dtype | None = None,
-        param_dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.arguments = arguments_text(self, locals())

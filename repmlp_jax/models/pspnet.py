@@ -14,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.layers import ConvBN
@@ -179,8 +180,8 @@ class PSPNet(ResNetStages):
         dropout: float = 0.1,
         pad: bool = False,
         rematerialise: bool = False,
-        dtype: jnp.dtype | None = None,
-        param_dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.arguments = arguments_text(self, locals())

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.layers import ConvBN
@@ -63,8 +64,8 @@ class ResNetStages(nnx.Module):
         output_stride: int = 32,
         pad: bool,
         rematerialise: bool,
-        dtype: jnp.dtype | None,
-        param_dtype: jnp.dtype,
+        dtype: DTypeLike | None,
+        param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         if block not in BLOCKS:
@@ -154,8 +155,8 @@ class RepMLPResNet(ResNetStages):
         in_features: int = 3,
         pad: bool = False,
         rematerialise: bool = False,
-        dtype: jnp.dtype | None = None,
-        param_dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if any(side % 32 for side in image_size):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from repmlp_jax import reparam
@@ -55,7 +56,7 @@ class CosineClassifier(nnx.Module):
         rngs: source of the initial vectors.
     """
 
-    def __init__(self, features: int, num_people: int, *, param_dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, features: int, num_people: int, *, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         initialise = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
         self.kernel = nnx.Param(initialise(rngs.params(), (features, num_people), param_dtype))
 
@@ -76,7 +77,7 @@ class FaceClassifier(nnx.Module):
         rngs: source of the initial vectors.
     """
 
-    def __init__(self, net: Any, num_people: int, *, param_dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, net: Any, num_people: int, *, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.net = net
         self.people = CosineClassifier(net.embedding_features, num_people, param_dtype=param_dtype, rngs=rngs)
 

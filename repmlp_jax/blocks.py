@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from repmlp_jax import reparam
 from repmlp_jax.fused import FusedGlobalPerceptron, FusedRepMLP
-from repmlp_jax.layers import BatchNorm, ConvBN, check_groups, check_kernel_size, grouped_fc, kernel_init, ungroup
+from repmlp_jax.initializers import fc3_init, kernel_init
+from repmlp_jax.layers import BatchNorm, ConvBN, check_groups, check_kernel_size, grouped_fc, ungroup
 from repmlp_jax.partition import Partitioning
 
 
@@ -87,12 +88,7 @@ class PartitionPerceptron(nnx.Module):
     ):
         inputs = (*partition_size, in_features // groups)
         outputs = (*partition_size, out_features // groups)
-        # As in the official code, orthogonal over the groups' outputs together.
-        matrix = nnx.initializers.orthogonal()(
-            rngs.params(), (groups * math.prod(outputs), math.prod(inputs)), param_dtype
-        )
-        kernel = matrix.reshape(groups, math.prod(outputs), math.prod(inputs)).transpose(0, 2, 1)
-        self.kernel = nnx.Param(kernel.reshape(groups, *inputs, *outputs))
+        self.kernel = nnx.Param(fc3_init(rngs.params(), (groups, *inputs, *outputs), param_dtype))
         self.norm = BatchNorm((groups, 1, *outputs), dtype=dtype, param_dtype=param_dtype)
         self.dtype = dtype
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.export import ready_to_run
 from repmlp_jax.fuse import replace_modules
+from repmlp_jax.one_platform import as_compiled_for
 from repmlp_jax.whole_file import whole_file
 
 OPSET = 23
@@ -100,7 +101,7 @@ def _convert(converter, model, input_shape, preprocessing) -> bytes:
     plain = replace_modules(model, _is_padded_in_numbers, lambda path, conv: PlainConvolution(conv))
     try:
         file = converter.to_onnx(
-            lambda images: plain(images),
+            as_compiled_for("cpu", plain),
             [("N", *input_shape)],
             model_name=type(model).__name__,
             opset=OPSET,

@@ -13,11 +13,9 @@ from jaxtyping import Array, Float
 
 from repmlp_jax import reparam
 from repmlp_jax.fused_gated import FusedRepMLPNetBlock, Gate, share, shared_fc, unshare
-from repmlp_jax.layers import BatchNorm, ConvBN, check_groups, kernel_init
+from repmlp_jax.initializers import kernel_init, shared_kernel_init
+from repmlp_jax.layers import BatchNorm, ConvBN, check_groups
 from repmlp_jax.partition import Partitioning
-
-# Each share-set's matrix by itself, as the official code's grouped convolution.
-fc3_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=(1, 2), out_axis=(3, 4), batch_axis=0)
 
 
 class RepMLPNetBlock(nnx.Module):
@@ -68,7 +66,7 @@ class RepMLPNetBlock(nnx.Module):
         self.param_dtype = param_dtype
         self.gate = Gate(fc(features, features // reduction), fc(features // reduction, features))
         shape = (sharesets, *self.partition_size, *self.partition_size)
-        self.kernel = nnx.Param(fc3_init(rngs.params(), shape, param_dtype))
+        self.kernel = nnx.Param(shared_kernel_init(rngs.params(), shape, param_dtype))
         self.norm = BatchNorm((sharesets, 1, 1, 1), dtype=dtype, param_dtype=param_dtype)
         self.local_perceptron: nnx.Dict[ConvBN] = nnx.Dict(
             {f"{k}x{k}": ConvBN(sharesets, sharesets, k, groups=sharesets, **options) for k in conv_kernels}

@@ -13,7 +13,7 @@ from repmlp_jax.data import Dataset, augment, open_dataset
 from repmlp_jax.data.preprocessing import read_image, resize_and_crop
 from repmlp_jax.saved import SavedModel, load
 from repmlp_jax.training import sharding
-from repmlp_jax.training.evaluation import Evaluator, resident_batches, streamed_batches
+from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.tasks.classification import judge, summarise
 
 PICTURES_AT_A_TIME = 32
@@ -54,7 +54,7 @@ def _resident(saved, path, dataset_name, dataset, batch_size, mesh):
     if images.shape[1:] != tuple(saved.model.input_shape):
         takes, given = (_size(shape) for shape in (saved.model.input_shape, images.shape[1:]))
         raise ValueError(f"{path} takes images of {takes}, those of {dataset_name} are {given}")
-    return resident_batches(dict(image=images, label=labels), batch_size, mesh), len(labels)
+    return ResidentBatches(dict(image=images, label=labels), batch_size, mesh), len(labels)
 
 
 def _streamed(saved, dataset, batch_size, mesh):
@@ -66,7 +66,7 @@ def _streamed(saved, dataset, batch_size, mesh):
     def open_stream():
         return evaluation_stream(dataset.validation, example, batch_size=batch_size)
 
-    return streamed_batches(open_stream, mesh), len(dataset.validation)
+    return StreamedBatches(open_stream, mesh), len(dataset.validation)
 
 
 def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> dict:

@@ -11,12 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax import reparam
+from repmlp_jax.initializers import kernel_init
 from repmlp_jax.operations import grouped_convolution, grouped_product
-
-# The initialisation of the official code (PyTorch's default for convolutions and FCs): U(-b, b), b = 1/sqrt(fan_in).
-# Every layer but the last is followed by a norm, where the size of the weights sets the effective learning rate,
-# so the papers' recipes ask for it.
-kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class BatchNorm(nnx.Module):

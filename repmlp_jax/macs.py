@@ -6,6 +6,8 @@ from collections.abc import Callable
 import jax
 from jax.extend.core import jaxprs_in_params
 
+from repmlp_jax.one_platform import branch_for
+
 
 def count_macs(function: Callable, *arguments) -> int:
     """Multiply-accumulates of all convolutions and matrix products of a function, as papers count them.
@@ -14,7 +16,8 @@ def count_macs(function: Callable, *arguments) -> int:
     activations and pooling count nothing. Nothing is computed.
 
     Args:
-        function: any traceable function; of a loop, the body is counted once.
+        function: any traceable function; of a loop, the body is counted once, and of forms for several platforms the
+            CPU's.
         arguments: its arguments, arrays or `jax.ShapeDtypeStruct`s.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
@@ -25,7 +28,7 @@ def _count(jaxpr) -> int:
 
 
 def _count_equation(equation) -> int:
-    # However it is split for the backend in use, a grouped convolution is counted as the one that it is.
+    # However it is split on a platform, a grouped convolution is counted as the one that it is.
     if equation.primitive.name in ("jit", "pjit") and equation.params["name"] == "grouped_convolution":
         return _convolution(*(variable.aval.shape for variable in (*equation.invars, *equation.outvars)))
     if equation.primitive.name == "conv_general_dilated":
@@ -36,6 +39,8 @@ def _count_equation(equation) -> int:
         (contracted, _), _ = equation.params["dimension_numbers"]
         left = equation.invars[0].aval.shape
         return math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    if branch := branch_for(equation):
+        return _count(branch.jaxpr)
     return sum(_count(inner) for inner in jaxprs_in_params(equation.params))
 
 

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.blocks import RepMLP
+from repmlp_jax.initializers import classifier_init
 from repmlp_jax.layers import ConvBN
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.operations import halve
@@ -64,7 +65,7 @@ class StagedNet(nnx.Module):
             size = tuple(side // 2**stage for side in image_size)
             layers = make_mixer(width, size), fc(width, width), make_mixer(width, size), fc(width, next_width)
             self.stages.append(nnx.List(layers))
-        self.head = nnx.Linear(widths[-1], num_classes, **options)
+        self.head = nnx.Linear(widths[-1], num_classes, kernel_init=classifier_init, **options)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N classes"]:
         """The logits of a batch of images."""

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from repmlp_jax.initializers import classifier_init
 from repmlp_jax.layers import ConvBN
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.models.resampling import adaptive_average, enlarge
@@ -78,7 +79,7 @@ class PixelHead(nnx.Module):
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.conv = ConvBN(in_features, mid_features, 3, **options)
         self.drop = nnx.Dropout(dropout, broadcast_dims=(1, 2), rngs=rngs) if dropout else nnx.data(None)
-        self.linear = nnx.Linear(mid_features, num_classes, **options)
+        self.linear = nnx.Linear(mid_features, num_classes, kernel_init=classifier_init, **options)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W classes"]:
         """The logits of every pixel of the map."""

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from repmlp_jax import reparam
 from repmlp_jax.fused_gated import FusedRepMLPNetBlock
 from repmlp_jax.gated import RepMLPNetBlock
+from repmlp_jax.initializers import classifier_init
 from repmlp_jax.layers import BatchNorm, ConvBN, ScaleAndShift, with_bias
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.operations import computed_once
@@ -127,8 +128,9 @@ class Head(nnx.Module):
     """
 
     def __init__(self, features, num_classes, *, dtype=None, param_dtype=jnp.float32, rngs):
-        self.norm = BatchNorm(features, dtype=dtype, param_dtype=param_dtype)
-        self.linear = nnx.Linear(features, num_classes, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
+        self.norm = BatchNorm(features, **options)
+        self.linear = nnx.Linear(features, num_classes, kernel_init=classifier_init, **options, rngs=rngs)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N classes"]:
         """The logits."""

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from repmlp_jax.initializers import classifier_init
 from repmlp_jax.layers import ConvBN
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock, LightBlock
@@ -181,7 +182,8 @@ class RepMLPResNet(ResNetStages):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.head = nnx.Linear(widths[-1], num_classes, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.head = nnx.Linear(widths[-1], num_classes, kernel_init=classifier_init, **options)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N classes"]:
         """The logits of a batch of images."""

@@ -49,7 +49,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
         _wait_for_all("checkpoints opened")
-        self._metrics = {step: self._read_metrics(step) for step in self.steps()}
+        self._metrics: dict[int, Mapping[str, float]] = {step: self._read_metrics(step) for step in self.steps()}
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -67,6 +67,11 @@ class Checkpoints:
         return max(
             (step for step in scores if math.isfinite(scores[step])), key=lambda step: scores[step], default=None
         )
+
+    def would_be_best(self, metrics: Mapping[str, float], *others: Mapping[str, float]) -> bool:
+        """Whether the metric `best` of a state is higher than that of every saved one, and of the others."""
+        score, *scores = (one.get(self._best, math.nan) for one in (metrics, *others, *self._metrics.values()))
+        return math.isfinite(score) and all(score > other for other in scores if math.isfinite(other))
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Starts to save a checkpoint, after the save before is complete.
@@ -167,6 +172,8 @@ class Checkpoints:
             return {}  # restore() is the place to complain: it knows whether the damage matters.
 
     def _set_aside(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            self._metrics.pop(step, None)
         if jax.process_index() == 0:
             for step in steps:
                 target = self.folder / "damaged" / str(step)

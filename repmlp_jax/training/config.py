@@ -60,9 +60,16 @@ def default_config() -> ConfigDict:
             eval_batch_size=500,
             eval_every_epochs=1,  # and at the end
             checkpoint_every_steps=0,  # besides that of every epoch's end; 0: none
+            checkpoint_every_seconds=30.0,  # at most, but for the last and, by and by, the best; 0: no limit
             steps_per_call=0,  # training steps between two looks at the loss; 0: as many as take about a second
         )
     )
+
+
+# What a run of an earlier version did, whose configuration lacks a field that came later.
+BEFORE = {"checkpoint_every_seconds": 0.0}
+# How a run is carried out and not what is learned: it may change from one start of a run to the next.
+FREE = ("mesh", "workers", "checkpoint_every_seconds")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -85,7 +92,16 @@ def check_config(config: ConfigDict) -> None:
     problems += [f"{name}={config[name]} must be above 0" for name in positive if not config.get(name, 1) > 0]
     not_negative = (
         *("epochs", "weight_decay", "warmup_epochs", "crop_padding", "checkpoint_every_steps", "steps_per_call"),
-        *("workers", "clip_norm", "mixup", "cutmix", "num_people", "margin", "auxiliary_weight"),
+        *(
+            "checkpoint_every_seconds",
+            "workers",
+            "clip_norm",
+            "mixup",
+            "cutmix",
+            "num_people",
+            "margin",
+            "auxiliary_weight",
+        ),
     )
     problems += [f"{name}={config[name]} must not be below 0" for name in not_negative if not config.get(name, 0) >= 0]
     for name, works in CHOICES.items():
@@ -114,9 +130,10 @@ def _problems_of_model_arguments(config):
 
 
 def differences(one: dict, other: dict) -> list[str]:
-    """The fields in which two configurations differ, with the values of both."""
+    """The fields that decide what is learned and that differ in two configurations, with the values of both."""
+    one, other = ({**BEFORE, **config} for config in (one, other))
     return [
         f"{name} is {one.get(name, 'missing')!r} now and {other.get(name, 'missing')!r} there"
-        for name in sorted({*one, *other})
+        for name in sorted({*one, *other}.difference(FREE))
         if one.get(name) != other.get(name)
     ]

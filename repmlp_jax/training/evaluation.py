@@ -3,16 +3,18 @@
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from tqdm import tqdm
 
 from repmlp_jax.training.sharding import (
+    platform_of,
     put_batch,
     put_everywhere,
     put_on_every_device,
@@ -26,14 +28,16 @@ class Comparison(NamedTuple):
 
     Attributes:
         scores: of the trained and the fused one.
-        largest_difference: largest absolute difference of any output.
+        largest_difference: largest absolute difference of any output, computed at the highest precision of products.
         largest_output: largest absolute output of the trained one.
+        difference_as_run: largest absolute difference at the devices' default precision, at which they are used.
         images_per_second: of the trained and the fused one.
     """
 
     scores: tuple[dict[str, float], dict[str, float]]
     largest_difference: float
     largest_output: float
+    difference_as_run: float
     images_per_second: tuple[float, float]
 
 
@@ -41,65 +45,66 @@ class Evaluator:
     """Evaluates models on a split, every image exactly once on any number of devices.
 
     Args:
-        batches: gives the split's batches anew at each call: dicts of arrays on the devices, of which "mask" says what
-            counts, as the last batch is filled up.
+        batches: the split, `ResidentBatches` or `StreamedBatches`; "mask" says what of a batch counts, as the last one
+            is filled up.
         predict: `(model, batch) → outputs`; in jit, with the model in evaluation mode.
         judge: `(outputs, batch) → what there is to know of them`, in jit.
-        summarise: all that was judged, a list of it with NumPy arrays → scores by their names.
+        summarise: what was judged of all batches, NumPy arrays whose first axis is the batches → scores by their names.
         mesh: the devices.
     """
 
     def __init__(
         self,
-        batches: Callable[[], Iterable[dict[str, jax.Array]]],
+        batches: "ResidentBatches | StreamedBatches",
         predict: Callable[[nnx.Module, dict], jax.Array],
         judge: Callable[[jax.Array, dict], Any],
-        summarise: Callable[[list], dict[str, float]],
+        summarise: Callable[[Any], dict[str, float]],
         mesh,
     ):
         self._batches = batches
         self._summarise = summarise
         self._mesh = mesh
-        self._evaluate_batch = jax.jit(
-            functools.partial(_evaluate_batch, predict, judge), out_shardings=replicated(mesh)
-        )
-        self._compare_batch = jax.jit(functools.partial(_compare_batch, predict, judge), out_shardings=replicated(mesh))
+        self._judge_all = batches.compile(functools.partial(_evaluate_batch, predict, judge))
+        self._compare_all = batches.compile(functools.partial(_compare_batch, predict, judge))
+        self._predict_all = batches.compile(functools.partial(_predict, predict))
         self._predict = jax.jit(functools.partial(_predict, predict))
 
     def evaluate(self, model: nnx.Module) -> dict[str, float]:
         """The model's scores."""
-        model = put_everywhere(model, self._mesh)
-        judged = [self._evaluate_batch(model, batch) for batch in self._visible("evaluating")]
-        return self._summarise(jax.device_get(judged))
+        return self._summarise(self._judge_all("evaluating", put_everywhere(model, self._mesh)))
 
     def outputs(self, model: nnx.Module) -> np.ndarray:
         """What the model gives for every example, those that fill up the last batch included."""
-        model = put_everywhere(model, self._mesh)
-        gather = jax.jit(lambda outputs: outputs, out_shardings=replicated(self._mesh))
-        return np.concatenate([gather(self._predict(model, batch)) for batch in self._visible("embedding")])
+        return np.concatenate(self._predict_all("embedding", put_everywhere(model, self._mesh)))
 
     def compare(self, trained: nnx.Module, fused: nnx.Module, runs: int = 5) -> Comparison:
         """Puts the fused model beside the trained one."""
         trained, fused = put_everywhere(trained, self._mesh), put_everywhere(fused, self._mesh)
-        judged = [self._compare_batch(trained, fused, batch) for batch in self._visible("comparing trained and fused")]
-        of_trained, of_fused, differences, outputs = zip(*jax.device_get(judged), strict=True)
+        of_trained, of_fused, differences, outputs = self._compare_all("comparing trained and fused", trained, fused)
+        as_run = differences
+        if rounds_products(self._mesh):
+            with jax.default_matmul_precision("highest"):
+                *_, differences, outputs = self._compare_all("comparing at the highest precision", trained, fused)
+        batch = self._batches.first()
+
+        def speed(model):
+            return images_per_second(lambda: self._predict(model, batch), len(batch["mask"]), runs)
+
         return Comparison(
-            (self._summarise(list(of_trained)), self._summarise(list(of_fused))),
-            float(max(differences)),
-            float(max(outputs)),
-            tuple(self._images_per_second(model, runs) for model in (trained, fused)),
+            scores=(self._summarise(of_trained), self._summarise(of_fused)),
+            largest_difference=float(differences.max()),
+            largest_output=float(outputs.max()),
+            difference_as_run=float(as_run.max()),
+            images_per_second=(speed(trained), speed(fused)),
         )
 
-    def _images_per_second(self, model, runs):
-        batch = next(iter(self._batches()))
-        return images_per_second(lambda: self._predict(model, batch), len(batch["mask"]), runs)
 
-    def _visible(self, description):
-        hidden = jax.process_index() > 0
-        return tqdm(self._batches(), description, unit=" batches", delay=2, leave=False, disable=hidden)
+def rounds_products(mesh) -> bool:
+    """Whether the devices by default multiply float32 in fewer bits: GPUs as TF32, TPUs as bfloat16."""
+    return platform_of(mesh) != "cpu"
 
 
-def resident_batches(dataset: dict[str, np.ndarray], batch_size: int, mesh) -> Callable[[], Iterator[dict]]:
+class ResidentBatches:
     """The batches of a dataset that lies on the devices and that every process has.
 
     Args:
@@ -107,21 +112,79 @@ def resident_batches(dataset: dict[str, np.ndarray], batch_size: int, mesh) -> C
         batch_size: examples of a batch, of all devices together.
         mesh: the devices.
     """
-    resident = {name: put_on_every_device(array, mesh) for name, array in dataset.items()}
-    examples = len(next(iter(dataset.values())))
 
-    @functools.partial(jax.jit, out_shardings=split_batch(mesh))
-    def cut(resident, start):
-        places = start + jnp.arange(batch_size, dtype=jnp.int32)
-        inside = jnp.minimum(places, examples - 1)
-        return {name: array[inside] for name, array in resident.items()} | {"mask": places < examples}
+    def __init__(self, dataset: dict[str, np.ndarray], batch_size: int, mesh):
+        self._resident = {name: put_on_every_device(array, mesh) for name, array in dataset.items()}
+        self._examples = len(next(iter(dataset.values())))
+        self._batch_size = batch_size
+        self._mesh = mesh
 
-    return lambda: (cut(resident, np.int32(start)) for start in range(0, examples, batch_size))
+    def compile(self, function: Callable) -> Callable:
+        """Compiles `(description, *models) → function(*models, batch)` of all batches, brought to the host.
+
+        It is one program, but on the CPU, where XLA runs convolutions within a loop on one core and 20 times slower.
+        """
+
+        def of_one(resident, number, *models):
+            return function(*models, self._cut(resident, number))
+
+        if platform_of(self._mesh) == "cpu":
+            of_one = jax.jit(of_one, out_shardings=replicated(self._mesh))
+            numbers = range(-(-self._examples // self._batch_size))
+            return lambda description, *models: _on_host(
+                of_one(self._resident, np.int32(number), *models) for number in _visible(numbers, description)
+            )
+
+        @functools.partial(jax.jit, out_shardings=replicated(self._mesh))
+        def of_all(resident, *models):
+            numbers = jnp.arange(-(-self._examples // self._batch_size), dtype=jnp.int32)
+            return lax.map(lambda number: of_one(resident, number, *models), numbers)
+
+        return lambda description, *models: jax.device_get(of_all(self._resident, *models))
+
+    def first(self) -> dict[str, jax.Array]:
+        """The first batch."""
+        return jax.jit(self._cut)(self._resident, np.int32(0))
+
+    def _cut(self, resident, number):
+        places = number * self._batch_size + jnp.arange(self._batch_size, dtype=jnp.int32)
+        inside = jnp.minimum(places, self._examples - 1)
+        batch = {name: array[inside] for name, array in resident.items()} | {"mask": places < self._examples}
+        return lax.with_sharding_constraint(batch, split_batch(self._mesh))
 
 
-def streamed_batches(open_stream: Callable[[], Iterable[dict[str, np.ndarray]]], mesh) -> Callable[[], Iterator[dict]]:
-    """The batches of which this process reads its part; all processes have equally many."""
-    return lambda: (put_batch(batch, mesh) for batch in open_stream())
+class StreamedBatches:
+    """The batches of which this process reads its part; all processes have equally many.
+
+    Args:
+        open_stream: opens a stream of this process's parts of the batches, from the first on.
+        mesh: the devices.
+    """
+
+    def __init__(self, open_stream: Callable[[], Iterable[dict[str, np.ndarray]]], mesh):
+        self._open_stream = open_stream
+        self._mesh = mesh
+
+    def compile(self, function: Callable) -> Callable:
+        """Compiles `(description, *models) → function(*models, batch)` of all batches, brought to the host."""
+        of_one = jax.jit(function, out_shardings=replicated(self._mesh))
+        return lambda description, *models: _on_host(
+            of_one(*models, put_batch(batch, self._mesh)) for batch in _visible(self._open_stream(), description)
+        )
+
+    def first(self) -> dict[str, jax.Array]:
+        """The first batch."""
+        return put_batch(next(iter(self._open_stream())), self._mesh)
+
+
+def _on_host(results):
+    """What each batch gave, one after another along a new first axis."""
+    return jax.tree.map(lambda *parts: np.stack(parts), *jax.device_get(list(results)))
+
+
+def _visible(batches, description):
+    hidden = jax.process_index() > 0
+    return tqdm(batches, description, unit=" batches", delay=2, leave=False, disable=hidden)
 
 
 def in_evaluation(model: nnx.Module) -> nnx.Module:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from repmlp_jax.training.sharding import put_batch, put_on_every_device, replicated, split_batch
+from repmlp_jax.training.sharding import platform_of, put_batch, put_on_every_device, replicated, split_batch
 
 
 class ResidentFeed:
@@ -63,22 +63,9 @@ class ResidentFeed:
             batch = {name: array[chosen] for name, array in dataset.items()}
             return one_step(state, lax.with_sharding_constraint(batch, split_batch(self._mesh)), key)
 
-        if jax.default_backend() == "cpu":
-            # XLA's CPU backend runs convolutions within a loop on one core and 20 times slower.
-            step_alone = jax.jit(step_on, donate_argnums=0, out_shardings=places)
-
-            def train_step_by_step(state, dataset, order, key, count):
-                for _ in range(count):
-                    state = step_alone(state, dataset, order, key)
-                return state
-
-            return train_step_by_step
-
-        @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
-        def train_steps(state, dataset, order, key, count):
-            return lax.fori_loop(0, count, lambda _, state: step_on(state, dataset, order, key), state)
-
-        return train_steps
+        # XLA's CPU backend runs convolutions within a loop on one core and 20 times slower.
+        repeat = step_by_step if platform_of(self._mesh) == "cpu" else in_a_loop
+        return repeat(step_on, places)
 
 
 class StreamedFeed:
@@ -112,3 +99,25 @@ class StreamedFeed:
             return state
 
         return run
+
+
+def step_by_step(step: Callable, places) -> Callable:
+    """Compiles `(state, dataset, order, key, count) → state`, which calls the step so often from the host."""
+    one_step = jax.jit(step, donate_argnums=0, out_shardings=places)
+
+    def train_steps(state, dataset, order, key, count):
+        for _ in range(count):
+            state = one_step(state, dataset, order, key)
+        return state
+
+    return train_steps
+
+
+def in_a_loop(step: Callable, places) -> Callable:
+    """Compiles `(state, dataset, order, key, count) → state`, whose loop runs on the devices."""
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
+    def train_steps(state, dataset, order, key, count):
+        return lax.fori_loop(0, count, lambda _, state: step(state, dataset, order, key), state)
+
+    return train_steps

@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from repmlp_jax.training import sharding
 from repmlp_jax.training.checkpoints import Checkpoints
-from repmlp_jax.training.config import check_config, differences
+from repmlp_jax.training.config import FREE, check_config, differences
 from repmlp_jax.training.initial_weights import with_weights_of
 from repmlp_jax.training.interruption import Interruption
 from repmlp_jax.training.metrics import Metrics, replace_text
 from repmlp_jax.training.optimizer import make_optimizer
 from repmlp_jax.training.pace import Pace
 from repmlp_jax.training.results import fuse_and_save, score
+from repmlp_jax.training.saving import Saving
 from repmlp_jax.training.step import init_state, look, make_step
 from repmlp_jax.training.tasks import task_class
 
@@ -113,6 +114,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", best=f"test_{task.best}", config=plain_config)
         )
+        saving = Saving(checkpoints, config.checkpoint_every_seconds)
         interruption = stack.enter_context(Interruption())
         step, state = checkpoints.restore(_placed(abstract_state, places)) or (0, first_state())
         if step:
@@ -126,6 +128,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
                 bar.set_postfix(loss=f"{seen.loss:.4f}", accuracy=f"{seen.accuracy:.2%}", refresh=False)
                 bar.update(seen.step * config.batch_size - bar.n)
                 if seen.failed_step >= 0:
+                    saving.save_held()
                     checkpoints.wait()
                     raise FloatingPointError(_failure(seen.failed_step, checkpoints, config))
                 _check_damaged(seen, config.batch_size)
@@ -157,7 +160,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
                         f"{images_per_second:,.0f} images/s"
                     )
             # After the row: a checkpoint of an epoch's end without its row could not make it again.
-            checkpoints.save(step, state, scores)
+            saving.offer(step, state, scores, must=asked_to_stop or step == final_step)
             if asked_to_stop:
                 checkpoints.wait()
                 logger.warning("SIGTERM: step %d is saved; the same command goes on from it", step)
@@ -172,25 +175,19 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
 def _refuse_another_configuration(workdir: Path, wanted: dict):
     """Raises ValueError where the processes or the runs in a folder differ in more than how they are spread."""
     if jax.process_count() > 1:
-        digest = np.uint32(zlib.crc32(json.dumps(_deciding(wanted), sort_keys=True).encode()))
+        deciding = {name: value for name, value in wanted.items() if name not in FREE}
+        digest = np.uint32(zlib.crc32(json.dumps(deciding, sort_keys=True).encode()))
         digests = multihost_utils.process_allgather(digest)
         if differing := [index for index, other in enumerate(digests.tolist()) if other != digests[0]]:
             raise ValueError(
                 f"processes {differing} of {jax.process_count()} have another configuration than process 0"
             )
     path = workdir / "config.json"
-    found = json.loads(path.read_text()) if path.exists() else None
-    if found is not None and _deciding(found) != _deciding(wanted):
+    if path.exists() and (found := differences(wanted, json.loads(path.read_text()))):
         raise ValueError(
-            f"{workdir} holds a run of another configuration: "
-            f"{'; '.join(differences(_deciding(wanted), _deciding(found)))}. "
+            f"{workdir} holds a run of another configuration: {'; '.join(found)}. "
             f"Choose another workdir, or go on with that run by its own configuration"
         )
-
-
-def _deciding(config: dict) -> dict:
-    """The fields that decide what is learned; on which devices and by how many workers may change in a run."""
-    return {name: value for name, value in config.items() if name not in ("mesh", "workers")}
 
 
 def _placed(abstract_state, places):

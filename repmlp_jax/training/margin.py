@@ -58,7 +58,8 @@ class CosineClassifier(nnx.Module):
 
     def __init__(self, features: int, num_people: int, *, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         initialise = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
-        self.kernel = nnx.Param(initialise(rngs.params(), (features, num_people), param_dtype))
+        kernel = initialise(rngs.params(), (features, num_people), reparam.fusing_dtype(param_dtype))
+        self.kernel = nnx.Param(kernel.astype(param_dtype))
 
     def __call__(self, embeddings: Float[Array, "N features"]) -> Float[Array, "N people"]:
         """The cosines, in float32 or wider; the embeddings may have any length."""

@@ -31,6 +31,11 @@ def make_mesh(data: int = 0, fsdp: int = 1, devices=None) -> Mesh:
     return jax.make_mesh(shape, ("data", "fsdp"), devices=devices, axis_types=(AxisType.Auto,) * 2)
 
 
+def platform_of(mesh: Mesh) -> str:
+    """The platform that programs for this mesh are compiled for: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -78,33 +83,44 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 def put_state(state: Any, places: Any) -> Any:
     """A state that every process has, each array at its place."""
-
-    def put(array, place):
-        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-            data = np.asarray(jax.random.key_data(array))
-            placed = jax.make_array_from_callback(data.shape, place, lambda index: data[index])
-            return jax.jit(jax.random.wrap_key_data, out_shardings=place)(placed)
-        array = np.asarray(array)
-        return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
-
-    return jax.tree.map(put, state, places)
+    return jax.tree.map(_put_from_here, state, places)
 
 
 def put_everywhere(tree: Any, mesh: Mesh) -> Any:
     """The arrays whole on every device, whether they are split over the mesh or every process has them."""
-    everywhere = replicated(mesh)
-    if all(getattr(leaf.sharding, "mesh", None) == mesh for leaf in jax.tree.leaves(tree)):
-        return jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
-    return put_state(tree, jax.tree.map(lambda _: everywhere, tree))
+    is_on_mesh = all(getattr(leaf.sharding, "mesh", None) == mesh for leaf in jax.tree.leaves(tree))
+    put = _move if is_on_mesh else _put_from_here
+    return jax.tree.map(lambda array: put(array, replicated(mesh)), tree)
 
 
 def on_this_process(tree: Any) -> Any:
     """The arrays whole and on one device of this process, where no other process has a part of them."""
 
     def whole(array):
-        place = replicated(array.sharding.mesh) if isinstance(array.sharding, NamedSharding) else array.sharding
         if not array.is_fully_replicated:
-            array = jax.jit(lambda array: array, out_shardings=place)(array)
+            array = _move(array, replicated(array.sharding.mesh))
         return array.addressable_data(0)
 
     return jax.tree.map(whole, tree)
+
+
+def _put_from_here(array, place):
+    """An array that every process has, placed on devices of which others may be another process's."""
+    if _is_key(array):
+        return _as_key(array, _put_from_here(jax.random.key_data(array), place))
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+
+def _move(array, place):
+    """An array of the mesh in another place on it."""
+    return _as_key(array, _move(jax.random.key_data(array), place)) if _is_key(array) else jax.device_put(array, place)
+
+
+def _is_key(array: jax.Array) -> bool:
+    """Whether it holds keys of random numbers, which `device_put` does not spread over processes."""
+    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def _as_key(like, data):
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from repmlp_jax.training.sharding import replicated
+from repmlp_jax.training.sharding import platform_of, replicated
 
 
 class Totals(NamedTuple):
@@ -139,7 +139,7 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
         return (loss, (statistics, correct)), gradients
 
     # XLA's CPU backend runs convolutions within a loop on one core and 20 times slower.
-    unroll = accumulate if jax.default_backend() == "cpu" else 1
+    unroll = accumulate if platform_of(mesh) == "cpu" else 1
 
     def one_step(state, batch, key):
         skipped = batch.get("skipped", jnp.zeros((), jnp.int32)).sum(dtype=jnp.int32)

@@ -20,7 +20,7 @@ from training_parts import mesh_of, prepare
 from repmlp_jax import load_model
 from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.models import create_model
-from repmlp_jax.training.evaluation import Evaluator, resident_batches
+from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
 from repmlp_jax.training.sharding import make_mesh, on_this_process, placement, put_everywhere, put_state
 from repmlp_jax.training.step import look
 from repmlp_jax.training.tasks.classification import Classification, judge, summarise
@@ -138,7 +138,7 @@ def test_every_test_image_counts_once(model, devices, examples, batch_size):
     dataset = load_dataset("digits")
     images, labels = (array[:examples] for array in dataset.test)
     mesh = mesh_of(devices)
-    batches = resident_batches(dict(image=images, label=labels), batch_size, mesh)
+    batches = ResidentBatches(dict(image=images, label=labels), batch_size, mesh)
 
     def predict(model, batch):
         return model(augment.normalise(batch["image"], dataset.mean, dataset.std))

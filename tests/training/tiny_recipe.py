@@ -16,6 +16,7 @@ def get_config(**changes):
     config.crop_padding = 1
     config.eval_batch_size = 200
     config.checkpoint_every_steps = 5
+    config.checkpoint_every_seconds = 0.0
     config.steps_per_call = 1
     for name, value in changes.items():
         config[name] = value

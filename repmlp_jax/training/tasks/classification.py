@@ -12,7 +12,7 @@ from flax import nnx
 from repmlp_jax.data import LOADERS, augment, load_dataset, open_dataset
 from repmlp_jax.data.mixing import mix
 from repmlp_jax.models import create_model
-from repmlp_jax.training.evaluation import Evaluator, resident_batches, streamed_batches
+from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
 
@@ -48,7 +48,7 @@ class Classification:
         dataset = load_dataset(config.dataset, config.data_dir or None)
         train, test = (dict(zip(("image", "label"), split, strict=True)) for split in (dataset.train, dataset.test))
         feed = ResidentFeed(train, config.batch_size, order_key, mesh)
-        return dataset, feed, resident_batches(test, config.eval_batch_size, mesh)
+        return dataset, feed, ResidentBatches(test, config.eval_batch_size, mesh)
 
     @staticmethod
     def _load_streamed(config, input_shape, mesh, order_key):
@@ -69,7 +69,7 @@ class Classification:
             return evaluation_stream(dataset.validation, evaluate_on, batch_size=config.eval_batch_size, **part)
 
         feed = StreamedFeed(open_stream, len(dataset.train), mesh)
-        return dataset, feed, streamed_batches(open_evaluation, mesh)
+        return dataset, feed, StreamedBatches(open_evaluation, mesh)
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
         """What is trained."""
@@ -122,9 +122,9 @@ def judge(logits, batch):
     return losses.sum(), right.sum(dtype=jnp.int32), batch["mask"].sum(dtype=jnp.int32)
 
 
-def summarise(judged: list) -> dict[str, float]:
-    """The mean loss in nats and the accuracy, a share of 1."""
-    losses, right, counts = (np.sum(values, dtype=np.float64) for values in zip(*judged, strict=True))
+def summarise(judged) -> dict[str, float]:
+    """The mean loss in nats and the accuracy, a share of 1, of what was judged of all batches."""
+    losses, right, counts = (np.sum(values, dtype=np.float64) for values in judged)
     return dict(loss=float(losses / counts), accuracy=float(right / counts))
 
 

@@ -13,7 +13,7 @@ from repmlp_jax.data.face_stream import stream_faces
 from repmlp_jax.data.faces import centred_pixels, load_faces, load_test_faces, pixels
 from repmlp_jax.models import create_model
 from repmlp_jax.models.face import unit_length
-from repmlp_jax.training.evaluation import Evaluator, resident_batches
+from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.margin import FaceClassifier, am_softmax
 from repmlp_jax.verification import cosine_similarities, roc, verification_report
@@ -46,7 +46,7 @@ class Faces:
         load(config, net.input_shape, mesh, order_key)
         self.preprocessing = dict(mean=self._mean, std=self._std)
         _check_channels(config, net, self._test_images.shape[-1])
-        batches = resident_batches(dict(image=self._test_images), config.eval_batch_size, mesh)
+        batches = ResidentBatches(dict(image=self._test_images), config.eval_batch_size, mesh)
         self.evaluator = Evaluator(batches, self._predict, _keep, self._summarise, mesh)
 
     def _load_resident(self, config, input_shape, mesh, order_key):

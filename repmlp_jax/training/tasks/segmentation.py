@@ -25,7 +25,7 @@ from repmlp_jax.segmentation import (
     sliding_window,
     total_confusion,
 )
-from repmlp_jax.training.evaluation import Comparison, images_per_second, in_evaluation
+from repmlp_jax.training.evaluation import Comparison, images_per_second, in_evaluation, rounds_products
 from repmlp_jax.training.feed import StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
 from repmlp_jax.training.sharding import make_mesh, on_this_process, put_everywhere, split_batch
@@ -150,21 +150,27 @@ class SceneEvaluator:
     def compare(self, trained: nnx.Module, fused: nnx.Module, runs: int = 5) -> Comparison:
         """Puts the fused model beside the trained one; differences are those of class probabilities."""
         trained, fused = self._placed(trained), self._placed(fused)
-        of_trained, of_fused, largest_difference, largest = [], [], 0.0, 0.0
+        of_trained, of_fused = [], []
+        extremes = [np.zeros(3)]  # With fewer pictures than processes, some have none.
         for image, label in self._pictures():
             (one, probabilities), (other, fused_probabilities) = (self._segment(net, image) for net in (trained, fused))
             of_trained.append(self._confusion(label, one))
             of_fused.append(self._confusion(label, other))
-            largest_difference = max(largest_difference, float(np.abs(probabilities - fused_probabilities).max()))
-            largest = max(largest, float(probabilities.max()))
+            as_run = np.abs(probabilities - fused_probabilities).max()
+            if rounds_products(self._mesh):
+                with jax.default_matmul_precision("highest"):
+                    probabilities, fused_probabilities = (self._segment(net, image)[1] for net in (trained, fused))
+            extremes.append(np.array([np.abs(probabilities - fused_probabilities).max(), probabilities.max(), as_run]))
+        extreme = np.max(extremes, 0)
         if jax.process_count() > 1:
-            found = multihost_utils.process_allgather(np.asarray([largest_difference, largest]))
-            largest_difference, largest = found.max(0).tolist()
+            extreme = multihost_utils.process_allgather(extreme).max(0)
+        difference, output, as_run = extreme.tolist()
         return Comparison(
-            (self._summarise(of_trained), self._summarise(of_fused)),
-            largest_difference,
-            largest,
-            tuple(self._windows_per_second(net, runs) for net in (trained, fused)),
+            scores=(self._summarise(of_trained), self._summarise(of_fused)),
+            largest_difference=difference,
+            largest_output=output,
+            difference_as_run=as_run,
+            images_per_second=(self._windows_per_second(trained, runs), self._windows_per_second(fused, runs)),
         )
 
     def of_the_majority_class(self) -> dict[str, float]:

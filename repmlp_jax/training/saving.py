@@ -1,0 +1,60 @@
+"""When a state is saved: not more often than the configuration allows, and a best one in any case."""
+
+import time
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from repmlp_jax.training.checkpoints import Checkpoints
+from repmlp_jax.training.step import TrainState
+
+
+class Saving:
+    """Saves the states that a run offers, with so many seconds from one to the next.
+
+    A new best state within that time is held on the devices, and saved before the next one. A run that is killed
+    before then comes to it again, from the checkpoint before. Where several processes train together, all of them
+    make every call, and the clock of process 0 decides.
+
+    Args:
+        checkpoints: of the run.
+        seconds: least time from a save to the next; 0: every state that is offered is saved.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, seconds: float):
+        self._checkpoints = checkpoints
+        self._seconds = seconds
+        self._saved_at = time.monotonic()
+        self._held: tuple[int, TrainState, Mapping[str, float]] | None = None
+        self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+
+    def offer(self, step: int, state: TrainState, scores: Mapping[str, float], *, must: bool = False) -> None:
+        """Saves a state if it is time, or if it must be; one that is neither and the best so far is held.
+
+        Args:
+            step: the number of training steps done.
+            state: it may be donated or deleted as soon as this returns.
+            scores: what was measured of it, if anything.
+            must: save it in any case.
+        """
+        if must or self._is_time():
+            self.save_held()
+            self._checkpoints.save(step, state, scores)
+            self._saved_at = time.monotonic()
+        elif self._checkpoints.would_be_best(scores, *([self._held[2]] if self._held else [])):
+            self._held = step, self._copy(state), scores
+
+    def save_held(self) -> None:
+        """Saves the state that is held, if there is one."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._checkpoints.save(*held)
+
+    def _is_time(self) -> bool:
+        is_time = time.monotonic() - self._saved_at >= self._seconds
+        if jax.process_count() > 1:
+            is_time = bool(multihost_utils.broadcast_one_to_all(np.asarray(is_time)))
+        return is_time

@@ -87,7 +87,12 @@ def import_command(
         _refuse_existing(out, overwrite)
         options = {} if num_classes is None else {"num_classes": num_classes}
         state_dict = load_torch_file(file)
-        net = create_model(model, rngs=nnx.Rngs(0), **options)
+
+        def build():
+            return create_model(model, rngs=nnx.Rngs(0), **options)
+
+        # Only of a classifier that the file does not give are weights drawn.
+        net = build() if skip_head else nnx.eval_shape(build)
         net = from_torch(net, state_dict, head="skip" if skip_head else "load")
         if any(key.endswith("fc3.bias") for key in state_dict):
             print("the weights are of the deployed layout: the model is fused")

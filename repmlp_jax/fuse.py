@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from repmlp_jax.host import transformed_on_host
 from repmlp_jax.layers import BatchNorm
 
 
@@ -48,9 +49,14 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
         )
     for path, module in found:
         _check_statistics(path, module)
-    fused = replace_modules(model, is_fusable, lambda path, module: module.fused())
+    fused = transformed_on_host(with_fused_modules, model)
     fused.eval()
     return fused
+
+
+def with_fused_modules(model: nnx.Module) -> nnx.Module:
+    """The model with `fused()` of each outermost fusable module in its place, and nothing checked."""
+    return replace_modules(model, is_fusable, lambda path, module: module.fused())
 
 
 def is_fusable(module) -> bool:

@@ -1,6 +1,11 @@
-"""The host's own processor as a device of JAX, for what is done once and would take an accelerator longer."""
+"""The host's own processor as a device of JAX: for what is done once, and an accelerator compiles for too long."""
+
+from collections.abc import Callable
 
 import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import SingleDeviceSharding
 
 
 def host() -> jax.Device | None:
@@ -9,3 +14,52 @@ def host() -> jax.Device | None:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return None
+
+
+def transformed_on_host(transform: Callable[[nnx.Module], nnx.Module], model: nnx.Module) -> nnx.Module:
+    """`transform(model)`, computed on the host where the model lies on one accelerator, and put back there.
+
+    An accelerator compiles each of the hundreds of operations for longer than the host takes for all of them, and the
+    result is the same bits as of a model on the CPU. Models that are traced, abstract, or spread over devices are
+    transformed where they are.
+
+    Args:
+        transform: a pure function from model to model.
+        model: any NNX module, which stays as it is.
+    """
+    graphdef, state = nnx.split(model)
+    arrays = jax.tree.leaves(state)
+    accelerator = _common_accelerator(arrays)
+    if accelerator is None or host() is None:
+        return transform(model)
+    on_host = jax.tree.map(lambda array: jax.device_put(array, host()), state)
+    if any(isinstance(array, jax.core.Tracer) for array in jax.tree.leaves(on_host)):
+        return transform(model)  # Within a traced function nothing is put anywhere yet.
+    with jax.default_device(host()):
+        graphdef, new_state = nnx.split(transform(nnx.merge(graphdef, on_host)))
+    kept = {id(copy): array for copy, array in zip(jax.tree.leaves(on_host), arrays, strict=True)}
+    committed = any(array.committed for array in arrays)
+
+    def put_back(array):
+        if id(array) in kept:
+            return kept[id(array)]
+        if committed:
+            return jax.device_put(array, accelerator)
+        with jax.default_device(accelerator):
+            return jax.device_put(np.asarray(array))
+
+    return nnx.merge(graphdef, jax.tree.map(put_back, new_state))
+
+
+def _common_accelerator(arrays) -> jax.Device | None:
+    """The one accelerator on which all arrays lie; None where they are elsewhere, traced or abstract."""
+    if not all(isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer) for array in arrays):
+        return None
+    devices = {array.device if isinstance(array.sharding, SingleDeviceSharding) else None for array in arrays}
+    device = devices.pop() if len(devices) == 1 else None
+    return device if device is not None and is_accelerator(device) else None
+
+
+def is_accelerator(device: jax.Device) -> bool:
+    """Whether a device is none of the host's."""
+    return device.platform != "cpu"

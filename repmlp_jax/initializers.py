@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from repmlp_jax.host import host
 from repmlp_jax.reparam import fusing_dtype
 
-# Small arrays share a program.
-FEWEST_DRAWN = 2**10
+# Small arrays share a program, which draws so many in a millisecond.
+FEWEST_DRAWN = 2**16
 # That of a normal distribution of deviation 1 that is cut off at -2 and 2.
 DEVIATION_OF_CUT_NORMAL = 0.87962566103423978
 
@@ -58,6 +58,11 @@ def fc3_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.flo
         matrix = _on_host(_with_orthonormal_columns(normal))
     matrix = matrix if rows >= columns else matrix.T
     return _finished(matrix.reshape(groups, outputs, columns).transpose(0, 2, 1).reshape(shape), dtype)
+
+
+def constant(value: float, shape: Sequence[int], dtype: DTypeLike) -> Array:
+    """An array of one value, for whose shape nothing is compiled."""
+    return jax.device_put(np.full(shape, value, dtype))
 
 
 def _uniform(key, shape, fan_in, dtype):

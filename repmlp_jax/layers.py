@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax import reparam
-from repmlp_jax.initializers import kernel_init
+from repmlp_jax.initializers import constant, kernel_init
 from repmlp_jax.operations import grouped_convolution, grouped_product
 
 
@@ -44,11 +44,11 @@ class BatchNorm(nnx.Module):
     ):
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         statistics_dtype = reparam.fusing_dtype(param_dtype)
-        self.scale = nnx.Param(jnp.ones(shape, param_dtype))
-        self.bias = nnx.Param(jnp.zeros(shape, param_dtype))
-        self.mean = nnx.BatchStat(jnp.zeros(shape, statistics_dtype))
-        self.var = nnx.BatchStat(jnp.ones(shape, statistics_dtype))
-        self.batches = nnx.BatchStat(jnp.zeros((), jnp.int32))
+        self.scale = nnx.Param(constant(1, shape, param_dtype))
+        self.bias = nnx.Param(constant(0, shape, param_dtype))
+        self.mean = nnx.BatchStat(constant(0, shape, statistics_dtype))
+        self.var = nnx.BatchStat(constant(1, shape, statistics_dtype))
+        self.batches = nnx.BatchStat(constant(0, (), jnp.int32))
         self.epsilon = epsilon
         self.momentum = momentum
         self.dtype = dtype

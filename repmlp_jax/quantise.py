@@ -6,6 +6,7 @@ multiplied.)
 """
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from flax import nnx
 from repmlp_jax.fuse import dotted, fusable_modules, replace_modules
 from repmlp_jax.fused import FusedRepMLP
 from repmlp_jax.fused_gated import FusedRepMLPNetBlock
+from repmlp_jax.host import transformed_on_host
 from repmlp_jax.quantised import (
     LARGEST,
     Int8Kernel,
@@ -82,6 +84,12 @@ def quantise_params(model: nnx.Module, *, activations: str | None = None, scales
         if value not in works:
             raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, works))}")
     _check_model(model)
+    quantised = transformed_on_host(functools.partial(_quantised, activations, scales), model)
+    _warn_of_what_stays(model, quantised)
+    return quantised
+
+
+def _quantised(activations, scales, model):
     model = nnx.clone(model)
     layers = _layers(model)
     for path, layer in layers:
@@ -96,7 +104,6 @@ def quantise_params(model: nnx.Module, *, activations: str | None = None, scales
             layer.promote_dtype, layer.conv_general_dilated = promote, int8_convolution
         elif activations and isinstance(layer, nnx.Linear | nnx.LinearGeneral):
             layer.promote_dtype, layer.dot_general = promote, int8_dot_general
-    _warn_of_what_stays(model, layers)
     if not activations:
         return model
     return replace_modules(model, _has_operand, lambda _, block: BLOCKS[type(block)](block))
@@ -112,6 +119,10 @@ def dequantise_params(model: nnx.Module) -> nnx.Module:
     """
     if quantisation(model) != {"activations": None}:
         raise ValueError("only what quantise_params(model, activations=None) returns is made floating-point again")
+    return transformed_on_host(_dequantised, model)
+
+
+def _dequantised(model):
     model = nnx.clone(model)
     layers = [layer for _, layer in nnx.iter_graph(model) if _is_layer(layer) and isinstance(layer.kernel, Int8Kernel)]
     kernels = {id(layer.kernel): nnx.Param(layer.kernel[...]) for layer in layers}
@@ -278,13 +289,13 @@ def _int8_kernel(layer, activations, scales) -> Int8Kernel:
     return (Int8Operand if activations else Int8Kernel)(values, scale, kernel.dtype)
 
 
-def _warn_of_what_stays(model, layers):
-    if not layers:
+def _warn_of_what_stays(model, quantised):
+    if not _layers(model):
         warnings.warn(
             f"nothing to quantise: {type(model).__name__} has {UNKNOWN} that is not int8 already",
             UserWarning,
             stacklevel=3,
         )
-    stays = [(path, _why_it_stays(path, owner, parameter)) for path, owner, parameter in _parameters(model)]
+    stays = [(path, _why_it_stays(path, owner, parameter)) for path, owner, parameter in _parameters(quantised)]
     if unknown := [dotted(path) for path, why in stays if why == UNKNOWN]:
         warnings.warn(f"what stays in floating point is {UNKNOWN}: {', '.join(unknown)}", UserWarning, stacklevel=3)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from repmlp_jax.fuse import dotted, fusable_modules, is_fusable, replace_modules
+from repmlp_jax.fuse import dotted, fusable_modules, is_fusable, replace_modules, with_fused_modules
 from repmlp_jax.interop.torch import deployed
 from repmlp_jax.layers import BatchNorm
 from repmlp_jax.macs import count_macs
@@ -96,7 +96,7 @@ def _report(model, input_shape) -> FuseReport:
     inputs = _inputs_of_blocks(model, input_shape)
     blocks = [_report_block(path, block, inputs.get(path)) for path, block in fusable_modules(model)]
     blocks += _norms_outside(model)
-    fused = nnx.eval_shape(_replace_fusable, model)
+    fused = nnx.eval_shape(with_fused_modules, model)
     official = nnx.eval_shape(deployed, model)
     whole = inputs.get(())
     macs, official_macs = None, None
@@ -110,10 +110,6 @@ def _report(model, input_shape) -> FuseReport:
 def count_parameters(model: nnx.Module) -> int:
     """Trained parameters of a module; running statistics do not count."""
     return sum(math.prod(variable.shape) for variable in jax.tree.leaves(nnx.state(model, nnx.Param)))
-
-
-def _replace_fusable(model):
-    return replace_modules(model, is_fusable, lambda path, module: module.fused())
 
 
 def _macs(module, image):

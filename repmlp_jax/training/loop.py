@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from repmlp_jax.host import host
 from repmlp_jax.training import sharding
 from repmlp_jax.training.checkpoints import Checkpoints
 from repmlp_jax.training.config import FREE, check_config, differences
@@ -97,10 +98,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
 
     def first_state():
         """The state before the first step, with the weights of `init_from` where that is given."""
-        if not config.init_from:
-            return jax.jit(make_state, out_shardings=places)(init_key)
-        model = with_weights_of(config.init_from, make_model(init_key), head=config.init_head)
-        return sharding.put_state(init_state(model, optimizer), places)
+        # On the host, and not as one program: to compile that took 25 seconds for a RepMLPNet-T224.
+        with jax.default_device(host()):
+            model = make_model(init_key)
+            if config.init_from:
+                model = with_weights_of(config.init_from, model, head=config.init_head)
+            return sharding.put_state(init_state(model, optimizer), places)
 
     def advance(state, step, stop):
         """Trains within an epoch from `step` to `stop`, with a look at the state about every second."""

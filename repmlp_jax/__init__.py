@@ -1,7 +1,5 @@
 """RepMLP for JAX: train fully-connected layers beside convolutions, run three fully-connected layers."""
 
-import importlib.metadata
-
 from repmlp_jax.blocks import RepMLP
 from repmlp_jax.export import export_model, load_exported
 from repmlp_jax.export_onnx import export_onnx
@@ -21,8 +19,7 @@ from repmlp_jax.quantise import quantise_params
 from repmlp_jax.reparam import conv_to_fc
 from repmlp_jax.report import fuse_report
 from repmlp_jax.saved import load_model, save_model
-
-__version__ = importlib.metadata.version("repmlp_jax")
+from repmlp_jax.version import __version__
 
 __all__ = [
     "BottleneckBlock",
@@ -35,6 +32,7 @@ __all__ = [
     "RepMLPNetBlock",
     "RepMLPResNet",
     "WideConvNet",
+    "__version__",
     "conv_to_fc",
     "create_model",
     "export_model",

@@ -42,6 +42,32 @@ def one_line_errors():
         raise typer.Exit(BAD_INPUT) from error
 
 
+def _print_version(wanted: bool):
+    if not wanted:
+        return
+    import jax
+
+    from repmlp_jax.version import versions
+
+    for name, version in versions().items():
+        print(f"{name:12}{version}")
+    devices = jax.devices()
+    print(f"{'devices':12}{len(devices)} × {devices[0].device_kind} ({devices[0].platform})")
+    raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Show the versions and the devices in use."
+        ),
+    ] = False,
+):
+    """Options of all commands."""
+
+
 @app.command("list")
 def list_command():
     """Lists the published models, with the class and the arguments that each is made by.

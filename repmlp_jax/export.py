@@ -1,6 +1,5 @@
 """Exported models: one file that holds the program and its weights, for a process that has JAX and no more."""
 
-import importlib.metadata
 import json
 import logging
 import zipfile
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.fuse import dotted, fusable_modules, fuse_params
 from repmlp_jax.randomness import weights
+from repmlp_jax.version import versions
 from repmlp_jax.whole_file import whole_file
 
 FORMAT = 1
@@ -53,7 +53,7 @@ def export_model(model: nnx.Module, path: str | Path, *, preprocessing: dict | N
             "input_shape": input_shape,
             "preprocessing": preprocessing or {},
             "weights": list(arrays),
-            "versions": {name: importlib.metadata.version(name) for name in ("repmlp_jax", "jax", "flax")},
+            "versions": versions(),
         }
         with zipfile.ZipFile(partial, "w") as file:
             file.writestr(DESCRIPTION, json.dumps(description, indent=1))

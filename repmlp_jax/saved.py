@@ -1,7 +1,6 @@
 """Saved models: a folder that says what it is, from which a model comes back without anybody building it."""
 
 import hashlib
-import importlib.metadata
 import json
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from repmlp_jax.models import MODELS
 from repmlp_jax.models.arguments import arguments_from_text
 from repmlp_jax.quantise import quantisation, quantise_params
 from repmlp_jax.randomness import seeded, weights
+from repmlp_jax.version import versions
 
 FORMAT = 1
 DESCRIPTION = "model.json"
@@ -55,7 +55,7 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
         "preprocessing": preprocessing or {},
         "arrays": describe(arrays),
         "digests": digests(arrays),
-        "versions": {name: importlib.metadata.version(name) for name in ("repmlp_jax", "jax", "flax")},
+        "versions": versions(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{path.name}.partial.", dir=path.parent))

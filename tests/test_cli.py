@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from tolerance import ROUNDING_F32, assert_close
 from typer.testing import CliRunner
 
-from repmlp_jax import PureMLP, RepMLPNet, fuse_params, load_model, models, save_model, to_torch
+from repmlp_jax import PureMLP, RepMLPNet, __version__, fuse_params, load_model, models, save_model, to_torch
 from repmlp_jax.cli import app
 from repmlp_jax.data import digits
 from repmlp_jax.interop.torch import deployed
@@ -53,6 +53,12 @@ def tiny(monkeypatch):
     arguments = dict(stage_sizes=(1, 1), widths=(4, 8), partition_sizes=((4, 4), (2, 2)), sharesets=(1, 2))
     monkeypatch.setitem(models.MODELS, "tiny", (RepMLPNet, arguments))
     return randomised(nnx.eval_shape(lambda: RepMLPNet(**arguments, rngs=nnx.Rngs(0))))
+
+
+def test_version_shows_what_is_in_use():
+    lines = [line.split() for line in run("--version").stdout.splitlines()]
+    assert lines[:2] == [["repmlp_jax", __version__], ["jax", jax.__version__]]
+    assert lines[-1] == ["devices", "8", "×", "cpu", "(cpu)"]
 
 
 def test_list_names_every_model():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,10 +40,31 @@ def test_import_takes_less_than_three_seconds():
     assert min(float(output_of(TIMED)) for _ in range(3)) < 3
 
 
-def test_version_is_a_semantic_one():
+def test_version_is_a_semantic_one_and_that_of_the_citation():
     numbers = repmlp_jax.__version__.split(".")
     assert len(numbers) == 3
     assert all(number.isdecimal() for number in numbers)
+    citation = (Path(__file__).parents[1] / "CITATION.cff").read_text()
+    assert f"\nversion: {repmlp_jax.__version__}\n" in citation
+
+
+NOT_INSTALLED = """
+import importlib.metadata as metadata
+from_name = metadata.Distribution.from_name
+
+def find(name):
+    if name.replace("-", "_") == "repmlp_jax":
+        raise metadata.PackageNotFoundError(name)
+    return from_name(name)
+
+metadata.Distribution.from_name = find
+import repmlp_jax.cli, repmlp_jax.export, repmlp_jax.saved
+print(repmlp_jax.__version__)
+"""
+
+
+def test_a_checkout_needs_no_installation():
+    assert output_of(NOT_INSTALLED).strip() == repmlp_jax.__version__
 
 
 def test_every_public_name_is_there_and_in_order():

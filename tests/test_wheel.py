@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from repmlp_jax import __version__
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -39,7 +41,7 @@ def wheel(tmp_path_factory):
 
 
 def metadata_of(wheel):
-    return wheel.read(f"repmlp_jax-{PROJECT['version']}.dist-info/METADATA").decode()
+    return wheel.read(f"repmlp_jax-{__version__}.dist-info/METADATA").decode()
 
 
 def test_it_holds_the_package_whole_and_no_test(wheel):
@@ -51,13 +53,13 @@ def test_it_holds_the_package_whole_and_no_test(wheel):
 
 
 def test_it_is_for_any_machine(wheel):
-    assert Path(wheel.filename).name == f"repmlp_jax-{PROJECT['version']}-py3-none-any.whl"
+    assert Path(wheel.filename).name == f"repmlp_jax-{__version__}-py3-none-any.whl"
 
 
 def test_it_says_what_it_needs_and_brings_its_command_and_licence(wheel):
     needed = re.findall(r"^Requires-Dist: ([^;\n]+)$", metadata_of(wheel), re.MULTILINE)
     assert sorted(needed) == sorted(PROJECT["dependencies"])
     assert f"Requires-Python: {PROJECT['requires-python']}" in metadata_of(wheel)
-    info = f"repmlp_jax-{PROJECT['version']}.dist-info"
+    info = f"repmlp_jax-{__version__}.dist-info"
     assert b"repmlp-jax = repmlp_jax.cli:main" in wheel.read(f"{info}/entry_points.txt")
     assert wheel.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()

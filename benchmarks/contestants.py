@@ -1,4 +1,4 @@
-"""The nets that are measured: ours, the official PyTorch ones with the same weights, and what else a user would run.
+"""What our nets are measured beside: the official PyTorch ones with the same weights, and what else a user would run.
 
 Nothing of the official code is in this repository: it is imported from folders that the command names, one with
 `repmlpnet.py` (the official repository as it is), one with `repmlp.py`, `repmlp_blocks.py` and `repmlp_resnet.py` (its
@@ -8,43 +8,14 @@ commit 4b3e347).
 import copy
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
 
-from repmlp_jax import create_model, to_torch
+from repmlp_jax import to_torch
 from repmlp_jax.interop.official_names import official_names
 from repmlp_jax.models import MODELS
 from repmlp_jax.models.cifar import PureMLP
-
-# Those that are measured unless others are asked for.
-NETS = (
-    "pure_mlp",
-    "RepMLP-Res50-light-224",
-    "RepMLP-Res50-bottleneck-224",
-    "RepMLPNet-T224",
-    "RepMLPNet-B224",
-)
-
-
-def ours(name: str, **arguments) -> nnx.Module:
-    """One of our models in evaluation mode, with random norms, so that folding them makes a difference."""
-    model = nnx.jit(lambda: create_model(name, rngs=nnx.Rngs(0), **arguments))()
-    random = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        ranges = dict(mean=(-0.1, 0.1), var=(0.5, 1.5), scale=(0.5, 1.5))
-        if path[-1] not in ranges:
-            return leaf
-        return leaf.replace(jnp.asarray(random.uniform(*ranges[path[-1]], leaf.shape), leaf.dtype))
-
-    graphdef, state = nnx.split(model)
-    drawn = [(path, draw(path, leaf)) for path, leaf in nnx.to_flat_state(state)]
-    model = nnx.merge(graphdef, nnx.from_flat_state(drawn))
-    model.eval()
-    return model
 
 
 def official(name: str, model: nnx.Module, folders: list[str]) -> torch.nn.Module:
@@ -82,27 +53,6 @@ def torch_forward(net: torch.nn.Module, images: np.ndarray):
             return net(x)
 
     return forward
-
-
-def jax_forward(model: nnx.Module, images: np.ndarray):
-    """A function that applies the compiled model to NHWC images."""
-    graphdef, state = nnx.split(model)
-    forward = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
-    x = jnp.asarray(images)
-    return lambda: forward(state, x)
-
-
-def in_bfloat16(model: nnx.Module) -> nnx.Module:
-    """The model with its parameters in bfloat16, computing in bfloat16."""
-    model = nnx.clone(model)
-    for _, module in nnx.iter_graph(model):
-        if isinstance(module, nnx.Module) and hasattr(module, "dtype"):
-            module.dtype = jnp.bfloat16
-    state = jax.tree.map(
-        lambda array: array.astype(jnp.bfloat16) if array.dtype == jnp.float32 else array, nnx.state(model)
-    )
-    nnx.update(model, state)
-    return model
 
 
 def efficientnet(name: str = "b1") -> torch.nn.Module:

@@ -17,9 +17,10 @@ import sys
 import time
 
 import jax
-from contestants import NETS, convert, official, ours
+from contestants import convert, official
 from flax import nnx
 from measure import peak_memory, record, summary
+from nets import NETS, ours
 
 from repmlp_jax import fuse_params
 

@@ -15,9 +15,10 @@ import time
 import jax
 import numpy as np
 import torch
-from contestants import NETS, converted, efficientnet, in_bfloat16, jax_forward, official, ours, torch_forward
+from contestants import converted, efficientnet, official, torch_forward
 from matplotlib.figure import Figure
 from measure import RESULTS, interleaved, matmul_rate, record
+from nets import NETS, in_bfloat16, jax_forward, ours
 
 from repmlp_jax import fuse_params
 from repmlp_jax.macs import count_macs

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import jax
 
+from repmlp_jax.version import versions
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -85,14 +87,15 @@ def record(name: str, measured: dict) -> Path:
 def provenance() -> dict:
     """Where and with what a measurement was made."""
     devices = jax.devices()
-    packages = ["repmlp_jax", "jax", "jaxlib", "flax", *(["torch"] if "torch" in sys.modules else [])]
+    packages = ["jaxlib", *(["torch"] if "torch" in sys.modules else [])]
+    others = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
     return dict(
         date=datetime.date.today().isoformat(),
         command=shlex.join(["python", *(os.path.relpath(part) if part == sys.argv[0] else part for part in sys.argv)]),
         machine=dict(processor=_processor(), cores=os.cpu_count(), system=platform.system()),
         devices=f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})",
         environment={name: os.environ[name] for name in ("GLIBC_TUNABLES", "XLA_FLAGS") if name in os.environ},
-        versions={name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()},
+        versions=versions() | others,
     )
 
 

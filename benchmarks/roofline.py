@@ -15,10 +15,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from contestants import jax_forward, ours
 from flax import nnx
 from matplotlib.figure import Figure
 from measure import RESULTS, interleaved, matmul_rate, memory_bandwidth, record
+from nets import jax_forward, ours
 
 from repmlp_jax import fuse_params
 from repmlp_jax.fused import FusedGlobalPerceptron, FusedRepMLP

@@ -10,10 +10,10 @@ import argparse
 
 import jax
 import numpy as np
-from contestants import jax_forward
 from flax import nnx
 from matplotlib.figure import Figure
 from measure import RESULTS, interleaved, matmul_rate, record
+from nets import jax_forward
 
 from repmlp_jax import RepMLP, fuse_params
 from repmlp_jax.macs import count_macs

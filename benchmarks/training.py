@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-from contestants import official, ours
+from contestants import official
 from flax import nnx
 from measure import interleaved, record
+from nets import ours
 
 from repmlp_jax.training import sharding
 from repmlp_jax.training.losses import cross_entropy

@@ -1,7 +1,9 @@
 import functools
 import re
+from pathlib import Path
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import pytest
 from cases import quick_jit
@@ -9,6 +11,7 @@ from flax import nnx
 from jax import lax
 from tolerance import ROUNDING_F64, assert_close, assert_identical, assert_trees_close
 
+import repmlp_jax
 from repmlp_jax.layers import conv
 from repmlp_jax.one_platform import as_compiled_for
 from repmlp_jax.operations import computed_once, convolve_rows, grouped_convolution, grouped_product, halve, max_pool
@@ -109,6 +112,85 @@ def test_grouped_product_is_the_matrix_product_of_each_group(rows, inner):
     x, kernel = random(0, 2, rows, inner), random(1, 2, inner, 5)
     found, expected = (value_and_gradients(function, x, kernel) for function in (grouped_product, jnp.matmul))
     assert_trees_close(found, expected, ROUNDING_F64)
+
+
+def in_groups(x, kernel):
+    return grouped_convolution(x, kernel, strides=(1, 1), padding=((1, 1), (1, 1)), feature_group_count=2)
+
+
+def patches(x, kernel):
+    return grouped_convolution(x, kernel, strides=(2, 2), padding=((0, 0), (0, 0)), feature_group_count=1)
+
+
+FORMS = {
+    # name: operation, the shapes that it takes, and what its program holds on the CPU alone and elsewhere alone
+    "convolution in groups": (
+        in_groups,
+        [(2, 8, 8, 4), (3, 3, 2, 4)],
+        "stablehlo.concatenate",
+        "feature_group_count = 2",
+    ),
+    "patches": (patches, [(2, 4, 6, 3), (2, 2, 3, 5)], "stablehlo.dot_general", "stablehlo.convolution"),
+    "max pool": (max_pool, [(2, 5, 6, 3)], "stablehlo.slice", "stablehlo.reduce_window"),
+    "computed once": (computed_once, [(3, 4)], "stablehlo.divide", None),
+    "product of one row": (grouped_product, [(2, 1, 8), (2, 8, 5)], "stablehlo.reduce", None),
+}
+every_form = pytest.mark.parametrize(("operation", "shapes", "on_cpu", "elsewhere"), FORMS.values(), ids=FORMS)
+
+
+@every_form
+def test_the_form_for_accelerators_gives_the_same_and_so_do_its_gradients(operation, shapes, on_cpu, elsewhere):
+    operands = [random(number, *shape) for number, shape in enumerate(shapes)]
+    expected = value_and_gradients(operation, *operands)
+    for platform in ("cuda", "tpu"):
+        form = as_compiled_for(platform, operation)
+        assert str(jax.make_jaxpr(form)(*operands)) != str(jax.make_jaxpr(as_compiled_for("cpu", operation))(*operands))
+        assert_trees_close(value_and_gradients(form, *operands), expected, ROUNDING_F64)
+
+
+@every_form
+def test_the_form_is_that_of_the_platform_that_is_compiled_for(operation, shapes, on_cpu, elsewhere):
+    """Whatever the process runs on: this one has nothing but a CPU."""
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    texts = {
+        platform: jax.jit(operation).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    for platform, text in texts.items():
+        assert (on_cpu in text) == (platform == "cpu")
+        assert elsewhere is None or (elsewhere in text) == (platform != "cpu")
+    module = jax.export.export(jax.jit(operation), platforms=("cpu", "cuda", "tpu"))(*arrays).mlir_module()
+    assert on_cpu in module
+    assert elsewhere is None or elsewhere in module
+
+
+@every_form
+def test_a_jitted_function_may_be_differentiated_from_outside(operation, shapes, on_cpu, elsewhere):
+    """The choice is not handed on as a number: on the CPU that took 20 times as long, and gave other bits."""
+    operands = [random(number, *shape) for number, shape in enumerate(shapes)]
+
+    def loss(*operands):
+        return jnp.square(operation(*operands)).sum()
+
+    places = tuple(range(len(shapes)))
+    from_outside = jax.jit(jax.grad(jax.jit(loss), places))
+    assert "conditional(" not in from_outside.lower(*operands).compile().as_text()
+    expected = jax.jit(jax.grad(loss, places))(*operands)
+    for found in (from_outside(*operands), jax.grad(jax.jit(loss), places)(*operands)):
+        assert_identical(found, expected)
+
+
+def test_nothing_in_the_package_asks_what_the_process_runs_on():
+    package = Path(repmlp_jax.__file__).parent
+    assert not [path for path in package.rglob("*.py") if "default_backend" in path.read_text()]
+
+
+def test_a_choice_within_a_loop_is_not_resolved():
+    def loop(x):
+        return lax.scan(lambda x, _: (computed_once(x), None), x, length=3)[0]
+
+    with pytest.raises(NotImplementedError, match="a choice by platform within scan is not resolved"):
+        as_compiled_for("cpu", loop)(random(0, 2))
 
 
 def test_halve_is_max_pooling():

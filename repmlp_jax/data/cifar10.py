@@ -6,6 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from repmlp_jax.data.folder import data_folder
+from repmlp_jax.data.packed import read_packed
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -22,7 +23,8 @@ def load_cifar10(data_dir: str | Path | None = None) -> dict[str, tuple[np.ndarr
 
     Args:
       data_dir: The local folder of TFDS datasets. By default the one that the environment variable
-        TFDS_DATA_DIR names when this is called, and without it `~/tensorflow_datasets`.
+        TFDS_DATA_DIR names when this is called, and without it `~/tensorflow_datasets`. Or a file `.npz`
+        that `benchmarks/pack_cifar10.py` made of it, for which TFDS need not be installed.
 
     Returns:
       `{"train": (images, labels), "test": (images, labels)}`: images uint8 (examples, 32, 32, 3) in RGB,
@@ -34,6 +36,9 @@ def load_cifar10(data_dir: str | Path | None = None) -> dict[str, tuple[np.ndarr
       ValueError: The downloaded archive is not the one expected.
       NotImplementedError: CIFAR-10 is prepared there in a format without random access, such as tfrecord.
     """
+    if data_dir is not None and Path(data_dir).suffix == ".npz":
+        return read_packed(data_dir)
+
     import tensorflow_datasets as tfds
 
     from repmlp_jax.data.prepare_cifar10 import VERSION, prepare_cifar10

@@ -1,0 +1,75 @@
+"""Is the library right, and how fast is it, on the GPU or TPU of this machine?
+
+    python benchmarks/accelerator.py check speed --budget 400 --official FOLDER FOLDER --cifar cifar10.npz
+    python benchmarks/accelerator.py table1 --budget 400 --cifar cifar10.npz --epochs 25 --variants "" wide_convnet
+
+`check`: operations and their gradients against the CPU's, fused against trained at the highest precision and in
+bfloat16, a run that is killed and resumed against one that is not, bit for bit, and the first `create_model` and
+`fuse_params`. `speed`: forward passes, training steps, whole epochs and the rates of matrix products, beside the
+official PyTorch code (the folders of `contestants.py`). `table1`: accuracies on CIFAR-10.
+
+Each result is a line of JSON as it comes, with device, versions, command and date. What does not fit into the budget
+is named. It runs from a checkout; where ml_collections and tensorboardX are missing, whole runs are left out, and with
+the one file that `pack_cifar10.py` makes neither TFDS nor its readers are needed. `--quick` does every part on small
+models, on a CPU too. The exit code is 1 if a check does not hold.
+"""
+
+import argparse
+import datetime
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("check", "speed", "table1")
+
+
+def main():
+    """Runs the parts that are asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="\n".join(__doc__.splitlines()[1:]), formatter_class=_Formatter
+    )
+    parser.add_argument("parts", nargs="+", choices=PARTS)
+    parser.add_argument("--budget", type=float, default=3600, help="seconds for all parts together")
+    parser.add_argument("--quick", action="store_true", help="small models and few runs")
+    parser.add_argument("--out", type=Path, help="file of JSON lines to append to; by default one in results/")
+    parser.add_argument("--official", nargs="*", type=Path, default=[], help="folders of the official PyTorch code")
+    parser.add_argument("--cifar", type=Path, help="CIFAR-10 as pack_cifar10.py packs it, or a folder of TFDS datasets")
+    parser.add_argument("--variants", nargs="+", default=["", "no_local"], help="of configs/cifar.py")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--at_once", type=int, default=4, help="runs of table1 beside each other")
+    parser.add_argument("--workdir", default="runs/table1", help="of the runs of table1")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    # Memory is taken as it is needed: runs in other processes share the device.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+    from on_accelerator.journal import Journal, device_kind
+
+    name = device_kind().lower().replace(" ", "_")
+    out = options.out or Path(__file__).with_name("results") / f"accelerator_{name}_{datetime.date.today()}.jsonl"
+    journal = Journal(out, options.budget)
+    right = True
+    if "check" in options.parts:
+        from on_accelerator.check import check
+
+        right = check(journal, options)
+    if "speed" in options.parts:
+        from on_accelerator.speed import speed
+
+        speed(journal, options)
+    if "table1" in options.parts:
+        from on_accelerator.table1 import table1
+
+        table1(journal, options)
+    print(f"written to {out}; {'all checks hold' if right else 'some checks do not hold'}")
+    sys.exit(0 if right else 1)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The parts of `accelerator.py`, one a file."""

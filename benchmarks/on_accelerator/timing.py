@@ -1,0 +1,55 @@
+"""Programs are compiled beside each other, and timed one after another, alone."""
+
+import concurrent.futures
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+
+AT_ONCE = 10
+
+
+def compiled(functions: dict[str, Callable], journal, part: str) -> dict[str, Callable]:
+    """Calls each function once, all in threads, so that they are compiled; those that fail are named and left out."""
+    if len(functions) > AT_ONCE:
+        raise ValueError(f"{len(functions)} programs are to be compiled at once: at most {AT_ONCE}")
+
+    def first_call(function):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        return time.perf_counter() - start
+
+    done = {}
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        calls = {name: pool.submit(first_call, function) for name, function in functions.items()}
+        for name, call in calls.items():
+            try:
+                call.result()
+            except Exception as error:  # of one program that is too large, say; the others are measured all the same
+                journal.add(part, name, failed=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            else:
+                done[name] = functions[name]
+    return done
+
+
+def timed(function: Callable, *, runs: int, calls: int) -> dict:
+    """Milliseconds of a call: the median and the range of several runs, each of so many calls that follow each other.
+
+    The host waits after the last call of a run, so that what it takes to start one is hidden where the device takes
+    longer, as in use.
+    """
+    milliseconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        for _ in range(calls):
+            result = function()
+        jax.block_until_ready(result)
+        milliseconds.append((time.perf_counter() - start) * 1e3 / calls)
+    return dict(
+        median_ms=statistics.median(milliseconds),
+        minimum_ms=min(milliseconds),
+        maximum_ms=max(milliseconds),
+        runs=runs,
+        calls=calls,
+    )

@@ -1,0 +1,67 @@
+"""CIFAR-10 in one file, of encoded pictures and their labels: for machines without TFDS and what it reads with."""
+
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from repmlp_jax.whole_file import whole_file
+
+SPLITS = ("train", "test")
+
+
+def write_packed(path: str | Path, splits: dict[str, Iterable[tuple[bytes, int]]], *, overwrite: bool = False):
+    """Writes encoded pictures with their labels.
+
+    Args:
+        path: the file, `.npz`; its parents are made.
+        splits: "train" and "test" → pairs of an encoded picture, as it is in its own file, and its label.
+        overwrite: replace the file if it exists.
+
+    Raises:
+        FileExistsError: if `path` exists and `overwrite` is off.
+    """
+    arrays = {}
+    for split in SPLITS:
+        pictures, labels = zip(*splits[split], strict=True)
+        arrays[f"{split}_pictures"] = np.frombuffer(b"".join(pictures), np.uint8)
+        arrays[f"{split}_lengths"] = np.array([len(picture) for picture in pictures], np.int32)
+        arrays[f"{split}_labels"] = np.array(labels, np.int32)
+    with whole_file(path, overwrite) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_packed(path: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Reads and decodes what `write_packed` wrote.
+
+    Returns:
+        "train" and "test" → images uint8 (examples, H, W, 3) in RGB, labels int32 (examples,).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no such file, or a picture in it cannot be decoded.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for split in SPLITS for name in _names(split)}
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged, or no file of packed pictures: {error}") from error
+    return {split: _decode(path, *(arrays[name] for name in _names(split))) for split in SPLITS}
+
+
+def _names(split):
+    return f"{split}_pictures", f"{split}_lengths", f"{split}_labels"
+
+
+def _decode(path, pictures, lengths, labels):
+    images = []
+    for number, picture in enumerate(np.split(pictures, np.cumsum(lengths)[:-1])):
+        image = cv2.imdecode(picture, cv2.IMREAD_COLOR_RGB)
+        if image is None:
+            raise ValueError(f"{path}: picture {number} of {len(lengths)} cannot be decoded")
+        images.append(image)
+    return np.stack(images), labels

@@ -44,6 +44,8 @@ def main():
     sys.path.insert(0, str(ROOT))
     # Memory is taken as it is needed: runs in other processes share the device.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # The QR of orthogonal kernels is ten times slower where several processes each wait with a thread on every core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "4")
 
     from on_accelerator.journal import Journal, device_kind
 

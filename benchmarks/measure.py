@@ -17,6 +17,8 @@ import jax
 
 from repmlp_jax.version import versions
 
+# What speed depends on, besides the machine.
+ENVIRONMENT = ("GLIBC_TUNABLES", "XLA_FLAGS", "OPENBLAS_NUM_THREADS", "JAX_DEFAULT_MATMUL_PRECISION")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -94,7 +96,7 @@ def provenance() -> dict:
         command=shlex.join(["python", *(os.path.relpath(part) if part == sys.argv[0] else part for part in sys.argv)]),
         machine=dict(processor=_processor(), cores=os.cpu_count(), system=platform.system()),
         devices=f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})",
-        environment={name: os.environ[name] for name in ("GLIBC_TUNABLES", "XLA_FLAGS") if name in os.environ},
+        environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         versions=versions() | others,
     )
 

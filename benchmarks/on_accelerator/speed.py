@@ -96,7 +96,7 @@ def speed(journal, options):
         if journal.has_time(PART, f"group {number + 1} of {len(groups)}: {', '.join(map(str, rows))}", compiling):
             programs(journal, rows, options.quick)
         if number == 0:
-            if journal.has_time(PART, "whole epochs", 20 if options.quick else 45):
+            if journal.has_time(PART, "whole epochs", 20 if options.quick else 60):
                 epochs(journal, options)
             official(journal, options)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from repmlp_jax.training.command_line import parse_flags, report_errors
+from repmlp_jax.training.command_line import ask_for_deterministic_algorithms, parse_flags, report_errors
 
 _DIGITS = str(Path(__file__).with_name("configs") / "digits.py")
 _CONFIG = config_flags.DEFINE_config_file("config", _DIGITS, "File of the recipe, with a variant after ':'.")
@@ -29,6 +29,7 @@ def main(_):
 
     from repmlp_jax.training import train_and_evaluate
 
+    ask_for_deterministic_algorithms()
     if _DISTRIBUTED.value:
         jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     recipe = Path(flags.FLAGS["config"].config_filename).name.replace(".py", "").replace(":", "_")

@@ -66,7 +66,8 @@ def main():
 
         table1(journal, options)
     print(f"written to {out}; {'all checks hold' if right else 'some checks do not hold'}")
-    sys.exit(0 if right else 1)
+    sys.stdout.flush()
+    os._exit(0 if right else 1)  # Compilations that were late are not waited for.
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -39,19 +39,22 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"fuse_params takes an nnx.Module, not {type(model).__name__}")
-    found = list(fusable_modules(model))
-    if not found:
+    if not any(fusable_modules(model)):
         warnings.warn(
             f"nothing to fuse: {type(model).__name__} holds no module with a fused() method. "
             f"Either it is fused already or it is not the model you meant.",
             UserWarning,
             stacklevel=2,
         )
-    for path, module in found:
-        _check_statistics(path, module)
-    fused = transformed_on_host(with_fused_modules, model)
+    fused = transformed_on_host(_checked_and_fused, model)
     fused.eval()
     return fused
+
+
+def _checked_and_fused(model):
+    for path, module in fusable_modules(model):
+        _check_statistics(path, module)
+    return with_fused_modules(model)
 
 
 def with_fused_modules(model: nnx.Module) -> nnx.Module:

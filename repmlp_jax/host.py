@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
@@ -28,27 +27,33 @@ def transformed_on_host(transform: Callable[[nnx.Module], nnx.Module], model: nn
         model: any NNX module, which stays as it is.
     """
     graphdef, state = nnx.split(model)
-    arrays = jax.tree.leaves(state)
+    arrays, structure = jax.tree.flatten(state)
     accelerator = _common_accelerator(arrays)
     if accelerator is None or host() is None:
         return transform(model)
-    on_host = jax.tree.map(lambda array: jax.device_put(array, host()), state)
-    if any(isinstance(array, jax.core.Tracer) for array in jax.tree.leaves(on_host)):
+    numbers = [array for array in arrays if not _is_key(array)]
+    # All at once: one by one, each array would wait for the one before.
+    on_host = jax.device_put(jax.device_get(numbers), host())
+    if any(isinstance(array, jax.core.Tracer) for array in on_host):
         return transform(model)  # Within a traced function nothing is put anywhere yet.
+    copies = iter(on_host)
+    there = jax.tree.unflatten(structure, [array if _is_key(array) else next(copies) for array in arrays])
     with jax.default_device(host()):
-        graphdef, new_state = nnx.split(transform(nnx.merge(graphdef, on_host)))
-    kept = {id(copy): array for copy, array in zip(jax.tree.leaves(on_host), arrays, strict=True)}
-    committed = any(array.committed for array in arrays)
-
-    def put_back(array):
-        if id(array) in kept:
-            return kept[id(array)]
-        if committed:
-            return jax.device_put(array, accelerator)
+        graphdef, state = nnx.split(transform(nnx.merge(graphdef, there)))
+    arrays, structure = jax.tree.flatten(state)
+    back = {id(copy): array for copy, array in zip(on_host, numbers, strict=True)}
+    new = [array for array in arrays if id(array) not in back and not _is_key(array)]
+    if any(array.committed for array in numbers):
+        placed = jax.device_put(new, accelerator)
+    else:
         with jax.default_device(accelerator):
-            return jax.device_put(np.asarray(array))
+            placed = jax.device_put(jax.device_get(new))
+    back |= {id(array): put for array, put in zip(new, placed, strict=True)}
+    return nnx.merge(graphdef, jax.tree.unflatten(structure, [back.get(id(array), array) for array in arrays]))
 
-    return nnx.merge(graphdef, jax.tree.map(put_back, new_state))
+
+def _is_key(array) -> bool:
+    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
 def _common_accelerator(arrays) -> jax.Device | None:

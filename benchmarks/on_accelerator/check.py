@@ -160,7 +160,8 @@ def forms(journal) -> bool:
 def _value_and_gradients(function, operands):
     def weighed(*inner):
         y = function(*inner)
-        return jnp.square(y).sum(), y
+        weights = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+        return (weights * y).sum(), y
 
     return jax.grad(weighed, argnums=tuple(range(len(operands))), has_aux=True)(*operands)
 

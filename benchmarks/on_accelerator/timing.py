@@ -11,7 +11,7 @@ AT_ONCE = 10
 
 
 def compiled(functions: dict[str, Callable], journal, part: str) -> dict[str, Callable]:
-    """Calls each function once, all in threads, so that they are compiled; those that fail are named and left out."""
+    """Calls each function once, all in threads, so that they are compiled; those that fail or are late are named."""
     if len(functions) > AT_ONCE:
         raise ValueError(f"{len(functions)} programs are to be compiled at once: at most {AT_ONCE}")
 
@@ -20,16 +20,21 @@ def compiled(functions: dict[str, Callable], journal, part: str) -> dict[str, Ca
         jax.block_until_ready(function())
         return time.perf_counter() - start
 
-    done = {}
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        calls = {name: pool.submit(first_call, function) for name, function in functions.items()}
-        for name, call in calls.items():
-            try:
-                call.result()
-            except Exception as error:  # of one program that is too large, say; the others are measured all the same
-                journal.add(part, name, failed=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
-            else:
-                done[name] = functions[name]
+    pool = concurrent.futures.ThreadPoolExecutor(AT_ONCE)
+    calls = {name: pool.submit(first_call, function) for name, function in functions.items()}
+    done, seconds = {}, {}
+    for name, call in calls.items():
+        try:
+            seconds[name] = call.result(timeout=max(journal.left(), 0))
+        except concurrent.futures.TimeoutError:
+            journal.add(part, str(name), left_out="it was not compiled in time")
+        except Exception as error:  # of one program that is too large, say; the others are measured all the same
+            journal.add(part, str(name), failed=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+        else:
+            done[name] = functions[name]
+    # A compilation cannot be stopped; one that is late has used up the time of whatever would follow.
+    pool.shutdown(wait=False, cancel_futures=True)
+    journal.add(part, f"first calls of {len(done)} programs at once", longest_s=max(seconds.values(), default=0.0))
     return done
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -33,6 +34,17 @@ def parse_flags(arguments: list[str]) -> list[str]:
             _exit(f"{recipe} has no variants: nothing may follow a ':'")
         # An error within a recipe comes as a whole traceback; its last line is the recipe's own.
         _exit(str(error).strip().splitlines()[-1].strip() if "Traceback" in str(error) else str(error))
+
+
+def ask_for_deterministic_algorithms():
+    """Makes XLA compile the same arithmetic for a GPU in every process, unless the user's XLA_FLAGS say otherwise.
+
+    By itself it chooses algorithms by timing them, and adds up in any order: a run that is resumed would differ in its
+    last bits from one that was not interrupted. To be called before JAX looks for devices.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from measure import interleaved, matmul_rate, record
-from nets import ours, training_step
+from nets import ours, training_steps
 
 from repmlp_jax import fuse_params
 from repmlp_jax.macs import count_macs
@@ -40,9 +40,9 @@ def main():
 
     random = np.random.default_rng(0)
     model = build()
-    steps = {"step": training_step(model, options.batch_size)}
+    steps = {"step": training_steps(model, options.batch_size)}
     if not options.skip_naive:
-        steps["naive step"] = training_step(build(lax.conv_general_dilated), options.batch_size)
+        steps["naive step"] = training_steps(build(lax.conv_general_dilated), options.batch_size)
     measured = {"training": interleaved(steps, options.runs)}
 
     forward = jax.jit(lambda model, x: model(x))

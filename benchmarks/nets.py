@@ -77,14 +77,17 @@ def jax_forward(model: nnx.Module, images: np.ndarray) -> Callable:
     return lambda: forward(state, x)
 
 
-def training_step(model: nnx.Module, batch_size: int, *, examples: int = 1024, compiler_options=None) -> Callable:
-    """A function that does one step of SGD with momentum on random images, resident as those of CIFAR-10 are.
+def training_steps(
+    model: nnx.Module, batch_size: int, *, steps: int = 1, examples: int = 1024, compiler_options=None
+) -> Callable:
+    """A function that does steps of SGD with momentum on random images, resident as those of CIFAR-10 are.
 
     Args:
         model: it is trained whatever its mode is, and stays as it is.
         batch_size: images of a step.
+        steps: of a call, which on accelerators are a loop on the device.
         examples: of the dataset.
-        compiler_options: of XLA, for the step alone.
+        compiler_options: of XLA, for these steps alone.
     """
     model = nnx.view(model, use_running_average=False, deterministic=False, raise_if_not_found=False)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -115,9 +118,9 @@ def training_step(model: nnx.Module, batch_size: int, *, examples: int = 1024, c
     order = jax.device_put(np.arange(examples, dtype=np.int32), sharding.replicated(mesh))
     state, key = sharding.put_state(state, places), jax.random.key(0)
 
-    def step():
+    def train():
         nonlocal state
-        state = train_steps(state, feed.dataset, order, key, 1)
+        state = train_steps(state, feed.dataset, order, key, steps)
         return state
 
-    return step
+    return train

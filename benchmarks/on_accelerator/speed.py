@@ -14,15 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from nets import ours, training_step
+from nets import ours, training_steps
 
 from on_accelerator.check import SMALL_MLP, SMALL_NET, SMALL_RESNET, first_times
 from on_accelerator.killed_runs import missing_for_whole_runs
 from on_accelerator.timing import compiled, timed
 from repmlp_jax import fuse_params
+from repmlp_jax.host import is_accelerator
 
 PART = "speed"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Of a call, as the loop on the device does a second's worth of them.
+STEPS = 10
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 SMALL = {
     "pure_mlp": SMALL_MLP,
@@ -133,28 +136,31 @@ def ceilings(journal, quick: bool):
 def programs(journal, rows, quick: bool):
     """Compiles the programs of some rows at once, then times them one after another."""
     models: dict = {}
-    functions = compiled({str(row): _function(row, models, quick) for row in rows}, journal, PART)
+    if quick:
+        rows = [dataclasses.replace(row, batch=min(row.batch, 4)) for row in rows]
+    kind = "small " if quick else ""
+    functions = compiled({f"{kind}{row}": _function(row, models, quick) for row in rows}, journal, PART)
     for name, function in functions.items():
-        journal.add(PART, name, **timed(function, runs=3 if quick else 15, calls=1 if quick else 10))
+        steps = STEPS if "step" in name else 1
+        runs, calls = (3, 1) if quick else (15, 1 if steps > 1 else 10)
+        journal.add(PART, name, **timed(function, runs=runs, calls=calls, repeats=steps))
 
 
 def _function(row: Row, models: dict, quick: bool):
     """A function that runs a row's program once."""
     trained = _model(row, models, quick)
-    batch = min(row.batch, 4) if quick else row.batch
-    if row.what == "step":
-        return training_step(trained, batch)
-    if row.what == "step, deterministic":
+    if "step" in row.what:
         # The CPU has no other algorithms, and its steps are no loop that could be compiled with options.
-        on_cpu = jax.devices()[0].platform == "cpu"
-        return training_step(trained, batch, compiler_options=None if on_cpu else DETERMINISTIC)
+        deterministic = "deterministic" in row.what and is_accelerator(jax.devices()[0])
+        options = DETERMINISTIC if deterministic else None
+        return training_steps(trained, row.batch, steps=STEPS, compiler_options=options)
     key = (row.model, row.dtype, row.what)
     if key not in models:
         model = fuse_params(trained) if row.what == "fused" else trained
         graphdef, state = nnx.split(model)
         models[key] = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x)), state
     forward, state = models[key]
-    images = np.random.default_rng(0).standard_normal((batch, *trained.input_shape), np.float32)
+    images = np.random.default_rng(0).standard_normal((row.batch, *trained.input_shape), np.float32)
     return functools.partial(forward, state, jax.device_put(images.astype(DTYPES[row.dtype])))
 
 

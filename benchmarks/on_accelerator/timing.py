@@ -38,11 +38,11 @@ def compiled(functions: dict[str, Callable], journal, part: str) -> dict[str, Ca
     return done
 
 
-def timed(function: Callable, *, runs: int, calls: int) -> dict:
+def timed(function: Callable, *, runs: int, calls: int, repeats: int = 1) -> dict:
     """Milliseconds of a call: the median and the range of several runs, each of so many calls that follow each other.
 
     The host waits after the last call of a run, so that what it takes to start one is hidden where the device takes
-    longer, as in use.
+    longer, as in use. A call that does `repeats` times what is measured counts as so many.
     """
     milliseconds = []
     for _ in range(runs):
@@ -50,11 +50,12 @@ def timed(function: Callable, *, runs: int, calls: int) -> dict:
         for _ in range(calls):
             result = function()
         jax.block_until_ready(result)
-        milliseconds.append((time.perf_counter() - start) * 1e3 / calls)
+        milliseconds.append((time.perf_counter() - start) * 1e3 / calls / repeats)
     return dict(
         median_ms=statistics.median(milliseconds),
         minimum_ms=min(milliseconds),
         maximum_ms=max(milliseconds),
         runs=runs,
         calls=calls,
+        repeats=repeats,
     )

@@ -118,11 +118,12 @@ def _run_command(step):
     logging.getLogger("repmlp_jax").addHandler(log)
     result = CliRunner().invoke(app, shlex.split(step.code, comments=True)[2:])
     logging.getLogger("repmlp_jax").removeHandler(log)
-    assert result.exit_code == 0, f"{step.code}\n{result.output}"
-    printed = [*result.output.splitlines(), *(record.getMessage() for record in log.buffer)]
+    said = result.stdout + result.stderr
+    assert result.exit_code == 0, f"{step.code}\n{said}"
+    printed = [*result.stdout.splitlines(), *(record.getMessage() for record in log.buffer)]
     printed = [_without_numbers(line) for line in printed]
     for line in step.shown:
-        assert _without_numbers(line) in printed, f"{step.code}\ndoes not print\n{line}\nbut\n{result.output}"
+        assert _without_numbers(line) in printed, f"{step.code}\ndoes not print\n{line}\nbut\n{said}"
 
 
 def _without_numbers(line):

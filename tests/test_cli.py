@@ -63,15 +63,15 @@ def test_version_shows_what_is_in_use():
 
 def test_list_names_every_model():
     result = run("list")
-    assert [line.split()[0] for line in result.output.splitlines()] == list(models.MODELS)
-    assert "RepMLPNet-T224" in result.output
+    assert [line.split()[0] for line in result.stdout.splitlines()] == list(models.MODELS)
+    assert "RepMLPNet-T224" in result.stdout
 
 
 def test_summary_of_a_name_and_of_a_folder(folder, tiny):
-    assert "official conversion" in run("summary", "tiny").output
+    assert "official conversion" in run("summary", "tiny").stdout
     result = run("summary", folder)
     assert result.exit_code == 0
-    assert "partition_perceptron.norm folded into fc3" in result.output
+    assert "partition_perceptron.norm folded into fc3" in result.stdout
     assert_refused(run("summary", "RepMLPNet-T24"), "the nearest is 'RepMLPNet-T224'")
 
 
@@ -81,8 +81,8 @@ def test_import_trained_and_deployed_weights(tiny, tmp_path):
     for name, model in (("trained", tiny), ("deployed", deployed(tiny))):
         save_file(to_torch(model), tmp_path / f"{name}.safetensors")
         result = run("import", tmp_path / f"{name}.safetensors", tmp_path / name, "--model", "tiny")
-        assert result.exit_code == 0, result.output
-        assert ("the model is fused" in result.output) == (name == "deployed")
+        assert result.exit_code == 0, result.stderr
+        assert ("the model is fused" in result.stdout) == (name == "deployed")
         assert_close(forward(load_model(tmp_path / name), image), forward(tiny, image), ROUNDING_F32)
         assert load(tmp_path / name).preprocessing["mean"] == [0.485, 0.456, 0.406]
     file = tmp_path / "trained.safetensors"
@@ -92,14 +92,14 @@ def test_import_trained_and_deployed_weights(tiny, tmp_path):
     few = run("import", file, tmp_path / "few", "--model", "tiny", "--num-classes", "3")
     assert_refused(few, 'head="skip" leaves it as it is')
     few = run("import", file, tmp_path / "few", "--model", "tiny", "--num-classes", "3", "--skip-head")
-    assert few.exit_code == 0, few.output
+    assert few.exit_code == 0, few.stderr
     assert load_model(tmp_path / "few").head.linear.kernel.shape == (8, 3)
 
 
 def test_fuse(folder, tmp_path):
     result = run("fuse", folder, tmp_path / "fused")
     assert result.exit_code == 0
-    assert "parameters" in result.output
+    assert "parameters" in result.stdout
     fused = load(tmp_path / "fused")
     assert fused.preprocessing["class_names"] == list(digits.CLASS_NAMES)
     image = jnp.ones((1, 8, 8, 1), jnp.float32)
@@ -119,7 +119,7 @@ def test_evaluate(folder):
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
     assert found["loss"] == pytest.approx(losses.mean(), rel=1e-5)
     assert found["images"] == 360
-    assert f"accuracy {found['accuracy']:.2%}" in run("evaluate", folder, "--dataset", "digits").output
+    assert f"accuracy {found['accuracy']:.2%}" in run("evaluate", folder, "--dataset", "digits").stdout
     assert_refused(run("evaluate", folder, "--dataset", "digit"), "the nearest is 'digits'")
 
 
@@ -158,7 +158,7 @@ def test_predict(folder, tmp_path):
         classes = found[str(path)]
         assert [name for name, _ in classes] == [str(number) for number in np.argsort(-probabilities)[:5]]
         assert_close([probability for _, probability in classes], np.sort(probabilities)[::-1][:5], ROUNDING_F32)
-    shown = run("predict", folder, paths[0], "--top", "1").output.splitlines()
+    shown = run("predict", folder, paths[0], "--top", "1").stdout.splitlines()
     assert shown[0] == str(paths[0])
     assert len(shown) == 2
     assert_refused(run("predict", folder, tmp_path / "no.png"), "there is no file")
@@ -187,7 +187,7 @@ def test_a_program_of_its_own_ends_with_one_line_and_code_2(arguments, message, 
 
 @pytest.mark.parametrize("command", ["list", "summary", "import", "fuse", "evaluate", "predict"])
 def test_every_command_shows_an_example(command):
-    assert f"Example: repmlp-jax {command}" in " ".join(run(command, "--help").output.split())
+    assert f"Example: repmlp-jax {command}" in " ".join(run(command, "--help").stdout.split())
 
 
 def test_fusing_by_hand_is_the_same(folder, tmp_path):

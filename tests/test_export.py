@@ -424,7 +424,7 @@ def test_the_command_line_exports_to_onnx(expected, saved, tmp_path):
 
 
 def test_the_command_line_shows_an_example():
-    assert "Example: repmlp-jax export fused fused.onnx --format onnx" in " ".join(run("--help").output.split())
+    assert "Example: repmlp-jax export fused fused.onnx --format onnx" in " ".join(run("--help").stdout.split())
 
 
 def block_of_the_docs(text):

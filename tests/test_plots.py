@@ -406,8 +406,8 @@ def folders(tmp_path_factory):
 
 
 def assert_drawn(result, out):
-    assert result.exit_code == 0, result.output
-    assert f"saved: {out}" in result.output
+    assert result.exit_code == 0, result.stderr
+    assert f"saved: {out}" in result.stdout
     assert out.read_bytes().startswith(b"\x89PNG\r\n")
 
 
@@ -440,7 +440,7 @@ def test_a_picture_is_replaced_if_told_so(folders, tmp_path):
 
 def test_blocks_have_numbers(folders, tmp_path):
     drawn = run("plot", "receptive-field", folders / "fused", tmp_path / "field.png", "--block", "1")
-    assert "block 1 of 2, counted from 0: stages.0.2" in drawn.output
+    assert "block 1 of 2, counted from 0: stages.0.2" in drawn.stdout
     message = "has no block 2: its blocks are 0 to 1 (stages.0.0, stages.0.2)"
     assert_refused(run("plot", "kernels", folders / "trained", tmp_path / "no.png", "--block", 2), message)
     nothing = run("plot", "receptive-field", folders / "convnet", tmp_path / "no.png")
@@ -454,7 +454,7 @@ def test_a_block_inside_a_larger_one_is_found(tmp_path):
     out = tmp_path / "kernels.png"
     result = run("plot", "kernels", tmp_path / "net", out, "--block", 1)
     assert_drawn(result, out)
-    assert "block 1 of 2, counted from 0: stages.0.1.block" in result.output
+    assert "block 1 of 2, counted from 0: stages.0.1.block" in result.stdout
 
 
 def test_what_cannot_be_drawn_is_one_line(folders, tmp_path):
@@ -472,7 +472,7 @@ def test_what_cannot_be_drawn_is_one_line(folders, tmp_path):
 
 @pytest.mark.parametrize("kind", ["kernels", "receptive-field", "identity", "report", "curves"])
 def test_every_kind_shows_an_example(kind):
-    assert f"Example: repmlp-jax plot {kind}" in " ".join(run("plot", kind, "--help").output.split())
+    assert f"Example: repmlp-jax plot {kind}" in " ".join(run("plot", kind, "--help").stdout.split())
 
 
 def test_the_library_needs_no_matplotlib_and_pictures_no_pyplot():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import patience
 import pytest
 from nbclient import NotebookClient
 
@@ -60,7 +61,8 @@ def run(notebook, parameters, folder, **environment):
     """Runs a notebook in a folder of its own; returns what its cells printed, and how many pictures they drew."""
     (cell,) = tagged(notebook, "parameters")
     cell.source = parameters
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    where = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=int(patience.seconds(300)), kernel_name="python3", resources=where)
     # Compiling is most of the work at these sizes, and making the code fast is most of that.
     client.execute(env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"} | environment)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import patience
 import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import hashing
@@ -292,7 +293,7 @@ def start_python(code: str, data_dir: Path, archive: dict) -> subprocess.Popen:
 
 
 def test_preparation_killed_halfway_is_not_taken_for_prepared(server, tmp_path, load_from_server):
-    assert start_python(PREPARE_AND_DIE, tmp_path, server.archive).wait(timeout=60) == 9
+    assert start_python(PREPARE_AND_DIE, tmp_path, server.archive).wait(patience.seconds(60)) == 9
     assert any(name.startswith("incomplete.") for name in folder_names(tmp_path))
     assert not (tmp_path / "cifar10" / "3.0.2").exists()
 
@@ -303,7 +304,7 @@ def test_preparation_killed_halfway_is_not_taken_for_prepared(server, tmp_path, 
 @pytest.mark.slow
 def test_processes_preparing_at_once_agree(server, tmp_path, load_from_server):
     processes = [start_python(PREPARE, tmp_path, server.archive) for _ in range(3)]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    assert [process.wait(patience.seconds(60)) for process in processes] == [0, 0, 0]
     assert folder_names(tmp_path) == {"cifar10", "downloads"}
     assert load_from_server(tmp_path)["train"][0].shape == (100, 32, 32, 3)
 

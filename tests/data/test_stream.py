@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
+import patience
 import pytest
 
 from repmlp_jax.data.stream import BadExample, evaluation_stream, make_stream
@@ -225,8 +225,8 @@ def test_a_closed_stream_says_so():
 
 
 READ_TWO_BATCHES = """
-import multiprocessing, os, signal, sys, time
-sys.path.insert(0, sys.argv[1])
+import multiprocessing, os, signal, sys
+sys.path[:0] = sys.argv[1:]
 from test_stream import draw
 from repmlp_jax.data.stream import make_stream
 
@@ -242,8 +242,9 @@ if __name__ == "__main__":
 def run_script(ending, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(READ_TWO_BATCHES.replace("ENDING", ending))
+    folders = Path(__file__).parents[:2]
     return subprocess.Popen(
-        [sys.executable, script, Path(__file__).parent], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, script, *folders], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -254,11 +255,8 @@ def is_running(pid):
         return False
 
 
-def assert_end(pids, seconds=15):
-    deadline = time.monotonic() + seconds
-    while any(map(is_running, pids)):
-        assert time.monotonic() < deadline, "a worker process goes on without its parent"
-        time.sleep(0.1)
+def assert_end(pids):
+    patience.wait_until(lambda: not any(map(is_running, pids)), "a worker process goes on without its parent", 15)
 
 
 @pytest.mark.slow
@@ -283,7 +281,7 @@ def assert_end(pids, seconds=15):
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
 def test_no_process_outlives_its_parent_and_nothing_is_complained_about(ending, code, tmp_path):
     process = run_script(ending, tmp_path)
-    printed, complaints = process.communicate(timeout=60)
+    printed, complaints = process.communicate(timeout=patience.seconds(60))
     pids = [int(pid) for pid in printed.split()]
     assert len(pids) == 2
     assert process.returncode == code, complaints

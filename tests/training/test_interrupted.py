@@ -49,10 +49,12 @@ def test_the_undisturbed_run(undisturbed):
 
 
 def test_killed_at_any_instant_it_ends_the_same(undisturbed, tmp_path):
-    checkpoints = tmp_path / "checkpoints"
+    def it_trains():
+        """Each process makes a file of events right before it trains; until then what is there is of another's."""
+        return len(list((tmp_path / "tensorboard").glob("*"))) > trained_before
 
     def a_save_is_under_way():
-        return saved_steps(tmp_path)[-1:] >= [30] and list(checkpoints.glob("*.orbax-checkpoint-tmp*"))
+        return saved_steps(tmp_path)[-1:] >= [30] and list((tmp_path / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
     instants = {
         "before the first checkpoint": lambda: (tmp_path / "config.json").exists(),
@@ -61,8 +63,11 @@ def test_killed_at_any_instant_it_ends_the_same(undisturbed, tmp_path):
         "while a checkpoint is being written": a_save_is_under_way,
         "at its end": lambda: saved_steps(tmp_path)[-1:] == [FINAL_STEP],
     }
-    for instant in instants.values():
+    for name, instant in instants.items():
+        trained_before = len(list((tmp_path / "tensorboard").glob("*")))
         processes = start(tmp_path)
+        if name != "before the first checkpoint":
+            wait_until(it_trains, processes)
         wait_until(instant, processes)
         processes[0].kill()
         (code,), _ = finish(processes)

@@ -5,8 +5,9 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+import patience
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -38,7 +39,7 @@ def start(workdir, *arguments, processes: int = 1, devices: int = 1, each=()) ->
 def finish(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
     """Waits for the processes, and returns the exit code and the output of each."""
     try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        outputs = [process.communicate(timeout=patience.seconds(300))[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -58,9 +59,19 @@ def saved_steps(workdir) -> list[int]:
 
 def wait_until(condition, processes: list[subprocess.Popen]) -> None:
     """Waits for something that the processes do."""
-    while not condition():
+
+    def is_met():
+        if condition():
+            return True
         assert all(process.poll() is None for process in processes), finish(processes)
-        time.sleep(0.01)
+        return False
+
+    try:
+        patience.wait_until(is_met, "the processes go on without doing it")
+    except AssertionError:
+        for process in processes:
+            process.kill()
+        raise
 
 
 def wait_for_checkpoint(workdir, step: int, processes: list[subprocess.Popen]) -> None:

@@ -85,7 +85,7 @@ class ExportedModel:
         """The names of the classes; None where the model was exported without."""
         return self.preprocessing.get("class_names")
 
-    def __call__(self, images: Float[Array, "N H W C"]) -> Float[Array, "N classes"]:
+    def __call__(self, images: Float[Array | np.ndarray, "N H W C"]) -> Float[Array, "N ..."]:
         """What the model says of a batch of images: logits, or whatever else it was built to give.
 
         Raises:

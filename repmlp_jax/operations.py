@@ -109,7 +109,7 @@ def convolve_rows(x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"])
     return y.reshape(n, height, width, features)
 
 
-def halve(x: Float[Array, "N H W C"]) -> Float[Array, "N H/2 W/2 C"]:
+def halve(x: Float[Array, "N H W C"]) -> Float[Array, "N H//2 W//2 C"]:
     """Max-pools 2×2 pixels to one, for even H and W.
 
     The backward pass of XLA's own pooling is 18 times slower on the CPU.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Integer, UInt8
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -13,7 +13,7 @@ Palette = Sequence[tuple[int, int, int]]
 
 
 def overlay(
-    image: UInt8[np.ndarray, "H W 3"], classes: Int[np.ndarray, "H W"], palette: Palette, opacity: float = 0.6
+    image: UInt8[np.ndarray, "H W 3"], classes: Integer[np.ndarray, "H W"], palette: Palette, opacity: float = 0.6
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The picture with each pixel tinted in the colour of its class; where the label is 255 it stays as it is.
 
@@ -41,8 +41,8 @@ def overlay(
 
 def comparison(
     image: UInt8[np.ndarray, "H W 3"],
-    truth: Int[np.ndarray, "H W"],
-    prediction: Int[np.ndarray, "H W"],
+    truth: Integer[np.ndarray, "H W"],
+    prediction: Integer[np.ndarray, "H W"],
     palette: Palette,
     class_names: Sequence[str],
 ) -> Figure:

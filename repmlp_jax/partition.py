@@ -1,6 +1,7 @@
 """Cutting a feature map into partitions and putting it together again."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -19,8 +20,8 @@ class Partitioning:
         ValueError: if a size is not positive, or the partitions do not divide the map and `pad` is off.
     """
 
-    image_size: tuple[int, ...]
-    partition_size: tuple[int, ...]
+    image_size: Sequence[int]
+    partition_size: Sequence[int]
     pad: bool = False
 
     def __post_init__(self):

@@ -5,19 +5,25 @@ precision, whatever dtype a model computes in. Each fold is compiled as one: the
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Num
+
+# A model may hold NumPy arrays as well.
+AnyArray = TypeVar("AnyArray", Array, np.ndarray)
 
 
-def fusing_dtype(param_dtype) -> jnp.dtype:
+def fusing_dtype(param_dtype: DTypeLike) -> jnp.dtype:
     """The dtype parameters are fused in: float64 for float64, otherwise float32."""
     return jnp.dtype(jnp.float64 if jnp.dtype(param_dtype) == jnp.float64 else jnp.float32)
 
 
-def widened(array: Array) -> Array:
+def widened(array: AnyArray) -> AnyArray:
     """The array in the dtype that it is fused in."""
     return array.astype(fusing_dtype(array.dtype))
 
@@ -55,7 +61,7 @@ def fold_norm_before(norm, kernel: Float[Array, "... C O"], bias: Float[Array, "
     return kernel * scale[:, None].reshape((1,) * (kernel.ndim - 2) + (-1, 1)), bias + shifted
 
 
-def add_kernels(kernels: Sequence[Float[Array, "kh kw c O"]]) -> Float[Array, "K1 K2 c O"]:
+def add_kernels(kernels: Sequence[Float[Array, "_ _ c O"]]) -> Float[Array, "K1 K2 c O"]:
     """Adds odd-sized kernels as if each were zero-padded to the largest."""
     sides = [max(kernel.shape[axis] for kernel in kernels) for axis in (0, 1)]
 
@@ -66,15 +72,15 @@ def add_kernels(kernels: Sequence[Float[Array, "kh kw c O"]]) -> Float[Array, "K
     return sum(padded(kernel) for kernel in kernels)
 
 
-def merge_convolutions(convolutions: Sequence[tuple[Float[Array, "kh kw c O"], object]]) -> tuple[Array, Array]:
+def merge_convolutions(convolutions: Sequence[tuple[Float[Array, "_ _ c O"], object]]) -> tuple[Array, Array]:
     """The kernel and bias of one convolution that equals the sum of several, given as (kernel, the norm after it)."""
     kernels, biases = zip(*(fold_norm(kernel, norm) for kernel, norm in convolutions), strict=True)
     return add_kernels(kernels), sum(biases)
 
 
 def conv_to_fc(
-    kernel: Float[Array, "kh kw c O"], partition_size: tuple[int, int], groups: int = 1
-) -> Float[Array, "g h w c h w o"]:
+    kernel: Num[Array | np.ndarray, "kh kw c O"], partition_size: tuple[int, int], groups: int = 1
+) -> Num[Array, "g h w c h w o"]:
     """The FC that equals a convolution of stride 1 and 'same' zero padding on a partition (paper, Section 3.2).
 
     The FC's kernel is the convolution applied to the identity: row after row, an image with a single 1. What a
@@ -103,7 +109,7 @@ def conv_to_fc(
     around = kernel.reshape(kh, kw, c, groups, features // groups).transpose(3, 2, 0, 1, 4)[:, :, ::-1, ::-1]
     around = lax.pad(around, jnp.zeros((), kernel.dtype), [(0, 0, 0)] * 2 + margins + [(0, 0, 0)])
 
-    def convolve_one_at(row: Int[Array, ""], column: Int[Array, ""]) -> Float[Array, "g c h w o"]:
+    def convolve_one_at(row: Int[Array, ""], column: Int[Array, ""]) -> Num[Array, "g c h w o"]:
         corner = (0, 0, h - 1 - row, w - 1 - column, 0)
         return lax.dynamic_slice(around, corner, (groups, c, h, w, features // groups))
 

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int64, UInt8
+from jaxtyping import Array, Float, Int, Int64, Integer, UInt8
 
 IGNORED = 255
 
 
 def confusion_matrix(
-    labels: Int[Array, "..."], predictions: Int[Array, "..."], num_classes: int, ignore: int = IGNORED
-) -> Int[Array, "classes+1 classes+1"]:
+    labels: Integer[Array, "..."], predictions: Integer[Array, "..."], num_classes: int, ignore: int = IGNORED
+) -> Int[Array, "{num_classes}+1 {num_classes}+1"]:
     """Counts, for jit, how often each class (rows) was taken for each (columns).
 
     One row and one column more than classes count what is no class, which cannot raise an error on a device:
@@ -48,7 +48,7 @@ def _index(classes, num_classes):
     return jnp.where(is_class, classes.astype(jnp.int32), num_classes)
 
 
-def total_confusion(matrices: Iterable[Int[Array, "classes+1 classes+1"]]) -> Int64[np.ndarray, "classes classes"]:
+def total_confusion(matrices: Iterable[Int[Array | np.ndarray, "rows rows"]]) -> Int64[np.ndarray, "classes classes"]:
     """The sum of the matrices of `confusion_matrix`, in int64.
 
     Raises:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jaxtyping
 import pytest
 
 # Also for the processes that tests start; on a machine with an accelerator the tests are those of the CPU all the same.
@@ -34,3 +35,9 @@ def shared_datasets():
     if not folder.is_dir():
         pytest.skip(f"needs prepared TFDS datasets in {folder} (or set TFDS_DATA_DIR)")
     return folder
+
+
+@pytest.fixture
+def unchecked_types(monkeypatch):
+    """For tests of what is said to wrong arguments: where types are checked at every call, they are not in these."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

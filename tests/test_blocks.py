@@ -187,6 +187,7 @@ def test_the_largest_reduction_that_the_message_names_works():
     assert block.global_perceptron.fc1.bias.shape == (1,)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("fused", [False, True])
 def test_only_maps_of_the_right_size_are_taken(fused):
     model = build_block().fused() if fused else build_block()

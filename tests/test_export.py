@@ -182,6 +182,7 @@ def test_what_else_can_be_exported(make, dtype, tolerance, tmp_path):
     assert_close(outputs, forward(model, images), tolerance)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
@@ -199,6 +200,7 @@ def test_images_that_do_not_fit(small, images, error, message):
         small(images)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_what_cannot_be_exported(fused, tmp_path):
     for model, message in (
         (jnp.zeros(3), "what is exported is an nnx.Module, not ArrayImpl"),

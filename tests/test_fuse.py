@@ -133,6 +133,7 @@ def test_a_model_with_nothing_to_fuse_warns():
         fuse_params(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("thing", [None, {"kernel": 1}, jnp.zeros(3), [1]])
 def test_only_modules_can_be_fused(thing):
     with pytest.raises(TypeError, match=rf"takes an nnx.Module, not {type(thing).__name__}"):

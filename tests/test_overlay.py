@@ -33,6 +33,7 @@ def test_what_does_not_count_stays_as_it_is(image):
     assert changed.sum() == 1
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_what_does_not_go_together_is_refused(image):
     with pytest.raises(ValueError, match=r"shape \(6, 8, 3\), the classes \(6, 7\)"):
         overlay(image, np.zeros((6, 7), np.uint8), PALETTE)

@@ -83,6 +83,7 @@ def test_partitions_that_do_not_divide_are_refused_with_sizes_that_work(image_si
     Partitioning(image_size, partition_size, pad=True)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("size", [(0, 4), (-4, 4), (4,), (4, 4, 4), (4.0, 4)])
 @pytest.mark.parametrize("name", ["image_size", "partition_size"])
 def test_sizes_are_two_positive_integers(name, size):

@@ -4,6 +4,7 @@ import functools
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tolerance import ROUNDING_F64, assert_close
 
 from repmlp_jax import PureMLP, RepMLP, RepMLPNet, RepMLPNetBlock, conv_to_fc, fuse_params, fuse_report, plots
 from repmlp_jax import save_model as save
-from repmlp_jax.fused_gated import FusedRepMLPNetBlock
+from repmlp_jax.fused_gated import FusedRepMLPNetBlock, Gate
 from repmlp_jax.layers import ConvBN
 from repmlp_jax.models.cifar import WideConvNet
 
@@ -138,6 +139,7 @@ def test_points_that_there_are_not(arguments, message):
         plots.fc3_kernels(block_of("plain"), **arguments)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_blocks_without_the_parts():
     block = build_block()
     with pytest.raises(TypeError, match=r"a FusedRepMLP is fused.*The model as it was trained"):
@@ -205,8 +207,9 @@ def test_pixels_of_ones_own_choice():
 
 @pytest.mark.parametrize(("size", "panels"), [((1, 1), 1), ((8, 1), 3), ((1, 8), 3), ((2, 3), 6), ((20, 20), 9)])
 def test_partitions_of_every_shape(size, panels, tmp_path):
-    kernel = np.random.default_rng(0).normal(size=(1, *size, *size))
-    block = FusedRepMLPNetBlock(1, size, False, None, kernel, np.zeros((1, *size)), None)
+    kernel = jax.random.normal(jax.random.key(0), (1, *size, *size))
+    fc = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+    block = FusedRepMLPNetBlock(1, size, False, Gate(fc, fc), kernel, jnp.zeros((1, *size)), None)
     figure = plots.receptive_fields(block)
     assert sum(bool(axes.images) for axes in figure.axes) == panels
     if panels < 4:
@@ -260,6 +263,7 @@ def test_other_kernels_can_be_drawn():
     np.testing.assert_array_equal(shown(whole.axes[3])[:2, :2], [[4, 3], [1, 0]])
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -457,6 +461,7 @@ def test_a_block_inside_a_larger_one_is_found(tmp_path):
     assert "block 1 of 2, counted from 0: stages.0.1.block" in result.stdout
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_what_cannot_be_drawn_is_one_line(folders, tmp_path):
     out = tmp_path / "no.png"
     fused = run("plot", "kernels", folders / "fused", out)

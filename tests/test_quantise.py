@@ -406,6 +406,7 @@ def test_a_quantised_model_cannot_be_trained(mlp):
 # What is refused, and what is said
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("thing", [None, {"kernel": 1}, jnp.zeros(3)])
 @pytest.mark.parametrize("function", [quantise_params, quantise_report])
 def test_only_modules_can_be_quantised(function, thing):
@@ -420,6 +421,7 @@ def test_a_model_that_is_not_fused_is_refused(function):
         function(nnx.eval_shape(lambda: make_mlp(rngs=nnx.Rngs(0))))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

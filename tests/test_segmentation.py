@@ -64,6 +64,7 @@ def test_what_is_no_class_is_an_error_that_says_how_many(labels, predictions, me
         total(labels, predictions)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_arrays_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match=r"labels have shape \(2,\), predictions \(3,\)"):
         confusion_matrix(jnp.zeros(2, jnp.uint8), jnp.zeros(3, jnp.uint8), 3)
@@ -164,6 +165,7 @@ def test_small_pictures_are_filled_up_with_the_colour():
     assert (windows[0, :, 3:] == (5, 6)).all()
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_sizes_that_cannot_be_are_refused():
     image = np.zeros((8, 8, 3))
     with pytest.raises(ValueError, match=r"stride \(5, 2\) must be 1 to the window's \(4, 4\)"):

@@ -135,6 +135,7 @@ def test_neither_order_nor_lengths_nor_the_people_s_numbers_matter(case, seed):
         assert again[name] == pytest.approx(value, rel=ROUNDING_F64)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_what_cannot_be_scored_is_named():
     embeddings, labels = np.eye(4), np.array([0, 0, 1, 1])
     for wrong, message in [

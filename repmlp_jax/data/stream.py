@@ -12,7 +12,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import grain
@@ -34,6 +34,7 @@ class BadExample(ValueError):  # noqa: N818 - it says what the example is; the s
     """What a transform raises for an example that cannot be used, such as a picture that cannot be decoded."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Examples with random access, as of `tfds.data_source`; where there are worker processes it is pickled."""
 

@@ -104,7 +104,7 @@ class ResNetStages(nnx.Module):
                 inputs = width
             self.stages.append(nnx.List(blocks))
 
-    def maps(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N h w O"]]:
+    def maps(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N _ _ _"]]:
         """What each stage makes of a batch of images: the maps of c2, c3, c4 and c5."""
         x = max_pool(nnx.relu(self.stem(x)))
         maps = []

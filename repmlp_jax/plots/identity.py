@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Float
+from jaxtyping import Num
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
@@ -21,7 +21,7 @@ WIDTH, HEIGHT, CENTRE, SQUARE = 11.8, 6.1, 3.0, 0.3
 
 
 def identity_trick(
-    kernel: Float[np.ndarray, "kh kw"] = EXAMPLE, pixels: Sequence[tuple[int, int]] = ((0, 0), (1, 2), (3, 3))
+    kernel: Num[np.ndarray, "kh kw"] = EXAMPLE, pixels: Sequence[tuple[int, int]] = ((0, 0), (1, 2), (3, 3))
 ) -> Figure:
     """Draws, step by step on a map of 4×4 pixels with one channel, how `conv_to_fc` makes an FC of a convolution.
 

@@ -62,6 +62,6 @@ def test_normalised_images_are_float32_by_default(images):
 def test_normalise_undoes_mean_and_deviation(images):
     scaled = np.asarray(images, np.float64) / 255
     mean, std = scaled.mean((0, 1, 2)), scaled.std((0, 1, 2))
-    normalised = np.asarray(normalise(images, mean, std, jnp.float64))
+    normalised = np.asarray(normalise(images, mean.tolist(), std.tolist(), jnp.float64))
     assert np.abs(normalised.mean((0, 1, 2))).max() < 1e-12
     assert np.abs(normalised.std((0, 1, 2)) - 1).max() < 1e-12

@@ -142,11 +142,12 @@ def test_streamed_faces_are_those_that_are_loaded(shared_datasets):
 
 def test_a_streamed_face_that_cannot_be_read_or_has_no_class_is_named():
     options = dict(name="people", image_size=(4, 4), channels=1, num_people=3)
+    random = np.random.default_rng(0)
     with pytest.raises(BadExample, match=r"a picture of people \(label 2\) cannot be decoded"):
-        face_example({"image": b"no picture", "label": 2}, None, **options)
+        face_example({"image": b"no picture", "label": 2}, random, **options)
     image = cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes()
     with pytest.raises(ValueError, match="people has the label 3, and num_people=3 allows 0 to 2"):
-        face_example({"image": image, "label": 3}, None, **options)
+        face_example({"image": image, "label": 3}, random, **options)
 
 
 def test_a_dataset_without_labels_or_with_mixed_colours_is_refused(prepared):

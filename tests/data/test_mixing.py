@@ -105,6 +105,7 @@ def test_each_batch_draws_one_of_both(batch):
     assert 160 < np.count_nonzero(~cut) < 240  # four standard deviations from 200
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_dtypes_are_kept_and_whole_numbers_refused(batch):
     images, targets = mix(jax.random.key(0), batch[0].astype(jnp.bfloat16), batch[1], mixup=0.4, cutmix=1.0)
     assert (images.dtype, targets.dtype) == (jnp.bfloat16, jnp.float32)

@@ -172,6 +172,7 @@ def test_a_policy_draws_from_its_generator_alone_and_leaves_its_input_alone(name
     assert len({result.tobytes() for result in one}) > 10
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize(
     "image", [np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)]

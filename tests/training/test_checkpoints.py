@@ -73,7 +73,7 @@ def test_latest_two_and_best_are_kept(tmp_path):
         assert opened.steps() == [1, 6, 7]
         assert opened.best_step() == 1
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(8, state, {"test_accuracy": jnp.float32(0.95)})
+        checkpoints.save(8, state, {"test_accuracy": np.float64(0.95)})
     assert checkpoints.steps() == [7, 8]
 
 

@@ -57,6 +57,7 @@ def test_a_label_that_is_nobodys_makes_its_own_loss_not_finite(label):
     assert (np.isnan(losses) == [False, False, True, False, False]).all()
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"not shapes \(5, 4\) and \(4,\)"):
         am_softmax(random_cosines(), LABELS[:4])

@@ -60,11 +60,11 @@ def test_cross_entropy():
     labels = np.array([0, 3, 1, 1, 2], np.int32)
     log_probabilities = logits - np.log(np.exp(logits.astype(np.float64)).sum(1, keepdims=True))
     chosen = log_probabilities[np.arange(5), labels]
-    targets = jax.nn.one_hot(labels, 4, dtype=jnp.float32)
+    logits, targets = jnp.asarray(logits), jax.nn.one_hot(labels, 4, dtype=jnp.float32)
     assert_close(cross_entropy(logits, targets), -chosen, ROUNDING_F32)
     smoothed = 0.9 * chosen + 0.1 * log_probabilities.mean(1)
     assert_close(cross_entropy(logits, 0.9 * targets + 0.1 / 4), -smoothed, ROUNDING_F32)
-    assert cross_entropy(jnp.asarray(logits, jnp.bfloat16), targets).dtype == jnp.float32
+    assert cross_entropy(logits.astype(jnp.bfloat16), targets).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", ["poly", "steps"])

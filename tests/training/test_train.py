@@ -4,6 +4,7 @@ import struct
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -122,7 +123,7 @@ def test_the_saved_models_are_as_good_as_was_measured(run, name):
     dataset = load_dataset("digits")
     images, labels = dataset.test
     model = load_model(run.workdir / name)
-    logits = model(augment.normalise(images, dataset.mean, dataset.std))
+    logits = model(augment.normalise(jnp.asarray(images), dataset.mean, dataset.std))
     assert float((logits.argmax(1) == labels).mean()) == pytest.approx(
         run.results["trained" if name == "model" else name]["accuracy"], abs=1e-6
     )
@@ -131,7 +132,7 @@ def test_the_saved_models_are_as_good_as_was_measured(run, name):
 
 
 def test_trained_and_fused_agree(run):
-    images = augment.normalise(load_dataset("digits").test[0], (0.3054,), (0.3759,))
+    images = augment.normalise(jnp.asarray(load_dataset("digits").test[0]), (0.3054,), (0.3759,))
     trained, fused = (load_model(run.workdir / name)(images) for name in ("model", "fused"))
     assert_close(fused, trained, ROUNDING_F32)
     assert run.results["largest_output_difference"] < ROUNDING_F32 * run.results["largest_output"]

@@ -283,7 +283,7 @@ def test_no_process_outlives_its_parent_and_nothing_is_complained_about(ending, 
     process = run_script(ending, tmp_path)
     printed, complaints = process.communicate(timeout=patience.seconds(60))
     pids = [int(pid) for pid in printed.split()]
-    assert len(pids) == 2
+    assert len(pids) == 2, complaints
     assert process.returncode == code, complaints
     assert_end(pids)
     if code in (0, 143):

@@ -99,7 +99,7 @@ def _draw(sample: Callable, key, shape, dtype):
 def _begins_with_the_shorter(key) -> bool:
     """Whether a draw by this key begins with every shorter one."""
     is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-    partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined, unused-ignore]  # of jax 0.10
     return is_typed and jax.random.key_impl(key) == "threefry2x32" and partitionable
 
 

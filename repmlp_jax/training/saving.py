@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from repmlp_jax.training.checkpoints import Checkpoints
-from repmlp_jax.training.step import TrainState
 
 
 class Saving:
@@ -28,15 +28,15 @@ class Saving:
         self._checkpoints = checkpoints
         self._seconds = seconds
         self._saved_at = time.monotonic()
-        self._held: tuple[int, TrainState, Mapping[str, float]] | None = None
+        self._held: tuple[int, Any, Mapping[str, float]] | None = None
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 
-    def offer(self, step: int, state: TrainState, scores: Mapping[str, float], *, must: bool = False) -> None:
+    def offer(self, step: int, state: Any, scores: Mapping[str, float], *, must: bool = False) -> None:
         """Saves a state if it is time, or if it must be; one that is neither and the best so far is held.
 
         Args:
             step: the number of training steps done.
-            state: it may be donated or deleted as soon as this returns.
+            state: PyTree of `jax.Array`s; it may be donated or deleted as soon as this returns.
             scores: what was measured of it, if anything.
             must: save it in any case.
         """

@@ -42,9 +42,9 @@ def one_line_errors():
         raise typer.Exit(BAD_INPUT) from error
 
 
-def _print_version(wanted: bool):
+def _print_version(wanted: bool) -> bool:
     if not wanted:
-        return
+        return False
     import jax
 
     from repmlp_jax.version import versions

@@ -6,6 +6,7 @@ the beginning of a draw whose length is a power of two, and a few programs serve
 bits are the same on every platform.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -19,7 +20,7 @@ from repmlp_jax.host import host
 from repmlp_jax.reparam import fusing_dtype
 
 # Small arrays share a program, which draws so many in a millisecond.
-FEWEST_DRAWN = 2**16
+FEWEST_DRAWN = 2**18
 # That of a normal distribution of deviation 1 that is cut off at -2 and 2.
 DEVIATION_OF_CUT_NORMAL = 0.87962566103423978
 
@@ -42,7 +43,7 @@ def classifier_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = 
     """Flax's default for linear layers, LeCun's: normal of variance 1/fan_in, cut off at two deviations."""
     wide = fusing_dtype(dtype)
     deviation = np.sqrt(np.array(1 / math.prod(shape[:-1]), wide)) / np.array(DEVIATION_OF_CUT_NORMAL, wide)
-    return _finished(_draw(_cut_normal, key, shape, wide) * deviation, dtype)
+    return _finished(_draw(_cut_normal, key, shape, deviation), dtype)
 
 
 def fc3_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Float[Array, "g h w c h w o"]:
@@ -53,7 +54,8 @@ def fc3_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.flo
     """
     groups, columns, outputs = shape[0], math.prod(shape[1:4]), math.prod(shape[4:])
     rows = groups * outputs
-    normal = _draw(jax.random.normal, key, (max(rows, columns), min(rows, columns)), fusing_dtype(dtype))
+    one = np.ones((), fusing_dtype(dtype))
+    normal = _draw(jax.random.normal, key, (max(rows, columns), min(rows, columns)), one)
     with jax.default_device(host()):
         matrix = _on_host(_with_orthonormal_columns(normal))
     matrix = matrix if rows >= columns else matrix.T
@@ -67,8 +69,7 @@ def constant(value: float, shape: Sequence[int], dtype: DTypeLike) -> Array:
 
 def _uniform(key, shape, fan_in, dtype):
     wide = fusing_dtype(dtype)
-    bound = np.sqrt(3 * np.array(1 / 3 / fan_in, wide))
-    return _finished(_draw(_between_minus_one_and_one, key, shape, wide) * bound, dtype)
+    return _finished(_draw(_between_minus_one_and_one, key, shape, np.sqrt(3 * np.array(1 / 3 / fan_in, wide))), dtype)
 
 
 def _between_minus_one_and_one(key, shape, dtype):
@@ -85,15 +86,20 @@ def _with_orthonormal_columns(normal):
     return q * jnp.sign(jnp.diagonal(r))[None]  # which of the decompositions it is must not depend on LAPACK
 
 
-def _draw(sample: Callable, key, shape, dtype):
-    """`sample(key, shape, dtype)`; where values can be drawn now, a NumPy array, of which nothing more is compiled."""
+def _draw(sample: Callable, key, shape, scale):
+    """`sample(key, shape, dtype) * scale`; where it can be drawn now, a NumPy array, of which nothing is compiled."""
     if isinstance(key, jax.core.Tracer) or not _begins_with_the_shorter(key):
-        return _on_host(sample(key, shape, dtype))
+        return _on_host(_scaled(sample, tuple(shape), key, scale))
     size = math.prod(shape)
     length = max(FEWEST_DRAWN, 2 ** (size - 1).bit_length())
     with jax.default_device(host()):
-        longer = sample(jax.device_put(key, host()), (length,), dtype)
+        longer = _scaled(sample, (length,), jax.device_put(key, host()), scale)
     return np.asarray(longer)[:size].reshape(shape)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _scaled(sample, shape, key, scale):
+    return sample(key, shape, scale.dtype) * scale
 
 
 def _begins_with_the_shorter(key) -> bool:
@@ -108,5 +114,5 @@ def _on_host(array):
 
 
 def _finished(array, dtype):
-    array = array.astype(dtype)
-    return array if isinstance(array, jax.core.Tracer) else jax.device_put(array)
+    """An array of JAX; one that was drawn now is copied out of the longer one."""
+    return array.astype(dtype) if isinstance(array, jax.core.Tracer) else jax.device_put(np.array(array, dtype))

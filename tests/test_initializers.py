@@ -136,9 +136,9 @@ def nothing_may_be_drawn(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("weights were drawn")
 
-    def draw(sample, key, shape, dtype, draw=None):
+    def draw(sample, key, shape, scale):
         assert isinstance(key, jax.core.Tracer), "weights were drawn"
-        return jnp.zeros(shape, dtype)
+        return jnp.zeros(shape, scale.dtype)
 
     monkeypatch.setattr("repmlp_jax.initializers._draw", draw)
     for name in ("uniform", "normal", "truncated_normal"):

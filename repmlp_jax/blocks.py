@@ -58,15 +58,12 @@ class GlobalPerceptron(nnx.Module):
 
     def fused(self) -> FusedGlobalPerceptron:
         """The same with the norm folded into FC1."""
-        scale, shift = reparam.scale_and_shift(self.norm)
         assert self.fc1.bias is not None
-        kernel, bias = (reparam.widened(p[...]) for p in (self.fc1.kernel, self.fc1.bias))
-        shift = jnp.broadcast_to(shift.reshape(1, 1, -1), kernel.shape[:3])
+        kernel, bias = reparam.fold_norm_before(self.norm, self.fc1.kernel[...], self.fc1.bias[...])
         fc1 = nnx.clone(self.fc1)
-        shifted = bias + jnp.tensordot(shift, kernel, 3, precision="highest")
         # New variables: writing into the clone's would change the given model where its arrays are NumPy's.
-        fc1.kernel = nnx.Param((kernel * scale.reshape(1, 1, -1, 1)).astype(fc1.param_dtype))
-        fc1.bias = nnx.Param(shifted.astype(fc1.param_dtype))
+        fc1.kernel = nnx.Param(kernel.astype(fc1.param_dtype))
+        fc1.bias = nnx.Param(bias.astype(fc1.param_dtype))
         return FusedGlobalPerceptron(fc1, nnx.clone(self.fc2))
 
 

@@ -1,5 +1,6 @@
 """The host's own processor as a device of JAX: for what is done once, and an accelerator compiles for too long."""
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -26,9 +27,13 @@ def transformed_on_host(transform: Callable[[nnx.Module], nnx.Module], model: nn
         transform: a pure function from model to model.
         model: any NNX module, which stays as it is.
     """
+    variables = (node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable))
+    if not any(_accelerator_of(variable.get_value()) for variable in itertools.islice(variables, 1)):
+        return transform(model)  # Nearly always, and nothing else is looked at.
     graphdef, state = nnx.split(model)
     arrays, structure = jax.tree.flatten(state)
-    accelerator = _common_accelerator(arrays)
+    accelerators = {_accelerator_of(array) for array in arrays}
+    (accelerator,) = accelerators if len(accelerators) == 1 else (None,)
     if accelerator is None or host() is None:
         return transform(model)
     numbers = [array for array in arrays if not _is_key(array)]
@@ -56,13 +61,13 @@ def _is_key(array) -> bool:
     return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
-def _common_accelerator(arrays) -> jax.Device | None:
-    """The one accelerator on which all arrays lie; None where they are elsewhere, traced or abstract."""
-    if not all(isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer) for array in arrays):
+def _accelerator_of(array) -> jax.Device | None:
+    """The one accelerator on which an array lies; None where it is elsewhere, traced or abstract."""
+    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
         return None
-    devices = {array.device if isinstance(array.sharding, SingleDeviceSharding) else None for array in arrays}
-    device = devices.pop() if len(devices) == 1 else None
-    return device if device is not None and is_accelerator(device) else None
+    if not isinstance(array.sharding, SingleDeviceSharding):
+        return None
+    return array.device if is_accelerator(array.device) else None
 
 
 def is_accelerator(device: jax.Device) -> bool:

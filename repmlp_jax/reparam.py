@@ -4,6 +4,7 @@ Pure functions on arrays. All arithmetic of fusing happens in float32 (float64 f
 precision, whatever dtype a model computes in. Each fold is compiled as one: there are many in a model, and few shapes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -53,10 +54,13 @@ def fold_norm(kernel: Float[Array, "... O"], norm) -> tuple[Array, Array]:
 def fold_norm_before(norm, kernel: Float[Array, "... C O"], bias: Float[Array, " O"]) -> tuple[Array, Array]:
     """Folds the norm before an FC or 1×1 convolution with a bias into its kernel and bias.
 
+    An FC may see several places, each with the C channels of the norm: these are the axes before C.
+
     (Before a larger convolution it cannot be folded: what the norm makes of the zeros of the padding is not zero.)
     """
     scale, shift = scale_and_shift(norm)
     kernel, bias = widened(kernel), widened(bias)
+    shift = jnp.tile(shift, math.prod(kernel.shape[:-2]))
     shifted = jnp.matmul(shift, kernel.reshape(-1, kernel.shape[-1]), precision="highest")
     return kernel * scale[:, None].reshape((1,) * (kernel.ndim - 2) + (-1, 1)), bias + shifted
 

@@ -111,6 +111,17 @@ def test_an_exported_net_gives_the_logits_of_the_trained_one(expected, files, na
     assert_close(found, logits, ROUNDING_F32)
 
 
+def test_a_file_holds_the_forms_of_every_platform(files):
+    with zipfile.ZipFile(files / "RepMLPResNet") as file:
+        program = jax.export.deserialize(bytearray(file.read("program.bin")))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    module = program.mlir_module()
+    # The stem's pooling: windows on accelerators, maxima of every second row and column on the CPU.
+    assert "stablehlo.reduce_window" in module
+    assert "stablehlo.slice" in module
+    assert "platform_index" in module
+
+
 def test_it_runs_in_a_process_that_has_jax_alone(expected, files, tmp_path):
     for package in ("jax", "jaxlib", "ml_dtypes", "numpy", "opt_einsum", "scipy", "flatbuffers"):
         installed = Path(importlib.util.find_spec(package).origin).parent

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from cases import quick_jit
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from tolerance import ROUNDING_F64, assert_close
 
 from repmlp_jax import create_model, from_torch, load_model, save_model, to_torch
@@ -127,6 +128,16 @@ def test_they_lie_on_the_default_device_and_are_the_same_on_each():
         found = kernel_init(key(), (4, 4))
     assert (found.device, found.committed) == (second, False)
     np.testing.assert_array_equal(found, expected)
+
+
+@every_initializer
+def test_they_are_the_same_on_one_and_on_eight_devices(initialise, shape):
+    mesh = jax.make_mesh((8,), ("fsdp",))
+    sharded = (*shape[:-1], 8 * shape[-1])
+    split = NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 1), "fsdp"))
+    found = quick_jit(lambda key: initialise(key, sharded, jnp.float64), out_shardings=split)(key())
+    assert len(found.sharding.device_set) == 8
+    assert_close(found, initialise(key(), sharded, jnp.float64), ROUNDING_F64)
 
 
 @pytest.fixture

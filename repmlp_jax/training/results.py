@@ -21,7 +21,7 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
         A dict with `trained` and `fused`, each with the task's scores, parameters, macs (multiply-accumulates an image)
         and images_per_second; `baselines`, name → scores, which a model has to beat; `largest_output_difference` on
         the test images, computed at the highest precision, and their `largest_output`;
-        `largest_output_difference_as_run`, at the default precision of the devices.
+        `largest_output_difference_as_run`, at the default precision of the devices; `computed_in`, a dtype.
     """
     model = on_this_process(model)
     model.eval()
@@ -45,6 +45,7 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
     results["largest_output_difference"] = comparison.largest_difference
     results["largest_output"] = comparison.largest_output
     results["largest_output_difference_as_run"] = comparison.difference_as_run
+    results["computed_in"] = _compute_dtype(model)
     if jax.process_index() == 0:
         for name, saved in (("model", model), ("fused", fused)):
             save_model(workdir / name, saved, preprocessing=task.preprocessing, overwrite=True)
@@ -52,6 +53,11 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
         replace_text(workdir / "results.json", json.dumps(results, indent=1))
         tqdm.write(_table(results, task.scores) + f"\nsaved: {workdir / 'model'} and {workdir / 'fused'}")
     return results
+
+
+def _compute_dtype(model) -> str:
+    arguments = json.loads(model.arguments)
+    return arguments["dtype"] or arguments["param_dtype"]
 
 
 def score(name: str, value: float) -> str:
@@ -76,7 +82,10 @@ def _table(results, scores) -> str:
         lines.append(line(name, row) + sizes)
     lines += [line(name, row) for name, row in results["baselines"].items()]
     exact, as_run = results["largest_output_difference"], results["largest_output_difference_as_run"]
-    lines.append(f"largest difference of an output {exact:.2g} (largest output {results['largest_output']:.3g})")
+    rounded = "" if results["computed_in"] in ("float32", "float64") else f", computed in {results['computed_in']}"
+    lines.append(
+        f"largest difference of an output {exact:.2g} (largest output {results['largest_output']:.3g}){rounded}"
+    )
     if as_run > exact:
         (kind,) = {device.device_kind for device in jax.local_devices()}
         lines.append(

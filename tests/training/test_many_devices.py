@@ -1,8 +1,12 @@
 import csv
 import functools
 import math
+import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import jax
@@ -13,7 +17,7 @@ from cases import randomised
 from flax import nnx
 from streamed_digits import prepare as prepare_digits
 from tiny_recipe import get_config
-from tiny_runs import finish, start, wait_for_checkpoint
+from tiny_runs import REPOSITORY, finish, start, wait_for_checkpoint
 from tolerance import ROUNDING_BF16, assert_identical, assert_trees_close
 from training_parts import mesh_of, prepare
 
@@ -195,6 +199,51 @@ def test_killed_processes_start_again_and_end_as_an_undisturbed_pair(tmp_path):
     for name in ("model", "fused"):
         assert_identical(*(load_model(folder / name) for folder in (workdir, undisturbed)))
     assert (workdir / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+
+
+SPREAD = """
+import sys
+import jax
+import jax.numpy as jnp
+import numpy as np
+from repmlp_jax.training.sharding import make_mesh, on_this_process, placement, put_everywhere, put_state
+
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+mesh = make_mesh(fsdp=4)
+kernel = jnp.arange(2**14, dtype=jnp.float32).reshape(128, 128)
+tree = dict(kernel=kernel, key=jax.random.key(3), other=jax.random.key(4, impl="rbg"))
+split = put_state(tree, placement(tree, mesh))
+assert len(split["kernel"].sharding.device_set) == 4 and not split["kernel"].is_fully_addressable
+alone = on_this_process(put_everywhere(split, mesh))
+for name in ("key", "other"):
+    assert alone[name].dtype == tree[name].dtype
+    np.testing.assert_array_equal(*(jax.random.key_data(one[name]) for one in (alone, tree)))
+np.testing.assert_array_equal(alone["kernel"], tree["kernel"])
+np.testing.assert_array_equal(on_this_process(split)["kernel"], tree["kernel"])
+print("same")
+"""
+
+
+@pytest.mark.slow
+def test_keys_and_numbers_come_to_the_devices_of_two_processes_and_back():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = os.environ | dict(JAX_NUM_CPU_DEVICES="2", JAX_PLATFORMS="cpu")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SPREAD, address, str(number)],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    codes, outputs = finish(processes)
+    assert codes == [0, 0], outputs
+    assert all("same" in output for output in outputs)
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def default_config() -> ConfigDict:
             eval_batch_size=500,
             eval_every_epochs=1,  # and at the end
             checkpoint_every_steps=0,  # besides that of every epoch's end; 0: none
-            checkpoint_every_seconds=30.0,  # least time between two; the last and the best are saved anyway; 0: no limit
+            checkpoint_every_seconds=30.0,  # least time between two, but for the last and the best; 0: no limit
             steps_per_call=0,  # training steps between two looks at the loss; 0: as many as take about a second
         )
     )

@@ -17,7 +17,7 @@ from measure import interleaved, matmul_rate, record
 from nets import ours, training_steps
 
 from repmlp_jax import fuse_params
-from repmlp_jax.macs import count_macs
+from repmlp_jax.fusing.macs import count_macs
 
 
 def build(grouped_convolution=None):

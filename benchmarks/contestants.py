@@ -14,8 +14,8 @@ from flax import nnx
 
 from repmlp_jax import to_torch
 from repmlp_jax.interop.official_names import official_names
-from repmlp_jax.models import MODELS
 from repmlp_jax.models.cifar import PureMLP
+from repmlp_jax.models.registry import MODELS
 
 
 def official(name: str, model: nnx.Module, folders: list[str]) -> torch.nn.Module:

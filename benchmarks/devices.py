@@ -44,10 +44,10 @@ def steps_per_second(options) -> dict:
     import jax
     from flax import nnx
 
+    from repmlp_jax.tasks import task_class
     from repmlp_jax.training import default_config, sharding
     from repmlp_jax.training.optimizer import make_optimizer
     from repmlp_jax.training.step import init_state, make_step
-    from repmlp_jax.training.tasks import task_class
 
     config = default_config()
     config.dataset = "digits"

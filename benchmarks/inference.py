@@ -21,7 +21,7 @@ from measure import RESULTS, interleaved, matmul_rate, record
 from nets import NETS, in_bfloat16, jax_forward, ours
 
 from repmlp_jax import fuse_params
-from repmlp_jax.macs import count_macs
+from repmlp_jax.fusing.macs import count_macs
 from repmlp_jax.plots.palette import BLUE, ORANGE
 
 FUSED = "fused"

@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 from measure import record
 
-from repmlp_jax.models import create_model
+from repmlp_jax.models.registry import create_model
 from repmlp_jax.training import default_config, sharding
 from repmlp_jax.training.optimizer import make_optimizer
 from repmlp_jax.training.step import init_state

@@ -10,7 +10,7 @@ from flax import nnx
 
 from repmlp_jax import create_model
 from repmlp_jax.data import augment
-from repmlp_jax.host import host
+from repmlp_jax.fusing.host import host
 from repmlp_jax.training import sharding
 from repmlp_jax.training.feed import ResidentFeed
 from repmlp_jax.training.losses import cross_entropy

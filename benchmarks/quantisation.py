@@ -20,12 +20,12 @@ from flax import nnx
 from measure import interleaved, record
 
 from repmlp_jax import fuse_params, save_model
-from repmlp_jax.blocks import PartitionPerceptron
+from repmlp_jax.blocks.fused import FusedRepMLP
+from repmlp_jax.blocks.repmlp import PartitionPerceptron
 from repmlp_jax.data import augment, load_dataset
-from repmlp_jax.fused import FusedRepMLP
-from repmlp_jax.quantise import SCALES, quantise_params, summed_axes
-from repmlp_jax.quantised import round_to_int8
-from repmlp_jax.saved import load
+from repmlp_jax.quantisation.quantise import SCALES, quantise_params, summed_axes
+from repmlp_jax.quantisation.quantised import round_to_int8
+from repmlp_jax.storage.models import load
 from repmlp_jax.training import train_and_evaluate
 
 DIGITS = Path(__file__).parents[1] / "configs" / "digits.py"

@@ -21,11 +21,11 @@ from measure import RESULTS, interleaved, matmul_rate, memory_bandwidth, record
 from nets import jax_forward, ours
 
 from repmlp_jax import fuse_params
-from repmlp_jax.fused import FusedGlobalPerceptron, FusedRepMLP
-from repmlp_jax.fused_gated import FusedRepMLPNetBlock, Gate
-from repmlp_jax.macs import count_macs
+from repmlp_jax.blocks.fused import FusedGlobalPerceptron, FusedRepMLP
+from repmlp_jax.blocks.fused_gated import FusedRepMLPNetBlock, Gate
+from repmlp_jax.fusing.macs import count_macs
+from repmlp_jax.fusing.report import inputs_of
 from repmlp_jax.plots.palette import BLUE, ORANGE, OTHERS
-from repmlp_jax.report import inputs_of
 
 KINDS = ("FC3", "Global Perceptron", "FFN", "convolutions", "stem", "classifier")
 COLOURS = dict(zip(KINDS, (BLUE, ORANGE, *OTHERS), strict=True))

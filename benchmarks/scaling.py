@@ -16,7 +16,7 @@ from measure import RESULTS, interleaved, matmul_rate, record
 from nets import jax_forward
 
 from repmlp_jax import RepMLP, fuse_params
-from repmlp_jax.macs import count_macs
+from repmlp_jax.fusing.macs import count_macs
 from repmlp_jax.plots.palette import BLUE, ORANGE
 
 STANDARD = dict(batch_size=8, features=64, side=28, partition=7, groups=4)

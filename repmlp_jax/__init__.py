@@ -1,24 +1,24 @@
 """RepMLP for JAX: train fully-connected layers beside convolutions, run three fully-connected layers."""
 
-from repmlp_jax.blocks import RepMLP
-from repmlp_jax.export import export_model, load_exported
-from repmlp_jax.export_onnx import export_onnx
-from repmlp_jax.export_torch import export_torch
-from repmlp_jax.fuse import fuse_params
-from repmlp_jax.gated import RepMLPNetBlock
+from repmlp_jax.blocks.repmlp import RepMLP
+from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
+from repmlp_jax.deploy.onnx import export_onnx
+from repmlp_jax.deploy.program import export_model, load_exported
+from repmlp_jax.deploy.torch import export_torch
+from repmlp_jax.fusing.algebra import conv_to_fc
+from repmlp_jax.fusing.fuse import fuse_params
+from repmlp_jax.fusing.report import fuse_report
 from repmlp_jax.interop.torch import from_torch, to_torch
 from repmlp_jax.interop.torch_file import load_torch_file
-from repmlp_jax.models import create_model, list_models
 from repmlp_jax.models.cifar import PureMLP, WideConvNet
 from repmlp_jax.models.face import FaceResNet
 from repmlp_jax.models.pspnet import PSPNet
+from repmlp_jax.models.registry import create_model, list_models
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.residual import BottleneckBlock, LightBlock
 from repmlp_jax.models.resnet import RepMLPResNet
-from repmlp_jax.quantise import quantise_params
-from repmlp_jax.reparam import conv_to_fc
-from repmlp_jax.report import fuse_report
-from repmlp_jax.saved import load_model, save_model
+from repmlp_jax.quantisation.quantise import quantise_params
+from repmlp_jax.storage.models import load_model, save_model
 from repmlp_jax.version import __version__
 
 __all__ = [

@@ -74,7 +74,7 @@ def list_command():
 
     Example: repmlp-jax list
     """
-    from repmlp_jax.models import MODELS
+    from repmlp_jax.models.registry import MODELS
 
     for name, (model_class, arguments) in MODELS.items():
         described = ", ".join(f"{key}={value}" for key, value in arguments.items())
@@ -139,8 +139,8 @@ def fuse(
     """
     with one_line_errors():
         from repmlp_jax import fuse_params, fuse_report, save_model
-        from repmlp_jax.fuse import fusable_modules
-        from repmlp_jax.saved import load
+        from repmlp_jax.fusing.fuse import fusable_modules
+        from repmlp_jax.storage.models import load
 
         _refuse_existing(out, overwrite)
         saved = load(model)
@@ -167,7 +167,7 @@ def evaluate(
     Example: repmlp-jax evaluate runs/digits/fused --dataset digits
     """
     with one_line_errors():
-        from repmlp_jax.inference import evaluate
+        from repmlp_jax.deploy.predict import evaluate
 
         scores = evaluate(model, dataset, data_dir, batch_size)
         if as_json:
@@ -191,7 +191,7 @@ def predict(
     Example: repmlp-jax predict t224 cat.jpg dog.jpg
     """
     with one_line_errors():
-        from repmlp_jax.inference import predict
+        from repmlp_jax.deploy.predict import predict
 
         found = predict(model, images, top)
         if as_json:
@@ -219,7 +219,7 @@ def export(
     """
     with one_line_errors():
         from repmlp_jax import export_model, export_onnx, export_torch
-        from repmlp_jax.saved import load
+        from repmlp_jax.storage.models import load
 
         _refuse_existing(out, overwrite)
         saved = load(model)
@@ -338,7 +338,7 @@ def _block(folder: Path, number: int):
     from flax import nnx
 
     from repmlp_jax import load_model
-    from repmlp_jax.fuse import dotted
+    from repmlp_jax.fusing.fuse import dotted
     from repmlp_jax.plots.kernels import FUSED, TRAINED
 
     model = load_model(folder)

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from repmlp_jax import RepMLP
-from repmlp_jax.randomness import seeded
+from repmlp_jax.models.randomness import seeded
 
 PLAIN = dict(in_features=4, out_features=4, image_size=(6, 6), partition_size=(3, 3), conv_kernels=(1, 3), groups=2)
 CASES = {

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from repmlp_jax import RepMLP
-from repmlp_jax.gated import RepMLPNetBlock
+from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.residual import BottleneckBlock, LightBlock
 from repmlp_jax.models.resnet import RepMLPResNet

@@ -151,11 +151,12 @@ def _model(name):
     from cases import randomised
     from flax import nnx
 
-    from repmlp_jax import PureMLP, RepMLPNet, fuse_params, models
+    from repmlp_jax import PureMLP, RepMLPNet, fuse_params
+    from repmlp_jax.models.registry import MODELS
 
     if name == "fused":
         return fuse_params(_model("digits"))
-    models.MODELS["RepMLPNet-T224"] = (RepMLPNet, T224)
+    MODELS["RepMLPNet-T224"] = (RepMLPNet, T224)
     model_class, arguments = {"digits": (PureMLP, DIGITS), "t224": (RepMLPNet, T224)}[name]
     return randomised(nnx.eval_shape(lambda: model_class(**arguments, rngs=nnx.Rngs(0))))
 

@@ -16,11 +16,12 @@ from safetensors.numpy import save_file
 from tolerance import ROUNDING_F32, assert_close
 from typer.testing import CliRunner
 
-from repmlp_jax import PureMLP, RepMLPNet, __version__, fuse_params, load_model, models, save_model, to_torch
+from repmlp_jax import PureMLP, RepMLPNet, __version__, fuse_params, load_model, save_model, to_torch
 from repmlp_jax.cli import app
 from repmlp_jax.data import digits
 from repmlp_jax.interop.torch import deployed
-from repmlp_jax.saved import load
+from repmlp_jax.models.registry import MODELS
+from repmlp_jax.storage.models import load
 
 PREPROCESSING = dict(mean=digits.MEAN, std=digits.STD, class_names=digits.CLASS_NAMES)
 
@@ -51,7 +52,7 @@ def folder(tmp_path_factory):
 def tiny(monkeypatch):
     """A RepMLPNet under a name of its own, and its weights."""
     arguments = dict(stage_sizes=(1, 1), widths=(4, 8), partition_sizes=((4, 4), (2, 2)), sharesets=(1, 2))
-    monkeypatch.setitem(models.MODELS, "tiny", (RepMLPNet, arguments))
+    monkeypatch.setitem(MODELS, "tiny", (RepMLPNet, arguments))
     return randomised(nnx.eval_shape(lambda: RepMLPNet(**arguments, rngs=nnx.Rngs(0))))
 
 
@@ -63,7 +64,7 @@ def test_version_shows_what_is_in_use():
 
 def test_list_names_every_model():
     result = run("list")
-    assert [line.split()[0] for line in result.stdout.splitlines()] == list(models.MODELS)
+    assert [line.split()[0] for line in result.stdout.splitlines()] == list(MODELS)
     assert "RepMLPNet-T224" in result.stdout
 
 

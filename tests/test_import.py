@@ -58,7 +58,7 @@ def find(name):
     return from_name(name)
 
 metadata.Distribution.from_name = find
-import repmlp_jax.cli, repmlp_jax.export, repmlp_jax.saved
+import repmlp_jax.cli, repmlp_jax.deploy.program, repmlp_jax.storage.models
 print(repmlp_jax.__version__)
 """
 

@@ -10,10 +10,12 @@ from cases import CASES, apply, build, evaluate, quick_jit, random_input
 from flax import nnx
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close, assert_identical
 
-from repmlp_jax import RepMLP, fuse_params, fuse_report, load_model, models, reparam, save_model
-from repmlp_jax.fused import FusedRepMLP
-from repmlp_jax.layers import BatchNorm, ConvBN, with_bias
+from repmlp_jax import RepMLP, fuse_params, fuse_report, load_model, save_model
+from repmlp_jax.blocks.fused import FusedRepMLP
+from repmlp_jax.blocks.layers import BatchNorm, ConvBN, with_bias
+from repmlp_jax.fusing import algebra
 from repmlp_jax.models.arguments import arguments_text
+from repmlp_jax.models.registry import MODELS
 
 IMAGES = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 7, 4)))
 
@@ -35,7 +37,7 @@ class RepVGG(nnx.Module):
         # A 1×1 convolution that hands every channel on: in each group, an identity.
         *_, inputs, outputs = small.shape
         identity = jnp.tile(jnp.eye(inputs, dtype=small.dtype), outputs // inputs)[None, None]
-        kernel, bias = reparam.merge_convolutions(
+        kernel, bias = algebra.merge_convolutions(
             [(large, self.large.norm), (small, self.small.norm), (identity, self.identity)]
         )
         return with_bias(self.large.conv, kernel, bias)
@@ -59,7 +61,7 @@ class RepVGGOfFlax(nnx.Module):
     def fused(self):
         small = self.small.kernel[...]
         kernels = self.large.kernel[...], small, jnp.eye(small.shape[-1], dtype=small.dtype)[None, None]
-        return with_bias(self.large, *reparam.merge_convolutions(list(zip(kernels, self.norms, strict=True))))
+        return with_bias(self.large, *algebra.merge_convolutions(list(zip(kernels, self.norms, strict=True))))
 
 
 class Net(nnx.Module):
@@ -184,7 +186,7 @@ def test_a_block_that_says_nothing_of_itself_is_reported_all_the_same():
 def test_a_net_of_ones_own_is_saved_once_its_class_is_registered(monkeypatch, tmp_path):
     with pytest.raises(TypeError, match=r"knows the models of list_models\(\), and a Net is none"):
         save_model(tmp_path / "net", net())
-    monkeypatch.setitem(models.MODELS, "mine", (Net, {}))
+    monkeypatch.setitem(MODELS, "mine", (Net, {}))
     for name, model in (("net", net()), ("fused", fused_net())):
         save_model(tmp_path / name, model)
         evaluated = nnx.clone(model)

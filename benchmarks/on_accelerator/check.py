@@ -13,10 +13,10 @@ from nets import ours
 from on_accelerator.killed_runs import KilledRuns, missing_for_whole_runs
 from on_accelerator.timing import compiled
 from repmlp_jax import create_model, fuse_params
-from repmlp_jax.host import host, is_accelerator
-from repmlp_jax.layers import BatchNorm
+from repmlp_jax.blocks.layers import BatchNorm
+from repmlp_jax.blocks.operations import computed_once, grouped_convolution, grouped_product, halve, max_pool
+from repmlp_jax.fusing.host import host, is_accelerator
 from repmlp_jax.models.resampling import adaptive_average, enlarge
-from repmlp_jax.operations import computed_once, grouped_convolution, grouped_product, halve, max_pool
 
 PART = "check"
 # Of the largest value: sums of hundreds of terms in float32 in another order, forwards and backwards.

@@ -106,7 +106,7 @@ class KilledRuns:
         return (self._workdir(kind, run) / "checkpoints" / str(self._final)).is_dir()
 
     def _digests(self, kind, run):
-        from repmlp_jax.training.checkpoint_format import read_record
+        from repmlp_jax.storage.checkpoint_format import read_record
 
         return read_record(self._workdir(kind, run) / "checkpoints" / str(self._final))["digests"]
 

@@ -20,7 +20,7 @@ from on_accelerator.check import SMALL_MLP, SMALL_NET, SMALL_RESNET, first_times
 from on_accelerator.killed_runs import missing_for_whole_runs
 from on_accelerator.timing import compiled, timed
 from repmlp_jax import fuse_params
-from repmlp_jax.host import is_accelerator
+from repmlp_jax.fusing.host import is_accelerator
 
 PART = "speed"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

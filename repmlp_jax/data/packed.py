@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from repmlp_jax.whole_file import whole_file
+from repmlp_jax.storage.whole_file import whole_file
 
 SPLITS = ("train", "test")
 

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from repmlp_jax.fuse import is_fusable, replace_modules
-from repmlp_jax.gated import RepMLPNetBlock
+from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
+from repmlp_jax.fusing.fuse import is_fusable, replace_modules
 from repmlp_jax.interop.mmpretrain import is_mmpretrain, official_keys
 from repmlp_jax.interop.official_names import OfficialArray, official_names
-from repmlp_jax.randomness import seeded, weights
+from repmlp_jax.models.randomness import seeded, weights
 
 
 class Leaf(NamedTuple):

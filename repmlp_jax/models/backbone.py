@@ -2,9 +2,9 @@
 
 from flax import nnx
 
-from repmlp_jax.fuse import dotted
+from repmlp_jax.fusing.fuse import dotted
+from repmlp_jax.models.randomness import weights
 from repmlp_jax.models.resnet import RepMLPResNet, ResNetStages
-from repmlp_jax.randomness import weights
 
 BACKBONE = ("stem", "stages")
 

@@ -9,11 +9,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks import RepMLP
-from repmlp_jax.initializers import classifier_init
-from repmlp_jax.layers import ConvBN
+from repmlp_jax.blocks.initializers import classifier_init
+from repmlp_jax.blocks.layers import ConvBN
+from repmlp_jax.blocks.operations import halve
+from repmlp_jax.blocks.repmlp import RepMLP
 from repmlp_jax.models.arguments import arguments_text
-from repmlp_jax.operations import halve
 
 ABLATIONS = ("no_local", "no_global", "fc3_conv9", "conv9")
 

@@ -9,11 +9,11 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax import reparam
-from repmlp_jax.layers import ConvBN
+from repmlp_jax.blocks.layers import ConvBN
+from repmlp_jax.fusing import algebra
 from repmlp_jax.models.arguments import arguments_text
+from repmlp_jax.models.rematerialise import rematerialised
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock
-from repmlp_jax.rematerialise import rematerialised
 
 BLOCKS = ("base", "bottleneck")
 # Below this length a vector has no direction that float32 could tell.
@@ -22,7 +22,7 @@ SHORTEST = 1e-12
 
 def unit_length(x: Float[Array, "*N features"]) -> Float[Array, "*N features"]:
     """Scales vectors to length 1, in float32 or wider; zero stays zero, with a finite gradient."""
-    x = reparam.widened(x)
+    x = algebra.widened(x)
     squared = jnp.square(x).sum(-1, keepdims=True)
     return x * lax.rsqrt(jnp.maximum(squared, SHORTEST**2))
 

@@ -14,14 +14,14 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax import reparam
-from repmlp_jax.fused_gated import FusedRepMLPNetBlock
-from repmlp_jax.gated import RepMLPNetBlock
-from repmlp_jax.initializers import classifier_init
-from repmlp_jax.layers import BatchNorm, ConvBN, ScaleAndShift, with_bias
+from repmlp_jax.blocks.fused_gated import FusedRepMLPNetBlock
+from repmlp_jax.blocks.initializers import classifier_init
+from repmlp_jax.blocks.layers import BatchNorm, ConvBN, ScaleAndShift, with_bias
+from repmlp_jax.blocks.operations import computed_once
+from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
+from repmlp_jax.fusing import algebra
 from repmlp_jax.models.arguments import arguments_text
-from repmlp_jax.operations import computed_once
-from repmlp_jax.rematerialise import rematerialised
+from repmlp_jax.models.rematerialise import rematerialised
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -90,8 +90,8 @@ class Unit(nnx.Module):
 # Compiled as one, so that a kernel is written once.
 @jax.jit
 def _fold_both(norm_before, kernel, norm_after):
-    kernel, bias = reparam.fold_norm(kernel, norm_after)
-    return reparam.fold_norm_before(norm_before, kernel, bias)
+    kernel, bias = algebra.fold_norm(kernel, norm_after)
+    return algebra.fold_norm_before(norm_before, kernel, bias)
 
 
 class FusedUnit(nnx.Module):
@@ -140,7 +140,7 @@ class Head(nnx.Module):
         """The same with the norm folded into the classifier."""
         linear = nnx.clone(self.linear)
         assert linear.bias is not None
-        kernel, bias = reparam.fold_norm_before(self.norm, linear.kernel[...], linear.bias[...])
+        kernel, bias = algebra.fold_norm_before(self.norm, linear.kernel[...], linear.bias[...])
         linear.kernel = nnx.Param(kernel.astype(linear.param_dtype))
         linear.bias = nnx.Param(bias.astype(linear.param_dtype))
         return FusedHead(linear)

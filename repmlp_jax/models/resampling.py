@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from repmlp_jax.reparam import widened
+from repmlp_jax.fusing.algebra import widened
 
 
 def adaptive_average(x: Float[Array, "N H W C"], size: Sequence[int]) -> Float[Array, "N h w C"]:

@@ -8,9 +8,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks import RepMLP
-from repmlp_jax.layers import ConvBN
-from repmlp_jax.operations import computed_once
+from repmlp_jax.blocks.layers import ConvBN
+from repmlp_jax.blocks.operations import computed_once
+from repmlp_jax.blocks.repmlp import RepMLP
 
 
 def _shortcut(in_features, out_features, strides=1, **options):

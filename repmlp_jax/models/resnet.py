@@ -8,12 +8,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.initializers import classifier_init
-from repmlp_jax.layers import ConvBN
+from repmlp_jax.blocks.initializers import classifier_init
+from repmlp_jax.blocks.layers import ConvBN
+from repmlp_jax.blocks.operations import max_pool
 from repmlp_jax.models.arguments import arguments_text
+from repmlp_jax.models.rematerialise import rematerialised
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock, LightBlock
-from repmlp_jax.operations import max_pool
-from repmlp_jax.rematerialise import rematerialised
 
 BLOCKS = ("base", "light", "bottleneck")
 OUTPUT_STRIDES = (8, 16, 32)

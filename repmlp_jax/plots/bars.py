@@ -6,8 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from repmlp_jax.fusing.report import FuseReport, change
 from repmlp_jax.plots.palette import BLUE, ORANGE
-from repmlp_jax.report import FuseReport, change
 
 REST = "everything else"
 

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 
-from repmlp_jax import reparam
+from repmlp_jax.fusing import algebra
 from repmlp_jax.plots.palette import BLUE, NUMBERS, ORANGE, OTHERS
 
 SIDE = 4
@@ -49,7 +49,7 @@ def identity_trick(
         raise ValueError("the kernel to draw must hold finite numbers that are not negative")
     if not 1 <= len(pixels) <= 3 or not all(0 <= row < SIDE and 0 <= column < SIDE for row, column in pixels):
         raise ValueError(f"pixels={tuple(pixels)} are not one to three pixels of rows and columns 0 to {SIDE - 1}")
-    matrix = np.asarray(reparam.conv_to_fc(jnp.asarray(kernel[:, :, None, None]), (SIDE, SIDE))).reshape(
+    matrix = np.asarray(algebra.conv_to_fc(jnp.asarray(kernel[:, :, None, None]), (SIDE, SIDE))).reshape(
         SIDE**2, SIDE**2
     )
     scale = Normalize(0, kernel.max() or 1)

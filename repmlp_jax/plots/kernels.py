@@ -12,11 +12,11 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import NullFormatter
 
-from repmlp_jax import reparam
-from repmlp_jax.blocks import RepMLP
-from repmlp_jax.fused import FusedRepMLP
-from repmlp_jax.fused_gated import FusedRepMLPNetBlock
-from repmlp_jax.gated import RepMLPNetBlock
+from repmlp_jax.blocks.fused import FusedRepMLP
+from repmlp_jax.blocks.fused_gated import FusedRepMLPNetBlock
+from repmlp_jax.blocks.repmlp import RepMLP
+from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
+from repmlp_jax.fusing import algebra
 from repmlp_jax.plots.palette import MAGNITUDES, ZERO
 
 TRAINED = RepMLP | RepMLPNetBlock
@@ -59,10 +59,10 @@ def fc3_parts(block: TRAINED) -> dict[str, Float[np.ndarray, "g h w c h w o"]]:
     without_convolutions.local_perceptron = nnx.Dict()
     fused = _kernel(block.fused())
     convolutions = [(conv.conv.kernel[...], conv.norm) for conv in block.local_perceptron.values()]
-    merged, _ = reparam.merge_convolutions(convolutions)
+    merged, _ = algebra.merge_convolutions(convolutions)
     return {
         "trained": _kernel(without_convolutions.fused()),
-        "convolutions": np.asarray(reparam.conv_to_fc(merged, fused.shape[1:3], fused.shape[0])),
+        "convolutions": np.asarray(algebra.conv_to_fc(merged, fused.shape[1:3], fused.shape[0])),
         "fused": fused,
     }
 

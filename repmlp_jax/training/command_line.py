@@ -11,7 +11,7 @@ from typing import NoReturn
 from absl import flags
 from absl import logging as absl_logging
 
-from repmlp_jax.training.checkpoint_format import CheckpointError
+from repmlp_jax.storage.checkpoint_format import CheckpointError
 
 BAD_INPUT = 2
 

@@ -6,8 +6,8 @@ import math
 
 from ml_collections import ConfigDict
 
-from repmlp_jax.models import MODELS
 from repmlp_jax.models.pspnet import AUXILIARY_WEIGHT
+from repmlp_jax.models.registry import MODELS
 
 CHOICES = {
     "task": ("classification", "faces", "segmentation"),

@@ -5,14 +5,14 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax import nnx
 
-from repmlp_jax.fuse import dotted
+from repmlp_jax.fusing.fuse import dotted
 from repmlp_jax.interop.torch import from_torch, head_places
 from repmlp_jax.interop.torch_file import load_torch_file
 from repmlp_jax.models.backbone import with_backbone_of
 from repmlp_jax.models.pspnet import PSPNet
+from repmlp_jax.models.randomness import weights
 from repmlp_jax.models.resnet import RepMLPResNet
-from repmlp_jax.randomness import weights
-from repmlp_jax.saved import load_model
+from repmlp_jax.storage.models import load_model
 
 
 def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") -> nnx.Module:

@@ -13,9 +13,10 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from repmlp_jax.host import host
+from repmlp_jax.fusing.host import host
+from repmlp_jax.storage.checkpoints import Checkpoints
+from repmlp_jax.tasks import task_class
 from repmlp_jax.training import sharding
-from repmlp_jax.training.checkpoints import Checkpoints
 from repmlp_jax.training.config import FREE, check_config, differences
 from repmlp_jax.training.initial_weights import with_weights_of
 from repmlp_jax.training.interruption import Interruption
@@ -25,7 +26,6 @@ from repmlp_jax.training.pace import Pace
 from repmlp_jax.training.results import fuse_and_save, score
 from repmlp_jax.training.saving import Saving
 from repmlp_jax.training.step import init_state, look, make_step
-from repmlp_jax.training.tasks import task_class
 
 logger = logging.getLogger("repmlp_jax")
 

@@ -7,9 +7,9 @@ import jax
 from flax import nnx
 from tqdm import tqdm
 
-from repmlp_jax.fuse import fuse_params
-from repmlp_jax.report import fuse_report
-from repmlp_jax.saved import save_model
+from repmlp_jax.fusing.fuse import fuse_params
+from repmlp_jax.fusing.report import fuse_report
+from repmlp_jax.storage.models import save_model
 from repmlp_jax.training.metrics import replace_text
 from repmlp_jax.training.sharding import on_this_process
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from repmlp_jax.training.checkpoints import Checkpoints
+from repmlp_jax.storage.checkpoints import Checkpoints
 
 
 class Saving:

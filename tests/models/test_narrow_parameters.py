@@ -9,7 +9,7 @@ from flax import nnx
 from tolerance import ROUNDING_BF16, assert_close, assert_identical
 
 from repmlp_jax import create_model, export_model, fuse_params, load_exported, load_model, save_model
-from repmlp_jax.randomness import weights
+from repmlp_jax.models.randomness import weights
 from repmlp_jax.training.sharding import make_mesh
 from repmlp_jax.training.step import init_state, make_step
 

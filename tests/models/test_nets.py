@@ -8,8 +8,8 @@ from flax import nnx
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close, assert_identical
 
 from repmlp_jax import RepMLPNet, RepMLPResNet, create_model, fuse_params, load_model, save_model
+from repmlp_jax.blocks.layers import BatchNorm
 from repmlp_jax.interop.torch import deployed, from_torch, to_torch
-from repmlp_jax.layers import BatchNorm
 
 RESNET = dict(
     stage_sizes=(1, 2, 2, 1), num_classes=5, image_size=(32, 32), partition_size=(2, 2), widths=(16, 32, 64, 64)

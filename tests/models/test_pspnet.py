@@ -9,7 +9,7 @@ from flax import nnx
 from tolerance import ROUNDING_BF16, ROUNDING_F64, assert_close, assert_identical
 
 from repmlp_jax import RepMLP, RepMLPResNet, fuse_params, fuse_report
-from repmlp_jax.layers import BatchNorm
+from repmlp_jax.blocks.layers import BatchNorm
 from repmlp_jax.models.backbone import with_backbone_of
 from repmlp_jax.models.pspnet import PSPNet, PyramidPooling
 from repmlp_jax.models.resampling import adaptive_average, enlarge

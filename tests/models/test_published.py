@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from repmlp_jax import create_model, fuse_params, fuse_report, list_models
+from repmlp_jax.fusing.macs import count_macs
+from repmlp_jax.fusing.report import count_parameters
 from repmlp_jax.interop.torch import deployed, official_leaves
-from repmlp_jax.macs import count_macs
-from repmlp_jax.report import count_parameters
 
 OFFICIAL_NAMES = {
     "create_RepMLPRes50_Light_224": "RepMLP-Res50-light-224",

@@ -11,10 +11,10 @@ from tiny_recipe import get_config
 from tolerance import assert_trees_close
 from training_parts import mesh_of, prepare
 
-from repmlp_jax.models import create_model
+from repmlp_jax.models.registry import create_model
+from repmlp_jax.tasks.classification import judge, summarise
 from repmlp_jax.training import evaluation, feed, step
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
-from repmlp_jax.training.tasks.classification import judge, summarise
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("as_users_have_it")]
 

@@ -8,8 +8,8 @@ import pytest
 from absl import flags
 from flax import nnx
 
-from repmlp_jax.models import create_model
-from repmlp_jax.training.checkpoint_format import CheckpointError
+from repmlp_jax.models.registry import create_model
+from repmlp_jax.storage.checkpoint_format import CheckpointError
 from repmlp_jax.training.command_line import parse_flags, report_errors
 from repmlp_jax.training.config import check_config
 

@@ -8,7 +8,7 @@ from tiny_runs import finish, run, saved_steps, start, wait_for_checkpoint, wait
 from tolerance import assert_identical
 
 from repmlp_jax import load_model
-from repmlp_jax.training.checkpoint_format import read_record
+from repmlp_jax.storage.checkpoint_format import read_record
 
 pytestmark = pytest.mark.slow
 FINAL_STEP = 44

@@ -23,11 +23,11 @@ from training_parts import mesh_of, prepare
 
 from repmlp_jax import load_model
 from repmlp_jax.data import augment, load_dataset
-from repmlp_jax.models import create_model
+from repmlp_jax.models.registry import create_model
+from repmlp_jax.tasks.classification import Classification, judge, summarise
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
 from repmlp_jax.training.sharding import make_mesh, on_this_process, placement, put_everywhere, put_state
 from repmlp_jax.training.step import look
-from repmlp_jax.training.tasks.classification import Classification, judge, summarise
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
 # Sums over a batch in another order round differently, and the gradients of random weights multiply that.

@@ -12,10 +12,10 @@ import pytest
 from tiny_recipe import get_config
 from tiny_runs import run, saved_steps
 
-from repmlp_jax.digest import digests
+from repmlp_jax.storage.checkpoint_format import read_record
+from repmlp_jax.storage.checkpoints import Checkpoints
+from repmlp_jax.storage.digest import digests
 from repmlp_jax.training import default_config, loop, saving, train_and_evaluate
-from repmlp_jax.training.checkpoint_format import read_record
-from repmlp_jax.training.checkpoints import Checkpoints
 from repmlp_jax.training.config import BEFORE
 from repmlp_jax.training.evaluation import Evaluator
 from repmlp_jax.training.saving import Saving

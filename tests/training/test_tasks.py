@@ -10,12 +10,14 @@ from flax import nnx
 from tiny_recipe import get_config as digits_config
 
 from repmlp_jax import RepMLPResNet, load_model, save_model
-from repmlp_jax.data import imagenet, street_scenes
-from repmlp_jax.digest import digests
+from repmlp_jax.data import imagenet
+from repmlp_jax.storage.checkpoints import Checkpoints
+from repmlp_jax.storage.digest import digests
+from repmlp_jax.tasks import task_class
+from repmlp_jax.tasks.segmentation import data as street_scenes
+from repmlp_jax.tasks.segmentation import task as segmentation
 from repmlp_jax.training import default_config, loop, train_and_evaluate
-from repmlp_jax.training.checkpoints import Checkpoints
 from repmlp_jax.training.sharding import make_mesh
-from repmlp_jax.training.tasks import segmentation, task_class
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("as_users_have_it")]
 

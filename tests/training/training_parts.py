@@ -6,11 +6,11 @@ import jax
 from cases import randomised
 from flax import nnx
 
+from repmlp_jax.tasks import task_class
 from repmlp_jax.training.feed import ResidentFeed
 from repmlp_jax.training.optimizer import make_optimizer
 from repmlp_jax.training.sharding import make_mesh, placement, put_state, replicated
 from repmlp_jax.training.step import TrainState, init_state, make_step
-from repmlp_jax.training.tasks import task_class
 
 
 def mesh_of(devices: int, fsdp: int = 1):

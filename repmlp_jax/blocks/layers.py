@@ -1,0 +1,259 @@
+"""The bricks under every block: batch norm, grouped convolution, convolution with batch norm, grouped FC."""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from repmlp_jax.blocks.initializers import constant, kernel_init
+from repmlp_jax.blocks.operations import grouped_convolution, grouped_product
+from repmlp_jax.fusing import algebra
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation whose running variance is the unbiased one, as in the official code.
+
+    The shape of its parameters says what it normalises: aligned to the right with the input's, it takes statistics
+    over every axis where it is 1 or absent. `(C,)` is the usual norm over N, H, W, C; `(g, 1, h, w, O)` the one of
+    FC3, with statistics over the partitions alone.
+
+    Inputs are normalised with the biased variance. Under `jit` with a sharded batch the statistics are those of
+    the whole batch.
+
+    Args:
+        shape: shape of scale, bias and the running statistics.
+        epsilon: added to the variance.
+        momentum: share of the old running statistics that a training step keeps (0.9 is PyTorch's 0.1).
+        dtype: dtype of the output; None: that of the input. Statistics are taken in float32 or wider.
+        param_dtype: dtype of scale and bias.
+    """
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        *,
+        epsilon: float = 1e-5,
+        momentum: float = 0.9,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        statistics_dtype = algebra.fusing_dtype(param_dtype)
+        self.scale = nnx.Param(constant(1, shape, param_dtype))
+        self.bias = nnx.Param(constant(0, shape, param_dtype))
+        self.mean = nnx.BatchStat(constant(0, shape, statistics_dtype))
+        self.var = nnx.BatchStat(constant(1, shape, statistics_dtype))
+        self.batches = nnx.BatchStat(constant(0, (), jnp.int32))
+        self.epsilon = epsilon
+        self.momentum = momentum
+        self.dtype = dtype
+        self.use_running_average = False
+
+    def set_view(self, use_running_average: bool | None = None):
+        """Sets the mode; called by `nnx.view`."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Normalises `x`; in training also updates the running statistics.
+
+        Raises:
+            ValueError: in training, if there is one value a feature, whose variance is not defined.
+        """
+        statistics_dtype = self.mean[...].dtype
+        shape = (1,) * (x.ndim - self.scale[...].ndim) + self.scale[...].shape
+        scale, bias = (p[...].astype(statistics_dtype).reshape(shape) for p in (self.scale, self.bias))
+        wide = x.astype(statistics_dtype)
+        if self.use_running_average:
+            mean, var = self.mean[...].reshape(shape), self.var[...].reshape(shape)
+        else:
+            mean, var = self._batch_statistics(wide, shape)
+        y = (wide - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias
+        return y.astype(self.dtype or x.dtype)
+
+    def _batch_statistics(self, x, shape):
+        axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
+        count = math.prod(x.shape[axis] for axis in axes)
+        if count < 2:
+            raise ValueError(
+                f"batch norm in training needs at least 2 values a feature, and an input of shape {x.shape} "
+                f"has {count}: use a larger batch, or model.eval()"
+            )
+        mean = x.mean(axes, keepdims=True)
+        var = jnp.square(x - mean).mean(axes, keepdims=True)
+        self._update(self.mean, mean)
+        self._update(self.var, var * (count / (count - 1)))
+        self.batches[...] = self.batches[...] + 1
+        return mean, var
+
+    def _update(self, running, value):
+        value = lax.stop_gradient(value).reshape(running[...].shape)
+        running[...] = self.momentum * running[...] + (1 - self.momentum) * value
+
+
+def _conv_general_dilated(x, kernel, strides, padding, *, feature_group_count, dimension_numbers, **options):
+    del dimension_numbers  # nnx.Conv has no other than NHWC, HWIO
+    return grouped_convolution(
+        x,
+        kernel,
+        strides=tuple(strides),
+        padding=padding if isinstance(padding, str) else tuple(map(tuple, padding)),
+        feature_group_count=feature_group_count,
+        options=tuple(sorted(options.items())),
+    )
+
+
+def conv(in_features, out_features, kernel_size, *, padded=True, **options) -> nnx.Conv:
+    """An `nnx.Conv` over NHWC with the official padding, k // 2 zeros at each side (or none), and initialisation."""
+    kernel_size = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
+    dilation = options.get("kernel_dilation", 1)
+    padding = tuple((size // 2 * dilation if padded else 0,) * 2 for size in kernel_size)
+    return nnx.Conv(
+        in_features,
+        out_features,
+        kernel_size,
+        padding=padding,
+        kernel_init=kernel_init,
+        conv_general_dilated=_conv_general_dilated,
+        **options,
+    )
+
+
+class ConvBN(nnx.Module):
+    """A convolution without bias, zero padding k // 2, and its batch norm.
+
+    Args:
+        in_features: input channels C.
+        out_features: output channels O.
+        kernel_size: odd side of the kernel, or (height, width).
+        strides: stride in both directions, or (down, across).
+        groups: groups of channels, contiguous.
+        kernel_dilation: distance between the kernel's pixels.
+        padded: whether there is padding; without it the kernel may be even.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: if `groups` does not divide both channel counts, or the kernel's side is even.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        strides: int | tuple[int, int] = 1,
+        groups: int = 1,
+        kernel_dilation: int = 1,
+        padded: bool = True,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_groups(groups, in_features, out_features)
+        if padded:
+            check_kernel_size(kernel_size)
+        self.conv = conv(
+            in_features,
+            out_features,
+            kernel_size,
+            padded=padded,
+            strides=strides,
+            feature_group_count=groups,
+            kernel_dilation=kernel_dilation,
+            use_bias=False,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.norm = BatchNorm(out_features, dtype=dtype, param_dtype=param_dtype)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 O"]:
+        """Convolves and normalises."""
+        return self.norm(self.conv(x))
+
+    def fused(self) -> nnx.Conv:
+        """The same as one convolution with a bias."""
+        kernel, bias = algebra.fold_norm(self.conv.kernel[...], self.norm)
+        return with_bias(self.conv, kernel, bias)
+
+    def folds(self) -> dict[str, str]:
+        """Where each batch norm goes."""
+        return {"norm": "folded into conv"}
+
+
+class ScaleAndShift(nnx.Module):
+    """A factor and a summand for each channel: what is left of a norm that can be folded into nothing.
+
+    Args:
+        scale: the factors (C,).
+        shift: the summands (C,).
+        dtype: dtype to compute in; None: that of input and parameters.
+    """
+
+    def __init__(self, scale: Float[Array, " C"], shift: Float[Array, " C"], dtype: DTypeLike | None = None):
+        self.scale = nnx.Param(scale)
+        self.shift = nnx.Param(shift)
+        self.dtype = dtype
+
+    @classmethod
+    def of(cls, norm: BatchNorm) -> "ScaleAndShift":
+        """What a norm does in evaluation mode."""
+        scale, shift = (array.astype(norm.scale.dtype) for array in algebra.scale_and_shift(norm))
+        return cls(scale, shift, norm.dtype)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+        """Scales and shifts."""
+        x, scale, shift = promote_dtype((x, self.scale[...], self.shift[...]), dtype=self.dtype)
+        return x * scale.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
+
+
+def with_bias(conv: nnx.Conv, kernel: Array, bias: Array) -> nnx.Conv:
+    """A copy of `conv` with that kernel and bias, in the dtype of its parameters."""
+    copy = nnx.clone(conv)
+    # New variables: writing into the clone's would change the given model where its arrays are NumPy's.
+    copy.kernel = nnx.Param(kernel.astype(conv.param_dtype))
+    copy.bias = nnx.Param(bias.astype(conv.param_dtype))
+    copy.use_bias = True
+    return copy
+
+
+def grouped_fc(x: Float[Array, "M h w C"], kernel: Float[Array, "g h w c h2 w2 o"]) -> Float[Array, "g M h2 w2 o"]:
+    """Applies FC3: every group of channels of every partition to all pixels of the group's output channels.
+
+    The result keeps the groups in front, where the batched matmul leaves them.
+    """
+    groups, h, w, c, *out = kernel.shape
+    x = x.reshape(-1, h * w, groups, c).transpose(2, 0, 1, 3).reshape(groups, -1, h * w * c)
+    return grouped_product(x, kernel.reshape(groups, h * w * c, -1)).reshape(groups, -1, *out)
+
+
+def ungroup(y: Float[Array, "g M h w o"]) -> Float[Array, "M h w O"]:
+    """Puts the groups of `grouped_fc` back beside each other in the channels."""
+    groups, m, h, w, o = y.shape
+    return y.transpose(1, 2, 3, 0, 4).reshape(m, h, w, groups * o)
+
+
+def check_groups(groups: int, *channel_counts: int):
+    """Raises ValueError unless `groups` divides every channel count."""
+    if groups < 1 or any(channels % groups for channels in channel_counts):
+        common = math.gcd(*channel_counts)
+        works = [divisor for divisor in range(1, common + 1) if common % divisor == 0]
+        raise ValueError(f"groups={groups} does not divide the channels {channel_counts}: what divides them is {works}")
+
+
+def check_kernel_size(kernel_size: int | tuple[int, int]):
+    """Raises ValueError unless every side of the kernel is odd, so that 'same' padding is symmetric."""
+    for side in (kernel_size,) if isinstance(kernel_size, int) else kernel_size:
+        if side < 1 or side % 2 == 0:
+            raise ValueError(
+                f"a kernel of size {kernel_size} has no middle pixel: use an odd size, like "
+                f"{max(side - 1, 1)} or {side + 1}"
+            )

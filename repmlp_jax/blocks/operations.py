@@ -1,0 +1,177 @@
+"""The operations whose fastest form depends on the platform: the only place that tells platforms apart.
+
+The platform is the one that a program is compiled for, not the process's own: a model on the CPU of a machine with a
+GPU gets the CPU's form, and one exported program holds the forms of all its platforms.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from repmlp_jax.fusing import algebra
+
+# Up to so many numbers a row of pixels, a convolution over rows beats one over pixels on the CPU.
+NARROW_ROW = 128
+
+
+def _by_platform(*operands, cpu: Callable[..., Array], default: Callable[..., Array]) -> Array:
+    """Gives `cpu(*operands)` in programs for the CPU, and `default(*operands)` in all others.
+
+    Its callers are jitted. Where a jitted function is differentiated, `lax.platform_dependent` alone hands the choice
+    from the forward to the backward pass as a number: there XLA compiles a conditional, in which the CPU's convolutions
+    run on one core, 20 times slower. Under `jax.checkpoint` the backward pass chooses by itself.
+    """
+    choose = functools.partial(lax.platform_dependent, cpu=cpu, default=default)
+    return jax.checkpoint(choose, prevent_cse=False)(*operands)
+
+
+@functools.partial(jax.jit, static_argnames=("strides", "padding", "feature_group_count", "options"))
+def grouped_convolution(x, kernel, *, strides, padding, feature_group_count, options=()):
+    """Convolves NHWC `x` with an HWIO kernel.
+
+    XLA's CPU backend runs the backward pass of a grouped convolution 20 to 40 times slower than one dense
+    convolution a group, so there it is split. Since convolutions of few channels are slow there too, narrow maps, as
+    partitions are, are convolved row by row; and one whose windows do not overlap, as of 1×1 pixels or of patches, is a
+    matrix product. (It is jitted so that it keeps its name in a jaxpr, by which `macs.py` counts it.)
+
+    Args:
+        x: images, (N, H, W, C).
+        kernel: (kh, kw, C / groups, O).
+        strides: (down, across).
+        padding: ((top, bottom), (left, right)), or XLA's name for it.
+        feature_group_count: groups of channels, contiguous.
+        options: further arguments of `lax.conv_general_dilated`, as pairs.
+    """
+    convolve: Callable[..., Array] = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        **dict(options),
+    )
+    in_one: Callable[..., Array] = functools.partial(convolve, feature_group_count=feature_group_count)
+    is_dilated = any(dict(options).get(name, (1, 1)) != (1, 1) for name in ("lhs_dilation", "rhs_dilation"))
+    windows_are_apart = padding == ((0, 0), (0, 0)) and all(map(operator.le, kernel.shape[:2], strides))
+    if windows_are_apart and feature_group_count == 1 and not is_dilated:
+        return _by_platform(x, kernel, cpu=functools.partial(multiply_windows, strides=strides), default=in_one)
+    if feature_group_count in (1, x.shape[-1]):
+        return in_one(x, kernel)
+    same = tuple((side // 2, side // 2) for side in kernel.shape[:2])
+    is_plain = strides == (1, 1) and padding == same and not is_dilated
+    is_narrow = x.shape[2] * kernel.shape[2] <= NARROW_ROW
+    one_group = convolve_rows if is_plain and is_narrow else convolve
+    group_by_group = functools.partial(_convolve_group_by_group, one_group, feature_group_count)
+    return _by_platform(x, kernel, cpu=group_by_group, default=in_one)
+
+
+def _convolve_group_by_group(convolve, feature_group_count, x, kernel):
+    groups = zip(*(jnp.split(array, feature_group_count, axis=-1) for array in (x, kernel)), strict=True)
+    return jnp.concatenate([convolve(*group) for group in groups], axis=-1)
+
+
+def multiply_windows(
+    x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"], strides: tuple[int, int]
+) -> Float[Array, "N H2 W2 O"]:
+    """A convolution without padding whose windows do not overlap: the kernel is no larger than the strides."""
+    n, height, width, channels = x.shape
+    (kh, kw), (down, across) = kernel.shape[:2], strides
+    h, w = (height - kh) // down + 1, (width - kw) // across + 1
+    # Crops what no window reaches, or completes the last window's strides.
+    borders = ((0, 0, 0), (0, h * down - height, 0), (0, w * across - width, 0), (0, 0, 0))
+    x = lax.pad(x, jnp.zeros((), x.dtype), borders)
+    windows = x.reshape(n, h, down, w, across, channels)[:, :, :kh, :, :kw].transpose(0, 1, 3, 2, 4, 5)
+    matrix = kernel.reshape(kh * kw * channels, -1)
+    return (windows.reshape(n * h * w, len(matrix)) @ matrix).reshape(n, h, w, matrix.shape[1])
+
+
+def convolve_rows(x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"]) -> Float[Array, "N H W O"]:
+    """A convolution of stride 1 and 'same' padding that takes a row of pixels for one pixel with W·C channels.
+
+    Within a row the convolution is an FC, made as the paper makes FCs of convolutions.
+    """
+    n, height, width, channels = x.shape
+    kh, kw, _, features = kernel.shape
+    rows_of_kernel = kernel.transpose(1, 2, 0, 3).reshape(1, kw, channels, kh * features)
+    fcs = algebra.conv_to_fc(rows_of_kernel, (1, width)).reshape(width, channels, width, kh, features)
+    y = lax.conv_general_dilated(
+        x.reshape(n, height, width * channels),
+        fcs.transpose(3, 0, 1, 2, 4).reshape(kh, width * channels, width * features),
+        window_strides=(1,),
+        padding=((kh // 2, kh // 2),),
+        dimension_numbers=("NHC", "HIO", "NHC"),
+    )
+    return y.reshape(n, height, width, features)
+
+
+def halve(x: Float[Array, "N H W C"]) -> Float[Array, "N H//2 W//2 C"]:
+    """Max-pools 2×2 pixels to one, for even H and W.
+
+    The backward pass of XLA's own pooling is 18 times slower on the CPU.
+    """
+    x = jnp.maximum(x[:, ::2], x[:, 1::2])
+    return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
+
+
+@jax.jit
+def max_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C"]:
+    """Max-pools 3×3 windows, two pixels apart, as ResNet's stem, in the map and a border that never wins.
+
+    H2 and W2 are H/2 and W/2, rounded up. On the CPU the backward pass of XLA's own pooling is four times slower than
+    that of maxima down and across.
+    """
+    # Padded by itself, which XLA undoes: the converter to ONNX would leave out padding that the pooling is given.
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    return _by_platform(x, cpu=_maxima, default=functools.partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2)))
+
+
+def _maxima(x):
+    x = jnp.maximum(jnp.maximum(x[:, :-2:2], x[:, 1:-1:2]), x[:, 2::2])
+    return jnp.maximum(jnp.maximum(x[:, :, :-2:2], x[:, :, 1:-1:2]), x[:, :, 2::2])
+
+
+@jax.jit
+def computed_once(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x`, bit for bit, which the CPU computes once: to be put at the end of a residual branch.
+
+    XLA's CPU backend takes additions and multiplications for so cheap that each of a chain of residual blocks would
+    compute all the sums and norms before it anew, forwards and backwards: time grows with the square of the number
+    of blocks. It never repeats a division, be it by 1, as long as it cannot see that. (An `optimization_barrier` is
+    taken away too early.) Programs for any batch size, which are exported to run elsewhere, go without.
+    """
+    if not all(isinstance(side, int) for side in x.shape):
+        return x
+    return _by_platform(x, cpu=_divided_by_one, default=lambda x: x)
+
+
+def _divided_by_one(x):
+    one = ((x == x) | (x != x)).astype(x.dtype)
+    return x / one
+
+
+@jax.jit
+def grouped_product(x: Float[Array, "g M K"], kernel: Float[Array, "g K N"]) -> Float[Array, "g M N"]:
+    """The matrix product of each group.
+
+    XLA's CPU backend multiplies a single row by a matrix on one core, so there it is split into four products and
+    their sum, which run at once.
+    """
+    _, m, k = x.shape
+    if m == 1 and k % 4 == 0:
+        return _by_platform(x, kernel, cpu=_sum_of_four_products, default=_product)
+    return _product(x, kernel)
+
+
+def _product(x, kernel):
+    return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))))
+
+
+def _sum_of_four_products(x, kernel):
+    groups, _, k = x.shape
+    x, kernel = x.reshape(groups, 4, 1, k // 4), kernel.reshape(groups, 4, k // 4, -1)
+    return lax.dot_general(x, kernel, (((3,), (2,)), ((0, 1), (0, 1)))).sum(1)

@@ -1,0 +1,229 @@
+"""What trains: the RepMLP block with its Global, Partition and Local Perceptron (arXiv 2105.01883, Section 3)."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from repmlp_jax.blocks.fused import FusedGlobalPerceptron, FusedRepMLP
+from repmlp_jax.blocks.initializers import fc3_init, kernel_init
+from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_groups, check_kernel_size, grouped_fc, ungroup
+from repmlp_jax.blocks.partition import Partitioning
+from repmlp_jax.fusing import algebra
+
+
+class GlobalPerceptron(nnx.Module):
+    """Lets the partitions see each other: average pool, norm, FC1, ReLU, FC2 (Section 3.1).
+
+    Args:
+        features: channels C.
+        counts: number of partitions down and across.
+        reduction: factor by which the hidden features are fewer than C·down·across.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(self, features, counts, *, reduction=1, dtype=None, param_dtype=jnp.float32, rngs):
+        everything = (*counts, features)
+        hidden = math.prod(everything) // reduction
+        if reduction < 1 or hidden < 1:
+            raise ValueError(
+                f"reduction={reduction} leaves {hidden} hidden features of {math.prod(everything)}: "
+                f"use 1 to {math.prod(everything)}"
+            )
+        bias_init = nnx.initializers.zeros
+        fc = functools.partial(
+            nnx.LinearGeneral,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.norm = BatchNorm(features, dtype=dtype, param_dtype=param_dtype)
+        self.fc1 = fc(everything, hidden, axis=(-3, -2, -1))
+        self.fc2 = fc(hidden, everything)
+
+    def __call__(self, x: Float[Array, "N down across h w C"]) -> Float[Array, "N down across C"]:
+        """What is added to every pixel of each partition."""
+        return self.fc2(nnx.relu(self.fc1(self.norm(x.mean((3, 4))))))
+
+    def fused(self) -> FusedGlobalPerceptron:
+        """The same with the norm folded into FC1."""
+        assert self.fc1.bias is not None
+        kernel, bias = algebra.fold_norm_before(self.norm, self.fc1.kernel[...], self.fc1.bias[...])
+        fc1 = nnx.clone(self.fc1)
+        # New variables: writing into the clone's would change the given model where its arrays are NumPy's.
+        fc1.kernel = nnx.Param(kernel.astype(fc1.param_dtype))
+        fc1.bias = nnx.Param(bias.astype(fc1.param_dtype))
+        return FusedGlobalPerceptron(fc1, nnx.clone(self.fc2))
+
+
+class PartitionPerceptron(nnx.Module):
+    """FC3 from all pixels of a partition to all pixels, group by group of channels, and its norm (Section 3.1).
+
+    Args:
+        in_features: channels C.
+        out_features: channels O.
+        partition_size: (h, w) of a partition.
+        groups: groups g of channels.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+    """
+
+    def __init__(
+        self, in_features, out_features, partition_size, *, groups=1, dtype=None, param_dtype=jnp.float32, rngs
+    ):
+        inputs = (*partition_size, in_features // groups)
+        outputs = (*partition_size, out_features // groups)
+        self.kernel = nnx.Param(fc3_init(rngs.params(), (groups, *inputs, *outputs), param_dtype))
+        self.norm = BatchNorm((groups, 1, *outputs), dtype=dtype, param_dtype=param_dtype)
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "M h w C"]) -> Float[Array, "M h w O"]:
+        """Applies FC3 and its norm to partitions."""
+        x, kernel = promote_dtype((x, self.kernel[...]), dtype=self.dtype)
+        return ungroup(self.norm(grouped_fc(x, kernel)))
+
+
+class RepMLP(nnx.Module):
+    """The RepMLP block: fully-connected layers that train beside convolutions and take them in afterwards.
+
+    The map is cut into partitions. The Global Perceptron adds to each what it learns of all; the Partition
+    Perceptron (FC3) and the Local Perceptron (convolutions on each partition alone) see one partition at a time, and
+    their sum is the output. There is no activation after it: models put a ReLU there. `fuse_params` turns the block
+    into three FCs, exactly.
+
+    Args:
+        in_features: input channels C.
+        out_features: output channels O.
+        image_size: (height, width) of the feature map, the only one the block then accepts.
+        partition_size: (h, w) of a partition; that of the map: one partition, and no Global Perceptron.
+        conv_kernels: odd sides of the Local Perceptron's kernels, which may exceed the partition; () for none.
+        groups: groups of channels of FC3 and of the convolutions.
+        reduction: factor by which FC1's output is smaller than its input.
+        pad: zero-pad a map that partitions do not divide, and crop the output. Padding takes part in averages
+            and in the statistics of the norms, as any other pixel.
+        dtype: dtype to compute in; None: that of input and parameters.
+        param_dtype: dtype of the parameters.
+        rngs: source of the initial weights.
+
+    Raises:
+        ValueError: if the partitions do not divide the map, the groups the channels, a kernel is even or there
+            twice, or `reduction` is below 1 or leaves no hidden feature.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        image_size: tuple[int, int],
+        partition_size: tuple[int, int],
+        conv_kernels: Sequence[int] = (1, 3, 5),
+        groups: int = 1,
+        reduction: int = 1,
+        pad: bool = False,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_groups(groups, in_features, out_features)
+        for size in conv_kernels:
+            check_kernel_size(size)
+        if len(set(conv_kernels)) < len(conv_kernels):
+            raise ValueError(f"conv_kernels {tuple(conv_kernels)} names a size twice")
+        if reduction < 1:
+            raise ValueError(f"reduction={reduction}: FC1 can only reduce its input by 1 or more")
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.groups = groups
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.partitioning = Partitioning(image_size, partition_size, pad)
+        counts = self.partitioning.counts
+        self.global_perceptron = nnx.data(
+            GlobalPerceptron(in_features, counts, reduction=reduction, **options) if math.prod(counts) > 1 else None
+        )
+        self.partition_perceptron: PartitionPerceptron | None = nnx.data(
+            PartitionPerceptron(in_features, out_features, partition_size, groups=groups, **options)
+        )
+        self.local_perceptron: nnx.Dict[ConvBN] = nnx.Dict(
+            {f"{k}x{k}": ConvBN(in_features, out_features, k, groups=groups, **options) for k in conv_kernels}
+        )
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W O"]:
+        """Applies the block.
+
+        Raises:
+            ValueError: if the map's size or channels are not those that the block was built for.
+        """
+        self.partitioning.check(x, self.in_features)
+        x = self.partitioning.split(x.astype(self.dtype or x.dtype))
+        if self.global_perceptron is not None:
+            x = x + self.global_perceptron(x)[:, :, :, None, None, :]
+        partitions = x.reshape(-1, *x.shape[3:])
+        return self.partitioning.join(sum(branch(partitions) for branch in self._branches()))
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the maps that the block accepts."""
+        height, width = self.partitioning.image_size
+        return height, width, self.in_features
+
+    def _branches(self):
+        branches = (self.partition_perceptron, *self.local_perceptron.values())
+        return [branch for branch in branches if branch is not None]
+
+    def fused(self) -> FusedRepMLP:
+        """The same as three FCs without norms and convolutions (Section 3.2)."""
+        kernel, bias = _fuse_fc3(
+            self.partition_perceptron,
+            list(self.local_perceptron.values()),
+            self.partitioning.partition_size,
+            self.groups,
+        )
+        return FusedRepMLP(
+            self.partitioning,
+            self.in_features,
+            None if self.global_perceptron is None else self.global_perceptron.fused(),
+            kernel.astype(self.param_dtype),
+            bias.astype(self.param_dtype),
+            self.dtype,
+        )
+
+    def folds(self) -> dict[str, str]:
+        """Where each batch norm and each convolution goes."""
+        places = {}
+        if self.global_perceptron is not None:
+            places["global_perceptron.norm"] = "folded into fc1"
+        if self.partition_perceptron is not None:
+            places["partition_perceptron.norm"] = "folded into fc3"
+        for size in self.local_perceptron:
+            places[f"local_perceptron.{size}"] = "conv and norm added to fc3"
+        return places
+
+
+# Compiled as one, so that fusing FC3 needs little more memory than its kernel twice.
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _fuse_fc3(partition_perceptron, local_perceptron, partition_size, groups):
+    kernels, biases = [], []
+    if partition_perceptron is not None:
+        scale, shift = algebra.scale_and_shift(partition_perceptron.norm)
+        kernels.append(algebra.widened(partition_perceptron.kernel[...]) * scale[:, :, None, None])
+        biases.append(shift[:, 0])
+    if local_perceptron:
+        kernel, bias = algebra.merge_convolutions([(conv.conv.kernel[...], conv.norm) for conv in local_perceptron])
+        kernels.append(algebra.conv_to_fc(kernel, partition_size, groups))
+        biases.append(algebra.fc_bias(bias, partition_size, groups))
+    return sum(kernels), sum(biases)

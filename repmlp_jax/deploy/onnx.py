@@ -1,0 +1,153 @@
+"""ONNX files, made by jax2onnx and compared with the model in onnxruntime before they are written."""
+
+import contextlib
+import json
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from repmlp_jax.deploy.program import ready_to_run
+from repmlp_jax.fusing.fuse import replace_modules
+from repmlp_jax.fusing.one_platform import as_compiled_for
+from repmlp_jax.storage.whole_file import whole_file
+
+OPSET = 23
+# Of the largest output: what an ONNX file may differ from its model. Rounding makes about 3e-7 of it.
+TOLERANCE = 1e-5
+BATCHES = 1, 3
+
+
+def export_onnx(model: nnx.Module, path: str | Path, *, preprocessing: dict | None = None, overwrite: bool = False):
+    """Writes a model as an ONNX file of opset 23, from `images`, float32 (N, H, W, C) of any N, to `outputs`.
+
+    A model that is not fused is fused first, and the log says so. Before the file is written, onnxruntime runs it on
+    random images at two batch sizes, and the outputs are compared with the model's. The file appears whole or not at
+    all, and holds the preprocessing as JSON under that name in its metadata.
+
+    Args:
+        model: any NNX module with an `input_shape`, (H, W, C), that takes and gives float32.
+        path: the file; its parents are made.
+        preprocessing: what goes with it, as JSON: mean and std of the channels, class names.
+        overwrite: replace the file if it exists.
+
+    Raises:
+        FileExistsError: if `path` exists and `overwrite` is off.
+        ImportError: if the extra `[onnx]` is not installed.
+        TypeError: as `export_model`, or if the model gives another dtype than float32.
+        ValueError: if jax2onnx cannot convert the model, or what it makes of it gives other outputs; as `fuse_params`.
+    """
+    with whole_file(path, overwrite) as partial, _quiet("jax2onnx", "onnx_ir"):
+        converter = _import_converter()
+        model, input_shape = ready_to_run(model)
+        images = np.random.default_rng(0).normal(size=(max(BATCHES), *input_shape)).astype(np.float32)
+        outputs = _outputs(model, images)
+        content = _convert(converter, model, input_shape, preprocessing or {})
+        for size in BATCHES:
+            _compare(content, images[:size], outputs[:size])
+        partial.write_bytes(content)
+
+
+class PlainConvolution(nnx.Module):
+    """The convolution of an `nnx.Conv` over NHWC with padding in numbers, as JAX's own operation.
+
+    jax2onnx 0.13 has a stand-in for `nnx.Conv`, which fails on such padding, and one for the operation, which does not.
+    """
+
+    def __init__(self, conv: nnx.Conv):
+        self.conv = conv
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 O"]:
+        """Convolves."""
+        conv = self.conv
+        y = lax.conv_general_dilated(
+            x,
+            conv.kernel[...],
+            window_strides=_pair(conv.strides),
+            padding=[_pair(sides) for sides in _pair(conv.padding)],
+            lhs_dilation=_pair(conv.input_dilation),
+            rhs_dilation=_pair(conv.kernel_dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=conv.feature_group_count,
+        )
+        return y if conv.bias is None else y + conv.bias[...].reshape(1, 1, 1, -1)
+
+
+def _import_converter():
+    try:
+        import jax2onnx
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'ONNX needs jax2onnx and onnxruntime: pip install "repmlp_jax[onnx]" ({error})') from error
+    return jax2onnx
+
+
+def _outputs(model, images) -> np.ndarray:
+    with jax.default_matmul_precision("highest"):
+        outputs = jax.jit(lambda model, images: model(images))(model, images)
+    if outputs.dtype != jnp.float32:
+        raise TypeError(f"the model gives {outputs.dtype}, and the ONNX file is in float32: build it with dtype=None")
+    return np.asarray(outputs)
+
+
+def _convert(converter, model, input_shape, preprocessing) -> bytes:
+    import onnx
+
+    plain = replace_modules(model, _is_padded_in_numbers, lambda path, conv: PlainConvolution(conv))
+    try:
+        file = converter.to_onnx(
+            as_compiled_for("cpu", plain),
+            [("N", *input_shape)],
+            model_name=type(model).__name__,
+            opset=OPSET,
+            input_names=["images"],
+            output_names=["outputs"],
+        )
+    except Exception as error:  # what a converter raises for what it does not know is of any kind
+        raise ValueError(f"jax2onnx cannot convert this {type(model).__name__}: {error}") from error
+    del file.graph.value_info[:]  # The converter's notes of inner shapes are partly wrong; readers infer them anyway.
+    onnx.helper.set_model_props(file, {"preprocessing": json.dumps(preprocessing)})
+    onnx.checker.check_model(file, full_check=True)
+    return file.SerializeToString()
+
+
+def _compare(content, images, outputs):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": images})
+    if found.shape != outputs.shape:
+        raise ValueError(f"what jax2onnx makes of the model gives {found.shape}, the model {outputs.shape}")
+    difference, largest = np.abs(found - outputs).max(), np.abs(outputs).max()
+    if not difference <= TOLERANCE * largest:
+        raise ValueError(
+            f"what jax2onnx makes of the model differs from it by {difference:.3g} at outputs of up to {largest:.3g}; "
+            f"allowed are {TOLERANCE} of these"
+        )
+
+
+def _is_padded_in_numbers(node) -> bool:
+    return isinstance(node, nnx.Conv) and len(node.kernel_size) == 2 and not isinstance(node.padding, str)
+
+
+def _pair(sides) -> tuple:
+    """Down and across, or before and behind, of which one number stands for both."""
+    return (sides, sides) if isinstance(sides, int) else tuple(sides)
+
+
+@contextlib.contextmanager
+def _quiet(*loggers: str):
+    """Keeps a converter's warnings to itself: of stand-ins for libraries that are not here, of shapes left out."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    try:
+        for name in loggers:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

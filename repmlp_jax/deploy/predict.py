@@ -1,0 +1,119 @@
+"""What a saved classifier says: of a dataset's test images, and of pictures."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from repmlp_jax.data import Dataset, augment, open_dataset
+from repmlp_jax.data.preprocessing import read_image, resize_and_crop
+from repmlp_jax.storage.models import SavedModel, load
+from repmlp_jax.tasks.classification import judge, summarise
+from repmlp_jax.training import sharding
+from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
+
+PICTURES_AT_A_TIME = 32
+
+
+def evaluate(path: str | Path, dataset_name: str, data_dir: str | None = None, batch_size: int = 200) -> dict:
+    """Evaluates a saved model on a dataset's test images, or where it has a validation split on that.
+
+    Args:
+        path: folder of the saved model.
+        dataset_name: as `open_dataset`; what is streamed is resized and cropped to the model's size.
+        data_dir: folder of TFDS datasets; None: as `open_dataset`.
+        batch_size: images at a time, rounded up to a multiple of the devices.
+
+    Returns:
+        `accuracy` (of 1), `loss` (nats) and the number of `images`.
+
+    Raises:
+        ValueError: if the model takes other images than the dataset has, or has another number of classes.
+    """
+    saved = load(path)
+    dataset = open_dataset(dataset_name, data_dir)
+    classes = _classes(saved.model)
+    if classes != len(dataset.class_names):
+        raise ValueError(f"{path} has {classes} classes, {dataset_name} {len(dataset.class_names)}")
+    mesh = sharding.make_mesh()
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    if isinstance(dataset, Dataset):
+        batches, examples = _resident(saved, path, dataset_name, dataset, batch_size, mesh)
+    else:
+        batches, examples = _streamed(saved, dataset, batch_size, mesh)
+    evaluator = Evaluator(batches, lambda model, batch: _logits(saved, model, batch["image"]), judge, summarise, mesh)
+    return evaluator.evaluate(saved.model) | dict(images=examples)
+
+
+def _resident(saved, path, dataset_name, dataset, batch_size, mesh):
+    images, labels = dataset.test
+    if images.shape[1:] != tuple(saved.model.input_shape):
+        takes, given = (_size(shape) for shape in (saved.model.input_shape, images.shape[1:]))
+        raise ValueError(f"{path} takes images of {takes}, those of {dataset_name} are {given}")
+    return ResidentBatches(dict(image=images, label=labels), batch_size, mesh), len(labels)
+
+
+def _streamed(saved, dataset, batch_size, mesh):
+    from repmlp_jax.data.imagenet import evaluation_example
+    from repmlp_jax.data.stream import evaluation_stream
+
+    example = functools.partial(evaluation_example, size=saved.model.input_shape[:2])
+
+    def open_stream():
+        return evaluation_stream(dataset.validation, example, batch_size=batch_size)
+
+    return StreamedBatches(open_stream, mesh), len(dataset.validation)
+
+
+def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> dict:
+    """Classifies pictures.
+
+    Args:
+        path: folder of the saved model.
+        pictures: their files.
+        top: how many classes to give of each.
+
+    Returns:
+        file → list of (class, probability), the most probable first; the class is its number where the saved model
+        has no class names.
+
+    Raises:
+        FileNotFoundError: if a picture is not there.
+        ValueError: if a file is no picture.
+    """
+    saved = load(path)
+    height, width, channels = saved.model.input_shape  # type: ignore[attr-defined]  # all of list_models() have it
+    names = saved.preprocessing.get("class_names") or [str(number) for number in range(_classes(saved.model))]
+    forward = jax.jit(lambda model, images: jax.nn.softmax(_logits(saved, model, images).astype(jnp.float32)))
+    found = {}
+    with tqdm(total=len(pictures), unit=" pictures", delay=2, leave=False) as bar:
+        for start in range(0, len(pictures), PICTURES_AT_A_TIME):
+            paths = pictures[start : start + PICTURES_AT_A_TIME]
+            images = [resize_and_crop(read_image(one, channels), height, width) for one in paths]
+            filled = images + [images[-1]] * (min(PICTURES_AT_A_TIME, len(pictures)) - len(images))
+            for one, probabilities in zip(paths, np.asarray(forward(saved.model, np.stack(filled))), strict=False):
+                best = np.argsort(-probabilities, kind="stable")[:top]
+                found[one] = [(names[number], float(probabilities[number])) for number in best]
+            bar.update(len(paths))
+    return found
+
+
+def _logits(saved: SavedModel, model, images):
+    """The logits of uint8 images; what was saved without mean and std takes them scaled to [0, 1]."""
+    channels = images.shape[-1]
+    mean = saved.preprocessing.get("mean") or (0.0,) * channels
+    std = saved.preprocessing.get("std") or (1.0,) * channels
+    return model(augment.normalise(images, mean, std))
+
+
+def _classes(model) -> int:
+    image = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
+    return jax.eval_shape(lambda model, x: model(x), model, image).shape[-1]
+
+
+def _size(shape) -> str:
+    return "×".join(map(str, shape))

@@ -1,0 +1,182 @@
+"""Exported models: one file that holds the program and its weights, for a process that has JAX and no more."""
+
+import json
+import logging
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import export
+from jaxtyping import Array, Float
+
+from repmlp_jax.fusing.fuse import dotted, fusable_modules, fuse_params
+from repmlp_jax.models.randomness import weights
+from repmlp_jax.storage.whole_file import whole_file
+from repmlp_jax.version import versions
+
+FORMAT = 1
+PLATFORMS = ("cpu", "cuda", "tpu")
+DESCRIPTION = "model.json"
+PROGRAM = "program.bin"
+
+logger = logging.getLogger("repmlp_jax")
+
+
+def export_model(model: nnx.Module, path: str | Path, *, preprocessing: dict | None = None, overwrite: bool = False):
+    """Writes a model as a program of JAX, which runs on CPU, GPU and TPU at any batch size without this library.
+
+    A model that is not fused is fused first, and the log says so. The file appears whole or not at all. It is a zip,
+    uncompressed, which Python reads without anything installed and whose checksums show damage: `program.bin` is what
+    `jax.export` serialised, a function of weights and images; `weights/` has each array as a `.npy`; `model.json` says
+    the rest. (Weights inside the program would be compiled as constants, again for every batch size.)
+
+    Args:
+        model: any NNX module with an `input_shape`, (H, W, C), that takes float32 images (N, H, W, C).
+        path: the file; its parents are made.
+        preprocessing: what goes with it, as JSON: mean and std of the channels, class names.
+        overwrite: replace the file if it exists.
+
+    Raises:
+        FileExistsError: if `path` exists and `overwrite` is off.
+        TypeError: if the model is no module with an `input_shape`, or has float64 parameters.
+        ValueError: as `fuse_params`.
+    """
+    with whole_file(path, overwrite) as partial:
+        model, input_shape = ready_to_run(model)
+        arrays = _arrays(model)
+        description = {
+            "format": FORMAT,
+            "model": type(model).__name__,
+            "input_shape": input_shape,
+            "preprocessing": preprocessing or {},
+            "weights": list(arrays),
+            "versions": versions(),
+        }
+        with zipfile.ZipFile(partial, "w") as file:
+            file.writestr(DESCRIPTION, json.dumps(description, indent=1))
+            file.writestr(PROGRAM, _program(model, arrays, input_shape).serialize())
+            for name, array in arrays.items():
+                with file.open(_member(name), "w", force_zip64=True) as member:
+                    np.save(member, np.asarray(array))
+
+
+class ExportedModel:
+    """What `load_exported` returns: call it with images.
+
+    It is compiled at the first call, and once more for every other batch size.
+
+    Attributes:
+        input_shape: (H, W, C) of the images.
+        preprocessing: mean and std of the channels, class names, as they were exported. Images are what
+            `(pixels / 255 - mean) / std` makes of pixels from 0 to 255, without mean and std `pixels / 255`.
+    """
+
+    def __init__(self, program: export.Exported, arrays: dict[str, Array], description: dict):
+        self.input_shape = tuple(description["input_shape"])
+        self.preprocessing = description["preprocessing"]
+        self._arrays = arrays
+        self._forward = jax.jit(program.call)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes; None where the model was exported without."""
+        return self.preprocessing.get("class_names")
+
+    def __call__(self, images: Float[Array | np.ndarray, "N H W C"]) -> Float[Array, "N ..."]:
+        """What the model says of a batch of images: logits, or whatever else it was built to give.
+
+        Raises:
+            TypeError: if the images are no array of float32.
+            ValueError: if they are of another size, or there are none.
+        """
+        dtype = getattr(images, "dtype", type(images).__name__)
+        if dtype != jnp.float32:
+            raise TypeError(f"takes images as an array of float32, normalised, not {dtype}")
+        if images.ndim != 4 or images.shape[1:] != self.input_shape or not len(images):
+            raise ValueError(
+                f"takes images (N, H, W, C) of shape (N, {', '.join(map(str, self.input_shape))}), N at least 1, and "
+                f"was called with {images.shape}"
+            )
+        return self._forward(self._arrays, images)
+
+
+def load_exported(path: str | Path) -> ExportedModel:
+    """Reads a model that `export_model` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, no such file, of a newer format, or of a version of JAX that this one cannot read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with zipfile.ZipFile(path) as file:
+            description = json.loads(file.read(DESCRIPTION))
+            if description["format"] == FORMAT:
+                program = file.read(PROGRAM)
+                arrays = {name: jnp.load(file.open(_member(name))) for name in description["weights"]}
+    except Exception as error:  # what a damaged archive raises is of any kind
+        raise ValueError(f"{path} is damaged, or no file that export_model wrote: {error}") from error
+    if description["format"] != FORMAT:
+        raise ValueError(f"{path} is of format {description['format']}; this version reads format {FORMAT}")
+    try:
+        return ExportedModel(export.deserialize(bytearray(program)), arrays, description)
+    except Exception as error:  # nor does JAX say what it raises for a program of another time
+        raise ValueError(
+            f"{path} was exported by jax {description['versions']['jax']}, and jax {jax.__version__} cannot read it: "
+            f"export it again ({error})"
+        ) from error
+
+
+def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
+    """A copy of the model as it is exported, fused and in evaluation mode, and the (H, W, C) of its images.
+
+    Raises:
+        TypeError: if it is no module with an `input_shape`, or has float64 parameters.
+        ValueError: as `fuse_params`.
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"what is exported is an nnx.Module, not {type(model).__name__}")
+    if not hasattr(model, "input_shape"):
+        raise TypeError(f"{type(model).__name__} has no input_shape: set it to the (height, width, channels) it takes")
+    if wide := [name for name, array in _arrays(model).items() if array.dtype == jnp.float64]:
+        raise TypeError(
+            f"{len(wide)} arrays hold float64, {wide[0]} among them, and what is exported takes float32: build the "
+            f"model with param_dtype=float32"
+        )
+    if any(fusable_modules(model)):
+        logger.warning("%s is not fused: it is fused before it is exported", type(model).__name__)
+        fused = fuse_params(model)
+    else:
+        fused = nnx.clone(model)
+        fused.eval()
+    return fused, tuple(model.input_shape)
+
+
+def _arrays(model) -> dict[str, Array]:
+    return {dotted(place): variable.get_value() for place, variable in _variables(model)}
+
+
+def _variables(model):
+    return nnx.to_flat_state(nnx.state(model, weights))
+
+
+def _program(model, arrays, input_shape) -> export.Exported:
+    """The model as a function of its arrays by name, and of images of any number."""
+    graphdef, _, *rest = nnx.split(model, weights, ...)
+
+    def forward(arrays, images):
+        state = [(place, variable.replace(arrays[dotted(place)])) for place, variable in _variables(model)]
+        return nnx.merge(graphdef, nnx.from_flat_state(state), *rest)(images)
+
+    shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
+    images = jax.ShapeDtypeStruct((*export.symbolic_shape("batch"), *input_shape), jnp.float32)
+    return export.export(jax.jit(forward), platforms=PLATFORMS)(shapes, images)
+
+
+def _member(name: str) -> str:
+    return f"weights/{name}.npy"

@@ -1,0 +1,28 @@
+"""Weights for PyTorch: a file that the official code, with its own classes, loads."""
+
+from pathlib import Path
+
+from flax import nnx
+from safetensors.numpy import save_file
+
+from repmlp_jax.interop.torch import to_torch
+from repmlp_jax.storage.whole_file import whole_file
+
+
+def export_torch(model: nnx.Module, path: str | Path, *, overwrite: bool = False):
+    """Writes the weights and statistics of a model as safetensors of the official PyTorch layout.
+
+    A trained model gives the training-time layout and is not fused. The file appears whole or not at all, and comes
+    back with `from_torch(model, load_torch_file(path))` bit for bit.
+
+    Args:
+        model: a module with official weights, as `to_torch` takes it.
+        path: the file; its parents are made. `load_torch_file` wants it to end in `.safetensors`.
+        overwrite: replace the file if it exists.
+
+    Raises:
+        FileExistsError: if `path` exists and `overwrite` is off.
+        TypeError: if there is no official layout for this module, or for what fusing made of it.
+    """
+    with whole_file(path, overwrite) as partial:
+        save_file(to_torch(model), partial)

@@ -1,0 +1,1 @@
+"""Fused models in 8-bit integers."""

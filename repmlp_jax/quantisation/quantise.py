@@ -1,0 +1,301 @@
+"""Post-training quantisation: a fused model with its kernels in int8, a quarter of the size.
+
+(Qwix does this for plain Flax models. Of a fused RepMLP it quantises FC1, FC2 and linear layers, and without a word
+leaves FC3 and all convolutions in floating point: it knows no weight that is reshaped or passed on before it is
+multiplied.)
+"""
+
+import dataclasses
+import functools
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from repmlp_jax.blocks.fused import FusedRepMLP
+from repmlp_jax.blocks.fused_gated import FusedRepMLPNetBlock
+from repmlp_jax.fusing.algebra import fusing_dtype
+from repmlp_jax.fusing.fuse import dotted, fusable_modules, replace_modules
+from repmlp_jax.fusing.host import transformed_on_host
+from repmlp_jax.fusing.report import change, table
+from repmlp_jax.quantisation.quantised import (
+    LARGEST,
+    Int8Kernel,
+    Int8Operand,
+    Int8RepMLP,
+    Int8RepMLPNetBlock,
+    int8_convolution,
+    int8_dot_general,
+    promote_around_int8,
+    round_to_int8,
+)
+
+ACTIVATIONS = (None, "dynamic")
+SCALES = ("channel", "tensor")
+# The blocks whose FC3 is multiplied in int8, and the modules that do so. (NNX's own layers take the product as a hook.)
+BLOCKS: dict[Any, Any] = {FusedRepMLP: Int8RepMLP, FusedRepMLPNetBlock: Int8RepMLPNetBlock}
+NNX_LAYERS = (nnx.Conv, nnx.Linear, nnx.LinearGeneral)
+# Their `kernel` becomes int8; their `bias` is added, and stays.
+LAYERS = (*BLOCKS, *NNX_LAYERS)
+UNKNOWN = f"no kernel of {', '.join(layer.__name__ for layer in LAYERS)}"
+# An int32 holds the sum of so many products of int8, whatever they are.
+MOST_SUMMED = (2**31 - 1) // LARGEST**2
+
+
+def quantise_params(model: nnx.Module, *, activations: str | None = None, scales: str = "channel") -> nnx.Module:
+    """Returns a fused model with its kernels rounded to int8.
+
+    The kernel of every fused block, `nnx.Conv`, `nnx.Linear` and `nnx.LinearGeneral`, wherever it sits, becomes int8
+    with a floating-point scale for each output, and is off by half a scale at most. Biases, and factors of channels,
+    stay as they are; `quantise_report` lists them all. The result is a new model; the given one stays as it is.
+
+    Without `activations` only weights are in int8: a kernel is made floating-point again when it is used, and all is
+    computed as before. With "dynamic" inputs are rounded to int8, too, each row of a matrix and each image of a
+    convolution with a scale of its own, multiplied as integers and summed in int32, exactly. (A row of FC3 is what a
+    partition has in one group of channels.) It takes no calibration, and an image's result does not depend on the
+    others of its batch.
+
+    It is a pure transformation, as `fuse_params` is: it works under `jax.jit`, `jax.vmap` over a stack of models, and
+    `nnx.eval_shape`. A quantised model can be saved, and cannot be trained.
+
+    Args:
+        model: a fused model.
+        activations: None or "dynamic".
+        scales: "channel" for a scale of each output, or "tensor" for the same one in all of a kernel, which is there to
+            show how much worse that is.
+
+    Returns:
+        The quantised model.
+
+    Raises:
+        TypeError: if `model` is not an NNX module.
+        ValueError: if it is not fused; if an argument is none of these; if a weight is not finite (traced ones cannot
+            be looked at and are not checked); if, with `activations`, a convolution has a mask, or an output sums over
+            more products than an int32 surely holds.
+
+    Warns:
+        UserWarning: if there is nothing to quantise, or an array that is neither kernel nor bias nor a vector stays.
+    """
+    for name, value, works in (("activations", activations, ACTIVATIONS), ("scales", scales, SCALES)):
+        if value not in works:
+            raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, works))}")
+    _check_model(model)
+    quantised = transformed_on_host(functools.partial(_quantised, activations, scales), model)
+    _warn_of_what_stays(model, quantised)
+    return quantised
+
+
+def _quantised(activations, scales, model):
+    model = nnx.clone(model)
+    layers = _layers(model)
+    for path, layer in layers:
+        _check_kernel(path, layer, activations)
+    # A kernel that two layers share stays one.
+    shared = {id(layer.kernel): layer for _, layer in layers}
+    kernels = {key: _int8_kernel(layer, activations, scales) for key, layer in shared.items()}
+    promote: Any = promote_around_int8
+    for _, layer in layers:
+        layer.kernel = kernels[id(layer.kernel)]
+        if activations and isinstance(layer, nnx.Conv):
+            layer.promote_dtype, layer.conv_general_dilated = promote, int8_convolution
+        elif activations and isinstance(layer, nnx.Linear | nnx.LinearGeneral):
+            layer.promote_dtype, layer.dot_general = promote, int8_dot_general
+    if not activations:
+        return model
+    return replace_modules(model, _has_operand, lambda _, block: BLOCKS[type(block)](block))
+
+
+def dequantise_params(model: nnx.Module) -> nnx.Module:
+    """Returns a model of int8 weights as a fused model in floating point again: as large and as fast as that one.
+
+    Its kernels are what the int8 ones stand for, so that its outputs are those of the quantised model.
+
+    Raises:
+        ValueError: if the model multiplies in int8, which no floating-point model does.
+    """
+    if quantisation(model) != {"activations": None}:
+        raise ValueError("only what quantise_params(model, activations=None) returns is made floating-point again")
+    return transformed_on_host(_dequantised, model)
+
+
+def _dequantised(model):
+    model = nnx.clone(model)
+    layers = [layer for _, layer in nnx.iter_graph(model) if _is_layer(layer) and isinstance(layer.kernel, Int8Kernel)]
+    kernels = {id(layer.kernel): nnx.Param(layer.kernel[...]) for layer in layers}
+    for layer in layers:
+        layer.kernel = kernels[id(layer.kernel)]
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterReport:
+    """What happens to one parameter.
+
+    Attributes:
+        path: where it sits in the model.
+        kind: the class of the module that holds it.
+        shape: its shape.
+        nbytes: before and after; of a kernel after that, its scales included.
+        kept: why it stays as it is; None where it becomes int8.
+    """
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    nbytes: tuple[int, int]
+    kept: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantiseReport:
+    """What happens to a model; printed, it is a table.
+
+    Attributes:
+        parameters: every parameter of the model.
+        nbytes: of all of them, before and after.
+    """
+
+    parameters: tuple[ParameterReport, ...]
+    nbytes: tuple[int, int]
+
+    def __str__(self) -> str:
+        rows = [("parameter", "kind", "shape", "bytes", "")]
+        for row in self.parameters:
+            place = "int8" if row.kept is None else f"stays: {row.kept}"
+            rows.append((row.path, row.kind, "×".join(map(str, row.shape)), change(row.nbytes), place))
+        rows.append(("total", "", "", change(self.nbytes), ""))
+        return table(rows)
+
+
+def quantise_report(model: nnx.Module) -> QuantiseReport:
+    """Lists every parameter of a fused model: what `quantise_params` makes int8, what stays and why, and their bytes.
+
+    Nothing is computed, and abstract models will do.
+
+    Args:
+        model: a fused model, or a quantised one.
+
+    Raises:
+        TypeError: if `model` is not an NNX module.
+        ValueError: if it is not fused.
+    """
+    _check_model(model)
+    kernels = {id(layer.kernel): layer for _, layer in _layers(model)}
+    rows = []
+    for path, owner, parameter in _parameters(model):
+        before = parameter.size * parameter.dtype.itemsize
+        if layer := kernels.get(id(parameter)):
+            summed = math.prod(parameter.shape[axis] for axis in summed_axes(layer))
+            after = parameter.size + parameter.size // summed * fusing_dtype(parameter.dtype).itemsize
+            rows.append(ParameterReport(dotted(path), type(owner).__name__, parameter.shape, (before, after), None))
+        else:
+            why = _why_it_stays(path, owner, parameter)
+            rows.append(ParameterReport(dotted(path), type(owner).__name__, parameter.shape, (before, before), why))
+    return QuantiseReport(tuple(rows), (sum(row.nbytes[0] for row in rows), sum(row.nbytes[1] for row in rows)))
+
+
+def quantisation(model: nnx.Module) -> dict[str, str | None] | None:
+    """The `activations` that a model was quantised with, as arguments of `quantise_params`; None: it was not."""
+    kinds = {type(node) for _, node in nnx.iter_graph(model)}
+    if not kinds & {Int8Kernel, Int8Operand}:
+        return None
+    return {"activations": "dynamic" if Int8Operand in kinds else None}
+
+
+def summed_axes(layer: Any) -> tuple[int, ...]:
+    """The axes of a layer's kernel that each of its outputs sums over."""
+    if isinstance(layer, FusedRepMLP):
+        return 1, 2, 3
+    if isinstance(layer, FusedRepMLPNetBlock):
+        return 1, 2
+    if isinstance(layer, nnx.LinearGeneral):
+        batch = len(layer.batch_axis)
+        return tuple(range(batch, batch + len(layer.axis)))
+    return tuple(range(layer.kernel.ndim - 1))
+
+
+def _check_model(model):
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"takes a fused nnx.Module, not {type(model).__name__}")
+    if unfused := [f"{dotted(path)} ({type(module).__name__})" for path, module in fusable_modules(model)]:
+        raise ValueError(
+            f"only a fused model is quantised, and in this {type(model).__name__} {len(unfused)} modules can still be "
+            f"fused, the first {unfused[0]}: call fuse_params first"
+        )
+
+
+def _is_layer(node) -> bool:
+    """Whether it is of LAYERS. What a class derived from a block does with its kernel is not known."""
+    return type(node) in BLOCKS or isinstance(node, NNX_LAYERS)
+
+
+def _layers(model) -> list[tuple[tuple, Any]]:
+    """The layers with a kernel that is not int8 yet, with their paths."""
+    found = ((path, node) for path, node in nnx.iter_graph(model) if _is_layer(node))
+    return [(path, layer) for path, layer in found if isinstance(layer.kernel, nnx.Param)]
+
+
+def _has_operand(node) -> bool:
+    return type(node) in BLOCKS and isinstance(node.kernel, Int8Operand)
+
+
+def _parameters(model) -> Iterator[tuple[tuple, object, nnx.Param]]:
+    """Every parameter once, with its path and what holds it."""
+    nodes = dict(nnx.iter_graph(model))
+    for path, node in nodes.items():
+        if isinstance(node, nnx.Param):
+            yield path, nodes[path[:-1]], node
+
+
+def _why_it_stays(path, owner, parameter) -> str:
+    if isinstance(owner, Int8Kernel):
+        return "quantised already"
+    if path[-1] == "bias" and isinstance(owner, (*LAYERS, *BLOCKS.values())):
+        return "a bias"
+    return "a vector" if parameter.ndim < 2 else UNKNOWN
+
+
+def _check_kernel(path, layer, activations):
+    kernel, where = layer.kernel.get_value(), dotted((*path, "kernel"))
+    broken = 0 if isinstance(kernel, jax.core.Tracer) else int(_count_broken(kernel))
+    if broken:
+        raise ValueError(f"cannot quantise {where}: {broken} of its {kernel.size} weights are not finite")
+    if not activations:
+        return
+    if getattr(layer, "mask", None) is not None:
+        raise ValueError(f"cannot multiply {where} in int8, as it has a mask: multiply it into the kernel")
+    summed = math.prod(kernel.shape[axis] for axis in summed_axes(layer))
+    if summed > MOST_SUMMED:
+        raise ValueError(
+            f"cannot multiply {where} in int8: each output sums over {summed:,} products, and an int32 surely holds "
+            f"{MOST_SUMMED:,}. activations=None has no such limit"
+        )
+
+
+@jax.jit
+def _count_broken(kernel):
+    return jnp.sum(~jnp.isfinite(kernel), dtype=jnp.int32)
+
+
+def _int8_kernel(layer, activations, scales) -> Int8Kernel:
+    kernel, axes = layer.kernel.get_value(), summed_axes(layer)
+    values, scale = round_to_int8(kernel, axes if scales == "channel" else tuple(range(kernel.ndim)))
+    if scales == "tensor":
+        scale = jnp.broadcast_to(scale, [1 if axis in axes else size for axis, size in enumerate(kernel.shape)])
+    return (Int8Operand if activations else Int8Kernel)(values, scale, kernel.dtype)
+
+
+def _warn_of_what_stays(model, quantised):
+    if not _layers(model):
+        warnings.warn(
+            f"nothing to quantise: {type(model).__name__} has {UNKNOWN} that is not int8 already",
+            UserWarning,
+            stacklevel=3,
+        )
+    stays = [(path, _why_it_stays(path, owner, parameter)) for path, owner, parameter in _parameters(quantised)]
+    if unknown := [dotted(path) for path, why in stays if why == UNKNOWN]:
+        warnings.warn(f"what stays in floating point is {UNKNOWN}: {', '.join(unknown)}", UserWarning, stacklevel=3)

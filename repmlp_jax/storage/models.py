@@ -1,0 +1,186 @@
+"""Saved models: a folder that says what it is, from which a model comes back without anybody building it."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from repmlp_jax.fusing.fuse import fuse_params
+from repmlp_jax.models.arguments import arguments_from_text
+from repmlp_jax.models.randomness import seeded, weights
+from repmlp_jax.models.registry import MODELS
+from repmlp_jax.quantisation.quantise import quantisation, quantise_params
+from repmlp_jax.storage.digest import describe, digests
+from repmlp_jax.version import versions
+
+FORMAT = 1
+DESCRIPTION = "model.json"
+WEIGHTS = "weights.safetensors"
+CONTENTS = {"format", "model", "arguments", "fused", "preprocessing", "arrays", "digests", "versions"}
+
+
+def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | None = None, overwrite: bool = False):
+    """Saves a model of `list_models()`, trained, fused or quantised, in a folder that `load_model` reads.
+
+    The folder appears whole or not at all.
+
+    Args:
+        path: the folder; its parents are made.
+        model: the model, as its class, `fuse_params` or `quantise_params` built it, with any weights.
+        preprocessing: what goes with it, as JSON: mean and std of the channels, class names.
+        overwrite: replace the folder if it exists.
+
+    Raises:
+        FileExistsError: if `path` exists and `overwrite` is off.
+        TypeError: if the model is none of `list_models()`, or its modules were changed since it was built.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
+    arrays = _arrays(model)
+    description = {
+        "format": FORMAT,
+        "model": type(model).__name__,
+        "arguments": json.loads(getattr(model, "arguments", "{}")),
+        "fused": _is_fused(model),
+        "quantised": quantisation(model),
+        "preprocessing": preprocessing or {},
+        "arrays": describe(arrays),
+        "digests": digests(arrays),
+        "versions": versions(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{path.name}.partial.", dir=path.parent))
+    try:
+        save_file({name: np.asarray(array) for name, array in arrays.items()}, partial / WEIGHTS)
+        (partial / DESCRIPTION).write_text(json.dumps(description | {"sha256": _seal(description)}, indent=1))
+        partial.chmod(0o755)
+        replaced = partial / "replaced"
+        if path.exists():
+            path.rename(replaced)
+        try:
+            partial.rename(path)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(path / "replaced", ignore_errors=True)
+
+
+def load_model(path: str | Path) -> nnx.Module:
+    """Reads a model that `save_model` wrote; it is in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or it is no saved model.
+        ValueError: if it is damaged, or of a newer format.
+    """
+    return load(path).model
+
+
+class SavedModel(NamedTuple):
+    """A saved model and what goes with it.
+
+    Attributes:
+        model: in evaluation mode.
+        preprocessing: mean and std of the channels, class names, as they were saved.
+    """
+
+    model: nnx.Module
+    preprocessing: dict
+
+
+def load(path: str | Path) -> SavedModel:
+    """Reads a model and its preprocessing; raises as `load_model` does."""
+    path = Path(path).absolute()
+    description = _read_description(path)
+    model_class = _model_classes()[description["model"]]
+    try:
+        abstract = _abstract(
+            model_class, json.dumps(description["arguments"]), description["fused"], description.get("quantised")
+        )
+    except Exception as error:
+        raise ValueError(f"{path} is damaged: {description['model']} does not take its arguments ({error})") from error
+    wanted = nnx.to_flat_state(nnx.state(abstract, weights))
+    if describe(_by_name(wanted)) != description["arrays"]:
+        raise ValueError(f"{path} is damaged: its arrays are not those of the {description['model']} that it names")
+    try:
+        arrays = {name: jnp.asarray(array) for name, array in load_file(path / WEIGHTS).items()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged: its weights cannot be read ({error})") from error
+    if describe(arrays) != description["arrays"]:
+        raise ValueError(f"{path} is damaged: {WEIGHTS} holds other arrays than {DESCRIPTION} says")
+    found = digests(arrays)
+    if changed := [name for name, digest in description["digests"].items() if digest != found[name]]:
+        raise ValueError(f"{path} is damaged: wrong values in {', '.join(changed[:5])}")
+    restored = [(place, variable.replace(arrays[_name(place)])) for place, variable in wanted]
+    model = seeded(abstract)
+    nnx.update(model, nnx.from_flat_state(restored))
+    model.eval()
+    return SavedModel(model, description["preprocessing"])
+
+
+def _arrays(model) -> dict:
+    return _by_name(nnx.to_flat_state(nnx.state(model, weights)))
+
+
+def _by_name(flat_state) -> dict:
+    return {_name(place): variable.get_value() for place, variable in flat_state}
+
+
+def _name(place: tuple) -> str:
+    return ".".join(map(str, place))
+
+
+def _seal(description: dict) -> str:
+    return hashlib.sha256(json.dumps(description).encode()).hexdigest()
+
+
+def _read_description(path):
+    if not (path / DESCRIPTION).is_file():
+        raise FileNotFoundError(f"{path} holds no {DESCRIPTION}: it is no folder that save_model wrote")
+    try:
+        description = json.loads((path / DESCRIPTION).read_text())
+        found = description["format"], description["model"]
+        if found[0] == FORMAT and (missing := CONTENTS - set(description)):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        if found[0] == FORMAT and description.pop("sha256") != _seal(description):
+            raise ValueError("its digest is wrong")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {DESCRIPTION} cannot be read ({error})") from error
+    if found[0] != FORMAT or found[1] not in _model_classes():
+        raise ValueError(f"{path} holds a {found[1]} of format {found[0]}; this version reads format {FORMAT}")
+    return description
+
+
+def _model_classes():
+    return {model_class.__name__: model_class for model_class, _ in MODELS.values()}
+
+
+def _abstract(model_class, arguments_text, fused, quantised):
+    def build():
+        model = model_class(**arguments_from_text(arguments_text), rngs=nnx.Rngs(0))
+        model = fuse_params(model) if fused else model
+        return quantise_params(model, **quantised) if quantised else model
+
+    return nnx.eval_shape(build)
+
+
+def _is_fused(model) -> bool:
+    model_class = _model_classes().get(type(model).__name__)
+    if model_class is not type(model):
+        raise TypeError(f"save_model knows the models of list_models(), and a {type(model).__name__} is none of them")
+    found, quantised = describe(_arrays(model)), quantisation(model)
+    for fused in (True,) if quantised else (False, True):
+        if found == describe(_arrays(_abstract(model_class, model.arguments, fused, quantised))):
+            return fused
+    raise TypeError(f"the modules of this {type(model).__name__} were changed since it was built: it cannot be saved")

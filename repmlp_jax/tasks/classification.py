@@ -1,0 +1,145 @@
+"""Classification: of datasets that fit on the devices (CIFAR-10, digits), and of ImageNet and its like, streamed."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from repmlp_jax.data import LOADERS, augment, load_dataset, open_dataset
+from repmlp_jax.data.mixing import mix
+from repmlp_jax.models.registry import create_model
+from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
+from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
+from repmlp_jax.training.losses import cross_entropy
+
+
+class Classification:
+    """One label an image; the loss is the softmax's cross-entropy.
+
+    Args:
+        config: as `default_config()`.
+        mesh: the devices.
+        order_key: seed of the order of the examples, and of what the host draws for them.
+
+    Raises:
+        ValueError: if there is no such model or dataset, or they have different numbers of classes.
+    """
+
+    scores = ("loss", "accuracy")
+    best = "accuracy"
+
+    def __init__(self, config, mesh, order_key):
+        self._config = config
+        net: Any = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
+        self._is_resident = config.dataset in LOADERS
+        load = self._load_resident if self._is_resident else self._load_streamed
+        dataset, self.feed, batches = load(config, net.input_shape, mesh, order_key)
+        self._mean, self._std = dataset.mean, dataset.std
+        self.preprocessing = dict(mean=dataset.mean, std=dataset.std, class_names=dataset.class_names)
+        self._classes = _check_classes(config, net, len(dataset.class_names))
+        self.evaluator = Evaluator(batches, self._predict, judge, summarise, mesh)
+
+    @staticmethod
+    def _load_resident(config, input_shape, mesh, order_key):
+        dataset = load_dataset(config.dataset, config.data_dir or None)
+        train, test = (dict(zip(("image", "label"), split, strict=True)) for split in (dataset.train, dataset.test))
+        feed = ResidentFeed(train, config.batch_size, order_key, mesh)
+        return dataset, feed, ResidentBatches(test, config.eval_batch_size, mesh)
+
+    @staticmethod
+    def _load_streamed(config, input_shape, mesh, order_key):
+        from repmlp_jax.data.imagenet import evaluation_example, training_example
+        from repmlp_jax.data.policies import POLICIES
+        from repmlp_jax.data.stream import evaluation_stream, make_stream
+
+        dataset = open_dataset(config.dataset, config.data_dir or None)
+        size, seed = input_shape[:2], int(jax.random.bits(order_key, dtype=jnp.uint32))
+        part = dict(process_index=jax.process_index(), process_count=jax.process_count(), workers=config.workers)
+        train_on = functools.partial(training_example, size=size, policy=POLICIES.get(config.augmentation))
+        evaluate_on = functools.partial(evaluation_example, size=size)
+
+        def open_stream(step):
+            return make_stream(dataset.train, train_on, batch_size=config.batch_size, seed=seed, start=step, **part)
+
+        def open_evaluation():
+            return evaluation_stream(dataset.validation, evaluate_on, batch_size=config.eval_batch_size, **part)
+
+        feed = StreamedFeed(open_stream, len(dataset.train), mesh)
+        return dataset, feed, StreamedBatches(open_evaluation, mesh)
+
+    def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        """What is trained."""
+        return create_model(self._config.model, rngs=rngs, **self._config.model_arguments)
+
+    def result(self, model: nnx.Module) -> nnx.Module:
+        """What of it is saved, fused and evaluated."""
+        return model
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """None: a classifier is better than chance or it is not."""
+        return {}
+
+    def draw(self, workdir, model):
+        """Pictures of what the model does; of a classifier there are none besides its curves."""
+
+    def loss(self, model, batch, key):
+        """The mean loss of a batch and how many of its images are classified right.
+
+        Where images are mixed, right is the label that most of an image is of.
+        """
+        augment_key, mix_key = jax.random.split(key)
+        # Streamed images were cropped and mirrored as they were decoded.
+        images = batch["image"]
+        if self._is_resident:
+            padding, flipped = self._config.crop_padding, self._config.flip
+            images = augment.crop_and_flip(augment_key, images, padding=padding, flipped=flipped)
+        targets = jax.nn.one_hot(batch["label"], self._classes, dtype=jnp.float32)
+        targets = optax.smooth_labels(targets, self._config.label_smoothing)
+        images, targets = mix(
+            mix_key,
+            augment.normalise(images, self._mean, self._std),
+            targets,
+            mixup=self._config.mixup,
+            cutmix=self._config.cutmix,
+        )
+        logits = model(images)
+        losses = cross_entropy(logits, targets)
+        return losses.mean(), _are_right(logits, jax.lax.argmax(targets, 1, jnp.int32)).sum(dtype=jnp.float32)
+
+    def _predict(self, model, batch):
+        return model(augment.normalise(batch["image"], self._mean, self._std))
+
+
+def judge(logits, batch):
+    """The sum of the losses, how many are right, and how many there are."""
+    targets = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=jnp.float32)
+    losses = jnp.where(batch["mask"], cross_entropy(logits, targets), 0.0)
+    right = _are_right(logits, batch["label"]) & batch["mask"]
+    return losses.sum(), right.sum(dtype=jnp.int32), batch["mask"].sum(dtype=jnp.int32)
+
+
+def summarise(judged) -> dict[str, float]:
+    """The mean loss in nats and the accuracy, a share of 1, of what was judged of all batches."""
+    losses, right, counts = (np.sum(values, dtype=np.float64) for values in judged)
+    return dict(loss=float(losses / counts), accuracy=float(right / counts))
+
+
+def _are_right(logits, labels):
+    return jax.lax.argmax(logits, 1, jnp.int32) == labels
+
+
+def _check_classes(config, net, classes) -> int:
+    net.eval()
+    image = jax.ShapeDtypeStruct((1, *net.input_shape), jnp.float32)
+    has = jax.eval_shape(lambda net, x: net(x), net, image).shape
+    if has != (1, classes):
+        gives = f"has {has[-1]} classes" if len(has) == 2 else f"gives {has} and not a class an image"
+        raise ValueError(
+            f"{config.model!r} {gives}, {config.dataset} has {classes} classes: set "
+            f"model_arguments.num_classes={classes}"
+        )
+    return classes

@@ -1,0 +1,1 @@
+"""Faces: who is who, learned with a margin, scored by verification."""

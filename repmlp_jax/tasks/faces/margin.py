@@ -1,0 +1,87 @@
+"""Learning to tell people apart: a classifier by cosines and its loss, AM-Softmax (arXiv 1801.05599)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from repmlp_jax.fusing import algebra
+from repmlp_jax.models.face import unit_length
+
+
+def am_softmax(
+    cosines: Float[Array, "N people"], labels: Int[Array, " N"], margin: float = 0.35, scale: float = 30.0
+) -> Float[Array, " N"]:
+    """Additive margin softmax: cross-entropy in which one's own class has to be ahead by a margin (equation 6).
+
+    Args:
+        cosines: of each embedding with each class, from −1 to 1.
+        labels: whose class is one's own; one that is no class makes its loss NaN.
+        margin: what is taken off the cosine with one's own class, m; the paper uses 0.35.
+        scale: what the cosines are multiplied by, s; the paper uses 30.
+
+    Returns:
+        The loss of each example in nats, in float32 or wider.
+
+    Raises:
+        ValueError: if the shapes do not fit, the margin is negative, or the scale not positive.
+    """
+    if cosines.ndim != 2 or labels.shape != cosines.shape[:1]:
+        raise ValueError(
+            f"am_softmax takes cosines (N, people) and labels (N,), not shapes {cosines.shape} and {labels.shape}"
+        )
+    if margin < 0 or scale <= 0:
+        raise ValueError(f"am_softmax needs margin >= 0 and scale > 0, not margin={margin} and scale={scale}")
+    people = cosines.shape[1]
+    own = jax.nn.one_hot(labels, people, dtype=algebra.fusing_dtype(cosines.dtype))
+    losses = optax.softmax_cross_entropy(scale * (algebra.widened(cosines) - margin * own), own)
+    # No row of `own` holds a one for such a label, and its loss would be 0.
+    return jnp.where((labels >= 0) & (labels < people), losses, jnp.nan)
+
+
+class CosineClassifier(nnx.Module):
+    """The cosine of the angle between an embedding and a vector that stands for each person.
+
+    Only the vectors' directions matter. Their lengths, 1 on average at first, set how far a step turns them.
+
+    Args:
+        features: length of the embedding.
+        num_people: people in the training set.
+        param_dtype: dtype of the vectors.
+        rngs: source of the initial vectors.
+    """
+
+    def __init__(self, features: int, num_people: int, *, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        initialise = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
+        kernel = initialise(rngs.params(), (features, num_people), algebra.fusing_dtype(param_dtype))
+        self.kernel = nnx.Param(kernel.astype(param_dtype))
+
+    def __call__(self, embeddings: Float[Array, "N features"]) -> Float[Array, "N people"]:
+        """The cosines, in float32 or wider; the embeddings may have any length."""
+        embeddings, people = promote_dtype((unit_length(embeddings), unit_length(self.kernel[...].T)), dtype=None)
+        return jnp.matmul(embeddings, people.T)
+
+
+class FaceClassifier(nnx.Module):
+    """What trains an embedding net: the net and, after it, the people of the training set.
+
+    Args:
+        net: a net that gives embeddings and says how long they are, in `embedding_features`. It alone is saved, fused
+            and evaluated: nobody of the training set is asked for afterwards.
+        num_people: people in the training set.
+        param_dtype: dtype of the vectors that stand for them.
+        rngs: source of the initial vectors.
+    """
+
+    def __init__(self, net: Any, num_people: int, *, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.net = net
+        self.people = CosineClassifier(net.embedding_features, num_people, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N people"]:
+        """The cosines of a batch of images with everybody."""
+        return self.people(self.net(x))

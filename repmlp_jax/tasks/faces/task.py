@@ -1,0 +1,147 @@
+"""Faces: an embedding is learnt by telling people apart, and judged on people who were not trained on."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from repmlp_jax import plots
+from repmlp_jax.data import augment
+from repmlp_jax.models.face import unit_length
+from repmlp_jax.models.registry import create_model
+from repmlp_jax.tasks.faces.data import centred_pixels, load_faces, load_test_faces, pixels
+from repmlp_jax.tasks.faces.margin import FaceClassifier, am_softmax
+from repmlp_jax.tasks.faces.stream import stream_faces
+from repmlp_jax.tasks.faces.verification import cosine_similarities, roc, verification_report
+from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
+from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
+
+# What every net has to beat.
+BASELINES = {"pixels": pixels, "pixels less their mean": centred_pixels}
+
+
+class Faces:
+    """AM-Softmax over the people of the training split; verification and identification on those of the test split.
+
+    Args:
+        config: as `default_config()`.
+        mesh: the devices.
+        order_key: seed of the order of the examples.
+
+    Raises:
+        ValueError: if the model gives no embeddings, or somebody is in both splits.
+    """
+
+    scores = ("tar_at_far_1e-1", "tar_at_far_1e-2", "tar_at_far_1e-3", "balanced_accuracy", "rank_1", "auc")
+    best = "tar_at_far_1e-2"
+
+    def __init__(self, config, mesh, order_key):
+        self._config = config
+        net: Any = nnx.eval_shape(lambda: create_model(config.model, rngs=nnx.Rngs(0), **config.model_arguments))
+        if not hasattr(net, "embedding_features"):
+            raise ValueError(f"task='faces' needs a model that gives embeddings, and {config.model!r} gives none")
+        load = self._load_streamed if config.num_people else self._load_resident
+        load(config, net.input_shape, mesh, order_key)
+        self.preprocessing = dict(mean=self._mean, std=self._std)
+        _check_channels(config, net, self._test_images.shape[-1])
+        batches = ResidentBatches(dict(image=self._test_images), config.eval_batch_size, mesh)
+        self.evaluator = Evaluator(batches, self._predict, _keep, self._summarise, mesh)
+
+    def _load_resident(self, config, input_shape, mesh, order_key):
+        faces = load_faces(config.dataset, config.data_dir or None, input_shape[:2])
+        self._test_images, self._test_labels = faces.test
+        if config.test_dataset:
+            self._load_test(config, input_shape)
+        self._mean, self._std = faces.mean, faces.std
+        self._num_people = len(faces.people)
+        train = dict(zip(("image", "label"), faces.train, strict=True))
+        self.feed: ResidentFeed | StreamedFeed = ResidentFeed(train, config.batch_size, order_key, mesh)
+
+    def _load_streamed(self, config, input_shape, mesh, order_key):
+        self._load_test(config, input_shape)
+        self._num_people = config.num_people
+        seen = np.unique(self._test_labels[self._test_labels < config.num_people])
+        if len(seen) and not config.test_dataset:
+            raise ValueError(
+                f"{len(seen)} labels of {config.dataset}'s test split are below num_people={config.num_people}, so of "
+                f"people who are trained on: verification needs others; set test_dataset"
+            )
+        # To know the images' own mean and deviation they would all have to be read.
+        self._mean = self._std = (0.5,) * input_shape[-1]
+        open_stream, examples = stream_faces(
+            config.dataset,
+            config.data_dir or None,
+            input_shape[:2],
+            config.num_people,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        seed = int(jax.random.bits(order_key, dtype=jnp.uint32))
+        self.feed = StreamedFeed(lambda step: open_stream(seed, step), examples, mesh)
+
+    def _load_test(self, config, input_shape):
+        self._test_images, self._test_labels = load_test_faces(
+            config.test_dataset or config.dataset, config.data_dir or None, input_shape[:2]
+        )
+
+    def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        """What is trained: the net and, after it, the people of the training split."""
+        net = create_model(self._config.model, rngs=rngs, **self._config.model_arguments)
+        return FaceClassifier(net, self._num_people, rngs=rngs)
+
+    def result(self, model: FaceClassifier) -> nnx.Module:
+        """What of it is saved, fused and evaluated: the net that gives embeddings."""
+        return model.net
+
+    def draw(self, workdir, model):
+        """Draws the ROC curve of the embeddings beside those of the pixels themselves, which a net has to beat."""
+        embeddings = self.evaluator.outputs(model)[: len(self._test_labels)]
+        same = self._test_labels[:, None] == self._test_labels
+        pairs = np.triu_indices(len(same), 1)
+        curves = {}
+        features = {"embeddings": embeddings} | {name: of(self._test_images) for name, of in BASELINES.items()}
+        for name, vectors in features.items():
+            curve = roc(cosine_similarities(vectors)[pairs], same[pairs])
+            curves[name] = (curve.far, curve.tar)
+        plots.roc_curve(curves).savefig(workdir / "roc.png", dpi=120)
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """The scores of the pixels themselves as embeddings."""
+        return {name: self._scores_of(of(self._test_images)) for name, of in BASELINES.items()}
+
+    def loss(self, model, batch, key):
+        """The mean loss of a batch and how many of its images are nearest to their person."""
+        padding, flipped = self._config.crop_padding, self._config.flip
+        images = augment.crop_and_flip(key, batch["image"], padding=padding, flipped=flipped)
+        cosines = model(augment.normalise(images, self._mean, self._std))
+        losses = am_softmax(cosines, batch["label"], self._config.margin, self._config.scale)
+        right = jax.lax.argmax(cosines, 1, jnp.int32) == batch["label"]
+        return losses.mean(), right.sum(dtype=jnp.float32)
+
+    def _predict(self, model, batch):
+        # A face and its mirror image are one person's: as is customary, both embeddings are added.
+        images = augment.normalise(batch["image"], self._mean, self._std)
+        return unit_length(model(images) + model(images[:, :, ::-1]))
+
+    def _summarise(self, judged):
+        return self._scores_of(np.concatenate(judged)[: len(self._test_labels)])
+
+    def _scores_of(self, embeddings):
+        report = verification_report(embeddings, self._test_labels)
+        return {name: report[name] for name in self.scores}
+
+
+def _keep(embeddings, batch):
+    return embeddings
+
+
+def _check_channels(config, net, channels):
+    if channels != net.input_shape[-1]:
+        raise ValueError(
+            f"{config.model!r} takes images of {net.input_shape[-1]} channels, the test images have {channels}: "
+            f"set model_arguments.in_features={channels}"
+        )

@@ -1,0 +1,1 @@
+"""Street scenes: a class for every pixel."""

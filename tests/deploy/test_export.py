@@ -1,0 +1,462 @@
+"""Exported models: the same outputs as in process, in a process without this library, too."""
+
+import ast
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import urllib.error
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import build_block, quick_jit, random_input, randomised
+from cases import evaluate as forward
+from flax import nnx
+from safetensors.numpy import load_file
+from tolerance import ROUNDING_BF16, ROUNDING_F32, assert_close, assert_identical
+from typer.testing import CliRunner
+
+from repmlp_jax import (
+    PureMLP,
+    RepMLPNet,
+    RepMLPResNet,
+    export_model,
+    export_onnx,
+    export_torch,
+    from_torch,
+    fuse_params,
+    load_exported,
+    load_torch_file,
+    save_model,
+    to_torch,
+)
+from repmlp_jax.cli import app
+from repmlp_jax.data import digits
+
+DIGITS = dict(image_size=(8, 8), in_features=1, widths=(16, 32), partition_size=(4, 4), conv_kernels=(1, 3))
+RESNET = dict(stage_sizes=(1, 2, 1, 1), num_classes=5, image_size=(32, 32), partition_size=(2, 2), groups=(2, 2))
+NETS = {
+    "PureMLP": lambda **options: PureMLP(**DIGITS, **options),
+    "RepMLPNet": lambda **options: RepMLPNet(
+        (1, 1), (8, 16), 5, partition_sizes=((4, 4), (2, 2)), sharesets=(2, 4), **options
+    ),
+    "RepMLPResNet": lambda **options: RepMLPResNet(block="light", widths=(16, 32, 64, 64), **RESNET, **options),
+}
+PREPROCESSING = dict(mean=list(digits.MEAN), std=list(digits.STD), class_names=list(digits.CLASS_NAMES))
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+HAS_CONVERTER = importlib.util.find_spec("jax2onnx") is not None
+needs_converter = pytest.mark.skipif(not HAS_CONVERTER, reason="needs jax2onnx (the extra [onnx])")
+every_net = pytest.mark.parametrize("name", NETS)
+every_batch = pytest.mark.parametrize("batch", [1, 5])
+
+
+def build(name, **options):
+    """A net with random weights and statistics, as it comes from training."""
+    return randomised(nnx.eval_shape(lambda: NETS[name](**options, rngs=nnx.Rngs(0))))
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: build(name) for name in NETS}
+
+
+@pytest.fixture(scope="module")
+def expected(models):
+    """Of every net five images, and the logits that it gives as it was trained."""
+    images = {name: random_input(model, 5, dtype=jnp.float32) for name, model in models.items()}
+    return {name: (images[name], forward(model, images[name])) for name, model in models.items()}
+
+
+@pytest.fixture(scope="module")
+def fused(models):
+    return {name: quick_jit(fuse_params)(model) for name, model in models.items()}
+
+
+def written(write, models, folder):
+    for name, model in models.items():
+        write(model, folder / name, preprocessing=PREPROCESSING)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(fused, tmp_path_factory):
+    """Every net, exported."""
+    return written(export_model, fused, tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="module")
+def onnx_files(fused, tmp_path_factory):
+    """The same as ONNX."""
+    return written(export_onnx, fused, tmp_path_factory.mktemp("onnx"))
+
+
+@pytest.fixture(scope="module")
+def small(files):
+    return load_exported(files / "PureMLP")
+
+
+@every_batch
+@every_net
+def test_an_exported_net_gives_the_logits_of_the_trained_one(expected, files, name, batch):
+    images, logits = (array[:batch] for array in expected[name])
+    found = load_exported(files / name)(images)
+    assert found.dtype == jnp.float32
+    assert_close(found, logits, ROUNDING_F32)
+
+
+def test_a_file_holds_the_forms_of_every_platform(files):
+    with zipfile.ZipFile(files / "RepMLPResNet") as file:
+        program = jax.export.deserialize(bytearray(file.read("program.bin")))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    module = program.mlir_module()
+    # The stem's pooling: windows on accelerators; on the CPU maxima of every second row and column, which JAX gathers
+    # where the batch is of any size.
+    assert "stablehlo.reduce_window" in module
+    assert "stablehlo.dynamic_gather" in module
+    assert "stablehlo.case" in module
+
+
+def test_it_runs_in_a_process_that_has_jax_alone(expected, files, tmp_path):
+    for package in ("jax", "jaxlib", "ml_dtypes", "numpy", "opt_einsum", "scipy", "flatbuffers"):
+        installed = Path(importlib.util.find_spec(package).origin).parent
+        for folder in (installed, installed.with_name(f"{package}.libs")):
+            if folder.is_dir():
+                (tmp_path / folder.name).symlink_to(folder)
+    images, logits = expected["PureMLP"]
+    shutil.copy(files / "PureMLP", tmp_path / "digits.zip")
+    np.save(tmp_path / "images.npy", images)
+    block = block_of_the_docs("import zipfile")
+    program = f'{block}\nimport numpy\nnumpy.save("logits.npy", forward(weights, numpy.load("images.npy")))'
+    # Without the site module there are no packages but those in the working directory.
+    subprocess.run([sys.executable, "-S", "-c", program], cwd=tmp_path, check=True)
+    assert_close(np.load(tmp_path / "logits.npy"), logits, ROUNDING_F32)
+
+
+def test_preprocessing_and_class_names_travel_along(fused, small, tmp_path):
+    assert small.input_shape == (8, 8, 1)
+    assert small.preprocessing == PREPROCESSING
+    assert small.class_names == list(digits.CLASS_NAMES)
+    export_model(fused["PureMLP"], tmp_path / "parent" / "without")
+    without = load_exported(tmp_path / "parent" / "without")
+    assert without.preprocessing == {}
+    assert without.class_names is None
+
+
+def test_a_model_that_is_not_fused_is_fused_and_the_log_says_so(models, fused, expected, tmp_path, caplog):
+    model = models["PureMLP"]
+    before = nnx.clone(model)
+    export_model(model, tmp_path / "model")
+    assert caplog.messages == ["PureMLP is not fused: it is fused before it is exported"]
+    assert_identical(model, before)
+    assert not [name for name in zipfile.ZipFile(tmp_path / "model").namelist() if "norm." in name]
+    images, logits = expected["PureMLP"]
+    assert_close(load_exported(tmp_path / "model")(images), logits, ROUNDING_F32)
+    export_model(fused["PureMLP"], tmp_path / "fused")
+    assert len(caplog.messages) == 1
+
+
+class OfAUser(nnx.Module):
+    """A block of this library between what it does not know, in training mode."""
+
+    def __init__(self, rngs):
+        self.input_shape = (6, 6, 4)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.block = build_block(param_dtype=jnp.float32)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.drop(self.block(self.norm(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype", "tolerance"),
+    [
+        (lambda: OfAUser(nnx.Rngs(0)), jnp.float32, ROUNDING_F32),
+        (lambda: build_block("padded", param_dtype=jnp.float32), jnp.float32, ROUNDING_F32),
+        (lambda: build_block(param_dtype=jnp.bfloat16, dtype=jnp.float32), jnp.float32, ROUNDING_BF16),
+        (lambda: build_block(param_dtype=jnp.float32, dtype=jnp.bfloat16), jnp.bfloat16, ROUNDING_BF16),
+    ],
+    ids=["a module of a user's", "a block", "parameters in bfloat16", "computes in bfloat16"],
+)
+def test_what_else_can_be_exported(make, dtype, tolerance, tmp_path):
+    model = make()
+    export_model(model, tmp_path / "model")
+    images = random_input(model, 3, dtype=jnp.float32)
+    outputs = load_exported(tmp_path / "model")(images)
+    assert outputs.dtype == dtype
+    assert_close(outputs, forward(model, images), tolerance)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (np.zeros((2, 8, 8, 1), np.uint8), TypeError, "takes images as an array of float32, normalised, not uint8"),
+        (np.zeros((2, 8, 8, 1)), TypeError, "not float64"),
+        ([[0.0]], TypeError, "not list"),
+        (np.zeros((2, 9, 8, 1), np.float32), ValueError, r"of shape \(N, 8, 8, 1\), .* called with \(2, 9, 8, 1\)"),
+        (np.zeros((8, 8, 1), np.float32), ValueError, r"called with \(8, 8, 1\)"),
+        (np.zeros((0, 8, 8, 1), np.float32), ValueError, r"N at least 1, .* called with \(0, 8, 8, 1\)"),
+    ],
+    ids=["uint8", "float64", "a list", "another size", "one image", "no image"],
+)
+def test_images_that_do_not_fit(small, images, error, message):
+    with pytest.raises(error, match=message):
+        small(images)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_cannot_be_exported(fused, tmp_path):
+    for model, message in (
+        (jnp.zeros(3), "what is exported is an nnx.Module, not ArrayImpl"),
+        (nnx.Linear(2, 2, rngs=nnx.Rngs(0)), "Linear has no input_shape: set it to the"),
+        (build("PureMLP", param_dtype=jnp.float64), "arrays hold float64, .* build the model with param_dtype"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            export_model(model, tmp_path / "model")
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        export_model(fused["PureMLP"], tmp_path / "model", preprocessing={"mean": object()})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_file_stays(fused, files, tmp_path, monkeypatch):
+    model = fused["PureMLP"]
+    path = shutil.copy(files / "PureMLP", tmp_path / "model")
+    content = path.read_bytes()
+    with pytest.raises(FileExistsError, match="model exists; pass overwrite=True to replace it"):
+        export_model(model, path)
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        export_model(model, tmp_path, overwrite=True)
+
+    def disk_full(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", disk_full)
+        with pytest.raises(OSError, match="no space left"):
+            export_model(model, path, overwrite=True)
+    assert path.read_bytes() == content
+    export_model(model, path, overwrite=True)
+    assert path.read_bytes() != content  # its preprocessing is gone
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_files_that_are_no_export(files, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        load_exported(tmp_path / "nothing")
+    content = (files / "PureMLP").read_bytes()
+    for broken in (b"", b"no zip", content[: len(content) // 2], content[:-1]):
+        (tmp_path / "broken").write_bytes(broken)
+        with pytest.raises(ValueError, match="broken is damaged, or no file that export_model wrote"):
+            load_exported(tmp_path / "broken")
+    with zipfile.ZipFile(tmp_path / "other", "w") as file:
+        file.writestr("notes.txt", "something else")
+    with pytest.raises(ValueError, match=r"no file that export_model wrote: .*model\.json"):
+        load_exported(tmp_path / "other")
+
+
+@pytest.mark.parametrize("place", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_flipped_bit_is_noticed(files, tmp_path, place):
+    content = bytearray((files / "PureMLP").read_bytes())
+    content[int(place * len(content))] ^= 1 << 3
+    (tmp_path / "model").write_bytes(content)
+    with pytest.raises(ValueError, match="model is damaged"):
+        load_exported(tmp_path / "model")
+
+
+def rewritten(path, to, **changes):
+    """A copy of an exported model with another description, or with another program."""
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(to, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "model.json":
+                content = json.dumps(json.loads(content) | changes)
+            new.writestr(name, changes.get(name, content))
+
+
+def test_formats_and_programs_that_this_version_cannot_read(files, tmp_path):
+    rewritten(files / "PureMLP", tmp_path / "newer", format=2)
+    with pytest.raises(ValueError, match="newer is of format 2; this version reads format 1"):
+        load_exported(tmp_path / "newer")
+    rewritten(files / "PureMLP", tmp_path / "other", **{"program.bin": "from another time"})
+    with pytest.raises(ValueError, match=f"exported by jax {jax.__version__}, and jax .* cannot read it: export it"):
+        load_exported(tmp_path / "other")
+
+
+@needs_converter
+@every_batch
+@every_net
+@pytest.mark.slow
+def test_onnxruntime_gives_the_logits_of_the_trained_net(expected, onnx_files, name, batch):
+    import onnx
+    import onnxruntime
+
+    file = onnx.load(onnx_files / name)
+    assert [(opset.domain, opset.version) for opset in file.opset_import] == [("", 23)]
+    session = onnxruntime.InferenceSession(file.SerializeToString())
+    assert json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"]) == PREPROCESSING
+    images, logits = (np.asarray(array[:batch]) for array in expected[name])
+    assert_close(session.run(["outputs"], {"images": images})[0], logits, ROUNDING_F32)
+
+
+class Padded(nnx.Module):
+    """Convolutions with every way to give padding in numbers, with strides, dilation and groups."""
+
+    def __init__(self, rngs):
+        self.input_shape = (9, 8, 4)
+        options = dict(kernel_size=(3, 3), rngs=rngs)
+        self.convolutions = nnx.List(
+            [
+                nnx.Conv(4, 4, padding=1, feature_group_count=2, **options),
+                nnx.Conv(4, 4, padding=(2, 0), kernel_dilation=2, **options),
+                nnx.Conv(4, 4, padding=((0, 1), (2, 1)), strides=(2, 1), use_bias=False, **options),
+            ]
+        )
+
+    def __call__(self, x):
+        for convolution in self.convolutions:
+            x = convolution(x)
+        return x
+
+
+class Pool(nnx.Module):
+    """A max-pool whose padding the converter leaves out."""
+
+    def __init__(self, padding):
+        self.input_shape = (5, 5, 1)
+        self.padding = padding
+
+    def __call__(self, x):
+        return nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=self.padding)
+
+
+class Unknown(nnx.Module):
+    """What the converter does not know."""
+
+    input_shape = (4, 4, 1)
+
+    def __call__(self, x):
+        return jax.pure_callback(np.sort, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+
+@needs_converter
+@pytest.mark.slow
+def test_padding_of_every_kind_becomes_onnx(tmp_path):
+    export_onnx(Padded(nnx.Rngs(0)), tmp_path / "model.onnx")  # which compares the outputs
+    assert (tmp_path / "model.onnx").is_file()
+
+
+@needs_converter
+@pytest.mark.slow
+def test_what_cannot_become_onnx_is_refused_and_not_written(tmp_path):
+    for model, error, message in (
+        (Pool(((1, 1), (1, 1))), ValueError, r"makes of the model gives \(1, 2, 2, 1\), the model \(1, 3, 3, 1\)"),
+        (Pool(((1, 0), (1, 0))), ValueError, "makes of the model differs from it by .* allowed are 1e-05 of these"),
+        (Unknown(), ValueError, "jax2onnx cannot convert this Unknown: "),
+        (
+            build_block(param_dtype=jnp.float32, dtype=jnp.bfloat16),
+            TypeError,
+            "gives bfloat16, and the ONNX file is in",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            export_onnx(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_without_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(ImportError, match=r'pip install "repmlp_jax\[onnx\]"'):
+        export_onnx(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_for_pytorch_come_back_bit_for_bit(models, tmp_path):
+    model = models["RepMLPNet"]
+    export_torch(model, tmp_path / "net.safetensors")
+    assert_identical(from_torch(model, load_torch_file(tmp_path / "net.safetensors")), model)
+    with pytest.raises(FileExistsError, match="pass overwrite=True to replace it"):
+        export_torch(model, tmp_path / "net.safetensors")
+    for other in (models["PureMLP"], nnx.eval_shape(fuse_params, model)):
+        with pytest.raises(TypeError, match="has no official PyTorch layout"):
+            export_torch(other, tmp_path / "other.safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def saved(models, tmp_path_factory):
+    """A saved model, as the command line takes it."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    save_model(folder, models["RepMLPNet"], preprocessing=PREPROCESSING)
+    return folder
+
+
+def test_the_command_line_exports_to_jax(expected, saved, tmp_path, caplog):
+    out = tmp_path / "model.zip"
+    result = run(saved, out)
+    assert (result.exit_code, result.stdout) == (0, f"saved: {out}\n")
+    assert caplog.messages == ["RepMLPNet is not fused: it is fused before it is exported"]
+    exported = load_exported(out)
+    assert exported.class_names == list(digits.CLASS_NAMES)
+    images, logits = expected["RepMLPNet"]
+    assert_close(exported(images), logits, ROUNDING_F32)
+    refused = run(saved, out)
+    assert (refused.exit_code, refused.stderr) == (2, f"error: {out} exists; --overwrite replaces it\n")
+    assert "'jax', 'onnx', 'torch'" in run(saved, out, "--format", "tf").stderr
+
+
+def test_the_command_line_exports_to_torch(models, saved, tmp_path):
+    out = tmp_path / "net.safetensors"
+    assert run(saved, out, "--format", "torch").exit_code == 0
+    assert run(saved, out, "--format", "torch", "--overwrite").exit_code == 0
+    found, expected = load_file(out), to_torch(models["RepMLPNet"])
+    assert found.keys() == expected.keys()
+    assert all(found[key].tobytes() == expected[key].tobytes() for key in expected)
+
+
+@needs_converter
+@pytest.mark.slow
+def test_the_command_line_exports_to_onnx(expected, saved, tmp_path):
+    import onnxruntime
+
+    out = tmp_path / "model.onnx"
+    result = run(saved, out, "--format", "onnx")
+    assert (result.exit_code, result.stdout) == (0, f"saved: {out}\n")
+    images, logits = (np.asarray(array) for array in expected["RepMLPNet"])
+    assert_close(onnxruntime.InferenceSession(out).run(None, {"images": images})[0], logits, ROUNDING_F32)
+
+
+def test_the_command_line_shows_an_example():
+    assert "Example: repmlp-jax export fused fused.onnx --format onnx" in " ".join(run("--help").stdout.split())
+
+
+def block_of_the_docs(text):
+    """The one block of code on the page about exporting that has this text."""
+    (block,) = (block for block in BLOCKS if text in block)
+    return block
+
+
+def test_the_service_in_the_docs_answers(small, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8)
+    names = dict(exported=small, pixels=pixels, jax=jax, np=np, json=json)
+    exec(block_of_the_docs("http.server"), names)
+    exec(block_of_the_docs("urllib.request"), names)
+    answer = ast.literal_eval(capsys.readouterr().out)
+    assert list(answer) == list(digits.CLASS_NAMES)
+    images = (pixels / 255 - digits.MEAN) / digits.STD
+    expected = jax.nn.softmax(small(images.astype(np.float32)))[0]
+    assert_close(list(answer.values()), expected, ROUNDING_F32)
+    names["pixels"] = pixels[:, :7]
+    with pytest.raises(urllib.error.HTTPError, match=r"send one image of \(8, 8, 1\)"):
+        exec(block_of_the_docs("urllib.request"), names)

@@ -1,0 +1,201 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, build, build_block, quick_jit
+from flax import nnx
+from jax import lax
+from jax.extend.core import jaxprs_in_params
+from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close
+
+from repmlp_jax import RepMLP, conv_to_fc, fuse_params
+from repmlp_jax.blocks.layers import BatchNorm, grouped_fc, ungroup
+from repmlp_jax.blocks.repmlp import _fuse_fc3
+from repmlp_jax.fusing.algebra import add_kernels, fc_bias, fold_norm, scale_and_shift
+
+
+def random_array(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+# Compiled as one: faster here than one operation after another.
+convert = quick_jit(conv_to_fc, static_argnums=(1, 2))
+
+
+def banded_matrix(kernel, partition_size, groups):
+    """The convolution as an FC, element by element: which kernel entry joins this input to this output."""
+    (kh, kw, c, features), (h, w), o = kernel.shape, partition_size, kernel.shape[-1] // groups
+    matrix = np.zeros((groups, h, w, c, h, w, o))
+    for g, y_in, x_in, y_out, x_out in np.ndindex(groups, h, w, h, w):
+        row, column = y_in - y_out + kh // 2, x_in - x_out + kw // 2
+        if 0 <= row < kh and 0 <= column < kw:
+            matrix[g, y_in, x_in, :, y_out, x_out] = kernel[row, column, :, g * o : (g + 1) * o]
+    assert features == groups * o
+    return matrix
+
+
+@pytest.mark.parametrize("side", [1, 3, 5, 7, 9])
+@pytest.mark.parametrize("partition_size", [(4, 4), (5, 3)])
+def test_conv_to_fc_is_the_banded_matrix(side, partition_size):
+    kernel = random_array(side, side, 2, 3)
+    expected = banded_matrix(kernel, partition_size, 1)
+    np.testing.assert_array_equal(convert(jnp.asarray(kernel), partition_size), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "partition_size", "groups"),
+    [
+        pytest.param((3, 3, 2, 4), (3, 4), 2, id="groups"),
+        pytest.param((3, 3, 1, 4), (2, 3), 4, id="groups are channels"),
+        pytest.param((3, 3, 4, 2), (3, 3), 2, id="fewer outputs"),
+        pytest.param((1, 5, 2, 6), (4, 3), 3, id="wide kernel"),
+        pytest.param((7, 3, 2, 2), (3, 5), 1, id="high kernel"),
+        pytest.param((5, 5, 2, 3), (1, 1), 1, id="one pixel"),
+    ],
+)
+def test_conv_to_fc_keeps_channels_groups_and_sides_apart(shape, partition_size, groups):
+    kernel = random_array(*shape)
+    expected = banded_matrix(kernel, partition_size, groups)
+    np.testing.assert_array_equal(convert(jnp.asarray(kernel), partition_size, groups), expected)
+
+
+def test_the_fc_gives_what_the_convolution_gives():
+    kernel, images = jnp.asarray(random_array(3, 5, 2, 6)), jnp.asarray(random_array(2, 4, 5, 4, seed=1))
+    convolved = lax.conv_general_dilated(
+        images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
+    )
+    assert_close(ungroup(grouped_fc(images, conv_to_fc(kernel, (4, 5), 2))), convolved, ROUNDING_F64)
+
+
+def test_a_1x1_identity_kernel_becomes_the_identity():
+    fc = conv_to_fc(jnp.eye(3).reshape(1, 1, 3, 3), (2, 4))
+    np.testing.assert_array_equal(fc.reshape(24, 24), np.eye(24))
+
+
+def test_conv_to_fc_is_linear():
+    first, second = (jnp.asarray(random_array(3, 3, 2, 4, seed=seed)) for seed in (0, 1))
+    to_fc = functools.partial(conv_to_fc, partition_size=(3, 4), groups=2)
+    assert_close(to_fc(2 * first + second), 2 * to_fc(first) + to_fc(second), ROUNDING_F64)
+
+
+def test_conv_to_fc_under_jit_vmap_and_grad():
+    kernels = jnp.asarray(random_array(2, 3, 3, 2, 4))
+    to_fc = functools.partial(conv_to_fc, partition_size=(3, 4), groups=2)
+    one_by_one = jnp.stack([to_fc(kernel) for kernel in kernels])
+    np.testing.assert_array_equal(jax.jit(to_fc)(kernels[0]), one_by_one[0])
+    np.testing.assert_array_equal(jax.vmap(to_fc)(kernels), one_by_one)
+    # Every entry's gradient is the number of places at which the kernel overlaps the partition there.
+    gradient = jax.grad(lambda kernel: to_fc(kernel).sum())(kernels[0])
+    overlaps = np.outer([2, 3, 2], [3, 4, 3])
+    np.testing.assert_array_equal(gradient, np.broadcast_to(overlaps[:, :, None, None], gradient.shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (3, 4, 1, 1)])
+def test_conv_to_fc_refuses_even_kernels(shape):
+    with pytest.raises(ValueError, match=f"odd kernel sides.*not {shape[0]}x{shape[1]}"):
+        conv_to_fc(jnp.zeros(shape), (4, 4))
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+def test_conv_to_fc_refuses_groups_that_do_not_divide(groups):
+    with pytest.raises(ValueError, match=f"groups={groups} does not divide the 4 output channels"):
+        conv_to_fc(jnp.zeros((3, 3, 2, 4)), (4, 4), groups)
+
+
+def test_add_kernels_centres_the_smaller_ones():
+    one, wide, high = (random_array(*sides, 2, 3) for sides in ((1, 1), (1, 5), (3, 1)))
+    expected = np.zeros((3, 5, 2, 3))
+    expected[1, 2] += one[0, 0]
+    expected[1] += wide[0]
+    expected[:, 2] += high[:, 0]
+    assert_close(add_kernels([jnp.asarray(kernel) for kernel in (one, wide, high)]), expected, ROUNDING_F64)
+
+
+def test_add_kernels_of_one_kernel_is_itself():
+    kernel = jnp.asarray(random_array(3, 3, 2, 2))
+    np.testing.assert_array_equal(add_kernels([kernel]), kernel)
+
+
+def test_fold_norm_by_hand():
+    norm = BatchNorm(2, epsilon=0.25, param_dtype=jnp.float64)
+    values = dict(scale=[3.0, 4.0], bias=[1.0, -1.0], mean=[2.0, 0.5], var=[3.75, 0.75])
+    for name, value in values.items():
+        getattr(norm, name)[...] = jnp.asarray(value)
+    scale, shift = scale_and_shift(norm)
+    assert_close(scale, [1.5, 4.0], ROUNDING_F64)
+    assert_close(shift, [-2.0, -3.0], ROUNDING_F64)
+    kernel, bias = fold_norm(jnp.asarray([[1.0, 1.0], [2.0, -1.0]]), norm)
+    assert_close(kernel, [[1.5, 4.0], [3.0, -4.0]], ROUNDING_F64)
+    assert_close(bias, [-2.0, -3.0], ROUNDING_F64)
+
+
+def test_fc_bias_is_the_channels_bias_at_every_pixel():
+    bias = fc_bias(jnp.arange(4.0), (2, 3), 2)
+    assert bias.shape == (2, 2, 3, 2)
+    for y, x in np.ndindex(2, 3):
+        np.testing.assert_array_equal(bias[:, y, x], [[0, 1], [2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("in_features", "out_features", "groups"),
+    [
+        pytest.param(16, 16, 1, id="dense"),
+        pytest.param(32, 8, 1, id="C=4·O"),
+        pytest.param(32, 32, 4, id="grouped"),
+    ],
+)
+def test_fusing_fc3_needs_little_more_memory_than_its_kernel(in_features, out_features, groups):
+    make = functools.partial(RepMLP, in_features, out_features, image_size=(8, 8), partition_size=(8, 8))
+    block = nnx.eval_shape(lambda: make(conv_kernels=(1, 3, 5, 7), groups=groups, rngs=nnx.Rngs(0)))
+    branches = list(block.local_perceptron.values())
+    memory = _fuse_fc3.lower(block.partition_perceptron, branches, (8, 8), groups).compile().memory_analysis()
+    kernel_bytes = 4 * 64 * 64 * in_features * out_features // groups
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes <= 3 * kernel_bytes
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+def test_fusing_computes_in_float32_at_the_highest_precision(param_dtype):
+    options = CASES["plain"] | dict(dtype=jnp.bfloat16, param_dtype=param_dtype)
+    block = nnx.eval_shape(lambda: RepMLP(**options, rngs=nnx.Rngs(0)))
+    found = list(equations(jax.make_jaxpr(fuse_params)(block).jaxpr))
+    products = [eqn for eqn in found if eqn.primitive.name in ("conv_general_dilated", "dot_general")]
+    (shift_through_fc1,) = products
+    assert shift_through_fc1.params["precision"] == (lax.Precision.HIGHEST,) * 2
+    moves = (
+        "convert_element_type",
+        "reshape",
+        "transpose",
+        "broadcast_in_dim",
+        "copy",
+        "squeeze",
+        "slice",
+        "jit",
+    )
+    for equation in found:
+        if equation.primitive.name not in moves:
+            assert all(variable.aval.dtype != jnp.bfloat16 for variable in equation.invars), equation
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+def test_fused_weights_are_rounded_once(param_dtype):
+    block = build_block(dtype=jnp.bfloat16, param_dtype=param_dtype)
+    wide = build(RepMLP, **CASES["plain"])
+    for (_, variable), (_, other) in zip(
+        nnx.to_flat_state(nnx.state(wide)), nnx.to_flat_state(nnx.state(block)), strict=True
+    ):
+        variable[...] = other[...].astype(variable[...].dtype)
+    fused, expected = fuse_params(block), fuse_params(wide)
+    assert fused.kernel[...].dtype == param_dtype
+    # One rounding to the dtype of the parameters is half a unit in its last place.
+    tolerance = ROUNDING_F32 if param_dtype == jnp.float32 else 2.0**-8
+    assert_close(fused.kernel[...], expected.kernel[...], tolerance)
+    assert_close(fused.bias[...], expected.bias[...], tolerance)

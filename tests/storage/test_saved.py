@@ -1,0 +1,209 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+from cases import randomised
+from flax import nnx
+from tolerance import assert_identical
+
+from repmlp_jax import create_model, fuse_params, load_model, save_model
+from repmlp_jax.blocks.layers import ConvBN
+from repmlp_jax.storage import models as saved_models
+
+MODELS = {
+    "trained": ("pure_mlp", {}),
+    "bfloat16": ("pure_mlp", dict(param_dtype=jnp.bfloat16)),
+    "computes in bfloat16": ("pure_mlp", dict(dtype=jnp.bfloat16)),
+    "float64": ("pure_mlp", dict(param_dtype=jnp.float64)),
+    "ablation": ("pure_mlp_no_global", {}),
+    "convolutions": ("wide_convnet", {}),
+}
+
+
+def build(name="trained"):
+    kind, arguments = MODELS[name]
+    small = dict(image_size=(8, 8), in_features=1, widths=(4, 8))
+    if kind != "wide_convnet":
+        small |= dict(partition_size=(4, 4), conv_kernels=(1, 3))
+    model = nnx.eval_shape(lambda: create_model(kind, **small, **arguments, rngs=nnx.Rngs(0)))
+    return randomised(model)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    """A saved model; tests that damage it do so to a copy."""
+    path = tmp_path_factory.mktemp("saved") / "model"
+    save_model(path, model, preprocessing={"mean": [0.5]})
+    return path
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["trained", "fused"])
+@pytest.mark.parametrize("name", MODELS)
+def test_round_trip_is_bit_equal(tmp_path, name, fused):
+    model = build(name)
+    model.eval()
+    if fused:
+        model = fuse_params(model)
+    save_model(tmp_path / "parent" / "model", model)
+    loaded = load_model(tmp_path / "parent" / "model")
+    assert_identical(loaded, model)
+
+
+def test_a_model_in_training_comes_back_in_evaluation_mode(folder, model):
+    assert not model.embedding.norm.use_running_average
+    evaluated = nnx.clone(model)
+    evaluated.eval()
+    assert_identical(load_model(folder), evaluated)
+
+
+def test_preprocessing_comes_back(tmp_path, model):
+    preprocessing = {"mean": [0.3], "std": [0.4], "class_names": ["cat", "chien", "ñandú"]}
+    save_model(tmp_path / "model", model, preprocessing=preprocessing)
+    assert saved_models.load(tmp_path / "model").preprocessing == preprocessing
+
+
+def test_an_existing_folder_stays(folder, model, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "model")
+    other = fuse_params(model)
+    with pytest.raises(FileExistsError, match="model exists; pass overwrite=True to replace it"):
+        save_model(path, other)
+    assert_identical(load_model(path), load_model(folder))
+    save_model(path, other, overwrite=True)
+    assert_identical(load_model(path), other)
+    assert [child.name for child in tmp_path.iterdir()] == ["model"]
+    assert {child.name for child in path.iterdir()} == {"model.json", "weights.safetensors"}
+
+
+def test_a_folder_that_is_no_saved_model(tmp_path):
+    (tmp_path / "notes.txt").write_text("not a model")
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(FileNotFoundError, match=r"holds no model\.json: it is no folder that save_model wrote"):
+            load_model(path)
+
+
+def change(path, **changes):
+    """Another description, sealed as if it had been written so."""
+    description = json.loads((path / "model.json").read_text()) | changes | {"sha256": None}
+    description = {name: value for name, value in description.items() if value is not None}
+    description["sha256"] = hashlib.sha256(json.dumps(description).encode()).hexdigest()
+    (path / "model.json").write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(format=2), "holds a PureMLP of format 2; this version reads format 1"),
+        (dict(model="Net"), "holds a Net of format 1"),
+        (dict(digests=None), "is damaged: model.json cannot be read"),
+        (dict(arguments=dict(widths="x")), "is damaged: PureMLP does not take its arguments"),
+        (dict(arguments=dict(width=[4])), "is damaged: PureMLP does not take its arguments"),
+        (dict(fused=True), "is damaged: its arrays are not those of the PureMLP that it names"),
+        (dict(arrays={}), "is damaged: its arrays are not those of the PureMLP that it names"),
+    ],
+)
+def test_a_damaged_description(folder, tmp_path, changes, message):
+    path = shutil.copytree(folder, tmp_path / "model")
+    change(path, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_model(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\0\0"])
+def test_a_description_that_is_no_json(folder, tmp_path, text):
+    path = shutil.copytree(folder, tmp_path / "model")
+    (path / "model.json").write_text(text)
+    with pytest.raises(ValueError, match=r"is damaged: model\.json cannot be read"):
+        load_model(path)
+
+
+def test_a_description_changed_by_hand(folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "model")
+    text = (path / "model.json").read_text()
+    (path / "model.json").write_text(text.replace("0.5", "0.6"))
+    with pytest.raises(ValueError, match="its digest is wrong"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.25, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("file", ["weights.safetensors", "model.json"])
+def test_a_flipped_bit_is_noticed(folder, tmp_path, file, place):
+    path = shutil.copytree(folder, tmp_path / "model")
+    content = bytearray((path / file).read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1 << 3
+    (path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} is damaged: "):
+        load_model(path)
+
+
+def test_weights_cut_short_or_missing(folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "model")
+    weights = path / "weights.safetensors"
+    content = weights.read_bytes()
+    for length in (len(content) - 1, len(content) // 2, 100, 0):
+        weights.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="is damaged: its weights cannot be read"):
+            load_model(path)
+    weights.unlink()
+    with pytest.raises(ValueError, match="is damaged: its weights cannot be read"):
+        load_model(path)
+
+
+def test_a_changed_model_is_refused(tmp_path):
+    model = build()
+    model.stages[0][0] = ConvBN(4, 4, 3, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="the modules of this PureMLP were changed since it was built"):
+        save_model(tmp_path / "model", model)
+    half_fused = build()
+    half_fused.embedding = half_fused.embedding.fused()
+    with pytest.raises(TypeError, match="the modules of this PureMLP were changed since it was built"):
+        save_model(tmp_path / "model", half_fused)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    class PureMLP(nnx.Module):
+        """The name of a known model, and another class."""
+
+    for other in (nnx.Linear(2, 2, rngs=nnx.Rngs(0)), PureMLP()):
+        with pytest.raises(TypeError, match=f"a {type(other).__name__} is none of them"):
+            save_model(tmp_path / "model", other)
+    assert not list(tmp_path.iterdir())
+
+
+def fail(*_, **__):
+    raise OSError("no space left on device")
+
+
+def test_nothing_is_left_of_a_save_that_fails(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_model(tmp_path / "model", model)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_model(tmp_path / "model", model, preprocessing={"mean": object()})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("calls", [0, 1], ids=["moving the old one away", "moving the new one there"])
+def test_the_old_model_outlives_a_save_that_fails(folder, tmp_path, monkeypatch, calls):
+    path = shutil.copytree(folder, tmp_path / "model")
+    rename, results = Path.rename, iter(range(10))
+
+    def fail_once(*arguments):
+        return fail() if next(results) == calls else rename(*arguments)
+
+    other = fuse_params(build())
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail_once)
+        with pytest.raises(OSError, match="no space left"):
+            save_model(path, other, overwrite=True)
+    assert_identical(load_model(path), load_model(folder))
+    assert [child.name for child in tmp_path.iterdir()] == ["model"]

@@ -20,8 +20,7 @@ from flax import nnx
 from measure import interleaved, record
 
 from repmlp_jax import fuse_params, save_model
-from repmlp_jax.blocks.fused import FusedRepMLP
-from repmlp_jax.blocks.repmlp import PartitionPerceptron
+from repmlp_jax.blocks.repmlp import FusedRepMLP, PartitionPerceptron
 from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.quantisation.quantise import SCALES, quantise_params, summed_axes
 from repmlp_jax.quantisation.quantised import round_to_int8

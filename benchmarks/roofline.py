@@ -21,8 +21,8 @@ from measure import RESULTS, interleaved, matmul_rate, memory_bandwidth, record
 from nets import jax_forward, ours
 
 from repmlp_jax import fuse_params
-from repmlp_jax.blocks.fused import FusedGlobalPerceptron, FusedRepMLP
-from repmlp_jax.blocks.fused_gated import FusedRepMLPNetBlock, Gate
+from repmlp_jax.blocks.repmlp import FusedGlobalPerceptron, FusedRepMLP
+from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, Gate
 from repmlp_jax.fusing.macs import count_macs
 from repmlp_jax.fusing.report import inputs_of
 from repmlp_jax.plots.palette import BLUE, ORANGE, OTHERS

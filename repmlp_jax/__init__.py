@@ -7,7 +7,7 @@ from repmlp_jax.deploy.program import export_model, load_exported
 from repmlp_jax.deploy.torch import export_torch
 from repmlp_jax.fusing.algebra import conv_to_fc
 from repmlp_jax.fusing.fuse import fuse_params
-from repmlp_jax.fusing.report import fuse_report
+from repmlp_jax.interop.report import fuse_report
 from repmlp_jax.interop.torch import from_torch, to_torch
 from repmlp_jax.interop.torch_file import load_torch_file
 from repmlp_jax.models.cifar import PureMLP, WideConvNet

@@ -144,7 +144,7 @@ def fuse(
 
         _refuse_existing(out, overwrite)
         saved = load(model)
-        if not any(fusable_modules(saved.model)):
+        if not fusable_modules(saved.model):
             raise ValueError(f"{model} is fused already")
         report = fuse_report(saved.model)
         assert report.macs is not None, "every model of list_models() says what it takes"

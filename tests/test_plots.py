@@ -15,8 +15,8 @@ from tolerance import ROUNDING_F64, assert_close
 
 from repmlp_jax import PureMLP, RepMLP, RepMLPNet, RepMLPNetBlock, conv_to_fc, fuse_params, fuse_report, plots
 from repmlp_jax import save_model as save
-from repmlp_jax.blocks.fused_gated import FusedRepMLPNetBlock, Gate
 from repmlp_jax.blocks.layers import ConvBN
+from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, Gate
 from repmlp_jax.models.cifar import WideConvNet
 
 GATED = dict(features=4, partition_size=(3, 5), sharesets=2)

@@ -11,8 +11,8 @@ from flax import nnx
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close, assert_identical
 
 from repmlp_jax import RepMLP, fuse_params, fuse_report, load_model, save_model
-from repmlp_jax.blocks.fused import FusedRepMLP
-from repmlp_jax.blocks.layers import BatchNorm, ConvBN, with_bias
+from repmlp_jax.blocks.layers import BatchNorm, ConvBN, with_kernel
+from repmlp_jax.blocks.repmlp import FusedRepMLP
 from repmlp_jax.fusing import algebra
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.models.registry import MODELS
@@ -40,7 +40,7 @@ class RepVGG(nnx.Module):
         kernel, bias = algebra.merge_convolutions(
             [(large, self.large.norm), (small, self.small.norm), (identity, self.identity)]
         )
-        return with_bias(self.large.conv, kernel, bias)
+        return with_kernel(self.large.conv, kernel, bias)
 
     def folds(self):
         return {"small": "conv and norm added to large", "identity": "added to large as a convolution"}
@@ -61,7 +61,7 @@ class RepVGGOfFlax(nnx.Module):
     def fused(self):
         small = self.small.kernel[...]
         kernels = self.large.kernel[...], small, jnp.eye(small.shape[-1], dtype=small.dtype)[None, None]
-        return with_bias(self.large, *algebra.merge_convolutions(list(zip(kernels, self.norms, strict=True))))
+        return with_kernel(self.large, *algebra.merge_convolutions(list(zip(kernels, self.norms, strict=True))))
 
 
 class Net(nnx.Module):

@@ -1,8 +1,11 @@
 """The bricks under every block: batch norm, grouped convolution, convolution with batch norm, grouped FC."""
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
@@ -13,6 +16,8 @@ from jaxtyping import Array, Float
 from repmlp_jax.blocks.initializers import constant, kernel_init
 from repmlp_jax.blocks.operations import grouped_convolution, grouped_product
 from repmlp_jax.fusing import algebra
+
+Layer = TypeVar("Layer", nnx.Conv, nnx.Linear, nnx.LinearGeneral)
 
 
 class BatchNorm(nnx.Module):
@@ -182,7 +187,7 @@ class ConvBN(nnx.Module):
     def fused(self) -> nnx.Conv:
         """The same as one convolution with a bias."""
         kernel, bias = algebra.fold_norm(self.conv.kernel[...], self.norm)
-        return with_bias(self.conv, kernel, bias)
+        return with_kernel(self.conv, kernel, bias)
 
     def folds(self) -> dict[str, str]:
         """Where each batch norm goes."""
@@ -215,14 +220,51 @@ class ScaleAndShift(nnx.Module):
         return x * scale.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
 
 
-def with_bias(conv: nnx.Conv, kernel: Array, bias: Array) -> nnx.Conv:
-    """A copy of `conv` with that kernel and bias, in the dtype of its parameters."""
-    copy = nnx.clone(conv)
+def with_kernel(layer: Layer, kernel: Array, bias: Array) -> Layer:
+    """A copy of a convolution or FC with this kernel and bias, in the dtype of its parameters."""
+    copy = nnx.clone(layer)
     # New variables: writing into the clone's would change the given model where its arrays are NumPy's.
-    copy.kernel = nnx.Param(kernel.astype(conv.param_dtype))
-    copy.bias = nnx.Param(bias.astype(conv.param_dtype))
+    copy.kernel = nnx.Param(kernel.astype(layer.param_dtype))
+    copy.bias = nnx.Param(bias.astype(layer.param_dtype))
     copy.use_bias = True
     return copy
+
+
+def with_norm_before(fc: Layer, norm: BatchNorm) -> Layer:
+    """A copy of an FC with a bias into which the norm before it is folded."""
+    assert fc.bias is not None
+    return with_kernel(fc, *algebra.fold_norm_before(norm, fc.kernel[...], fc.bias[...]))
+
+
+# Compiled as one, so that it needs little more memory than the kernel twice.
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def fuse_fc3(
+    fc3: tuple[Float[Array, "groups ..."], BatchNorm] | None,
+    convolutions: Sequence[ConvBN],
+    partition_size: Sequence[int],
+    groups: int,
+) -> tuple[Float[Array, "groups inputs outputs"], Float[Array, "groups outputs"]]:
+    """FC3 and the convolutions beside it as one FC, in float32 or wider (paper, Section 3.2).
+
+    Args:
+        fc3: the kernel, with the inputs of a group before its outputs, and the norm after it; None without FC3.
+        convolutions: the Local Perceptron.
+        partition_size: (h, w) of a partition.
+        groups: groups of channels.
+    """
+    kernels, biases = [], []
+    if fc3 is not None:
+        kernel, norm = fc3
+        inputs = math.prod(kernel.shape[1 : 1 + kernel.ndim // 2])  # as many axes as of outputs
+        scale, shift = (array.reshape(groups, 1, -1) for array in algebra.scale_and_shift(norm))
+        kernels.append(algebra.widened(kernel).reshape(groups, inputs, -1) * scale)
+        biases.append(shift[:, 0])
+    if convolutions:
+        kernel, bias = algebra.merge_convolutions([(conv.conv.kernel[...], conv.norm) for conv in convolutions])
+        fc = algebra.conv_to_fc(kernel, partition_size, groups)
+        kernels.append(fc.reshape(groups, math.prod(fc.shape[1:4]), -1))
+        biases.append(algebra.fc_bias(bias, partition_size, groups).reshape(groups, -1))
+    return sum(kernels), jnp.broadcast_to(sum(biases), (groups, kernels[0].shape[-1]))
 
 
 def grouped_fc(x: Float[Array, "M h w C"], kernel: Float[Array, "g h w c h2 w2 o"]) -> Float[Array, "g M h2 w2 o"]:

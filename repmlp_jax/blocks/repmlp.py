@@ -1,22 +1,28 @@
-"""What trains: the RepMLP block with its Global, Partition and Local Perceptron (arXiv 2105.01883, Section 3)."""
+"""RepMLP (arXiv 2105.01883, Section 3): the block with its three perceptrons, and the three FCs that it fuses to."""
 
 import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.fused import FusedGlobalPerceptron, FusedRepMLP
 from repmlp_jax.blocks.initializers import fc3_init, kernel_init
-from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_groups, check_kernel_size, grouped_fc, ungroup
+from repmlp_jax.blocks.layers import (
+    BatchNorm,
+    ConvBN,
+    check_groups,
+    check_kernel_size,
+    fuse_fc3,
+    grouped_fc,
+    ungroup,
+    with_norm_before,
+)
 from repmlp_jax.blocks.partition import Partitioning
-from repmlp_jax.fusing import algebra
 
 
 class GlobalPerceptron(nnx.Module):
@@ -56,15 +62,9 @@ class GlobalPerceptron(nnx.Module):
         """What is added to every pixel of each partition."""
         return self.fc2(nnx.relu(self.fc1(self.norm(x.mean((3, 4))))))
 
-    def fused(self) -> FusedGlobalPerceptron:
+    def fused(self) -> "FusedGlobalPerceptron":
         """The same with the norm folded into FC1."""
-        assert self.fc1.bias is not None
-        kernel, bias = algebra.fold_norm_before(self.norm, self.fc1.kernel[...], self.fc1.bias[...])
-        fc1 = nnx.clone(self.fc1)
-        # New variables: writing into the clone's would change the given model where its arrays are NumPy's.
-        fc1.kernel = nnx.Param(kernel.astype(fc1.param_dtype))
-        fc1.bias = nnx.Param(bias.astype(fc1.param_dtype))
-        return FusedGlobalPerceptron(fc1, nnx.clone(self.fc2))
+        return FusedGlobalPerceptron(with_norm_before(self.fc1, self.norm), nnx.clone(self.fc2))
 
 
 class PartitionPerceptron(nnx.Module):
@@ -185,20 +185,23 @@ class RepMLP(nnx.Module):
         branches = (self.partition_perceptron, *self.local_perceptron.values())
         return [branch for branch in branches if branch is not None]
 
-    def fused(self) -> FusedRepMLP:
+    def fused(self) -> "FusedRepMLP":
         """The same as three FCs without norms and convolutions (Section 3.2)."""
-        kernel, bias = _fuse_fc3(
-            self.partition_perceptron,
+        perceptron, partition_size = self.partition_perceptron, self.partitioning.partition_size
+        kernel, bias = fuse_fc3(
+            None if perceptron is None else (perceptron.kernel[...], perceptron.norm),
             list(self.local_perceptron.values()),
-            self.partitioning.partition_size,
+            partition_size,
             self.groups,
         )
+        inputs = (*partition_size, self.in_features // self.groups)
+        outputs = (*partition_size, self.out_features // self.groups)
         return FusedRepMLP(
             self.partitioning,
             self.in_features,
             None if self.global_perceptron is None else self.global_perceptron.fused(),
-            kernel.astype(self.param_dtype),
-            bias.astype(self.param_dtype),
+            kernel.reshape(self.groups, *inputs, *outputs).astype(self.param_dtype),
+            bias.reshape(self.groups, *outputs).astype(self.param_dtype),
             self.dtype,
         )
 
@@ -214,16 +217,61 @@ class RepMLP(nnx.Module):
         return places
 
 
-# Compiled as one, so that fusing FC3 needs little more memory than its kernel twice.
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _fuse_fc3(partition_perceptron, local_perceptron, partition_size, groups):
-    kernels, biases = [], []
-    if partition_perceptron is not None:
-        scale, shift = algebra.scale_and_shift(partition_perceptron.norm)
-        kernels.append(algebra.widened(partition_perceptron.kernel[...]) * scale[:, :, None, None])
-        biases.append(shift[:, 0])
-    if local_perceptron:
-        kernel, bias = algebra.merge_convolutions([(conv.conv.kernel[...], conv.norm) for conv in local_perceptron])
-        kernels.append(algebra.conv_to_fc(kernel, partition_size, groups))
-        biases.append(algebra.fc_bias(bias, partition_size, groups))
-    return sum(kernels), sum(biases)
+class FusedGlobalPerceptron(nnx.Module):
+    """FC1 and FC2 over the averages of all partitions.
+
+    Args:
+        fc1: FC from (down, across, C) to the hidden features.
+        fc2: FC from these to (down, across, C).
+    """
+
+    def __init__(self, fc1: nnx.LinearGeneral, fc2: nnx.LinearGeneral):
+        self.fc1 = fc1
+        self.fc2 = fc2
+
+    def __call__(self, x: Float[Array, "N down across h w C"]) -> Float[Array, "N down across C"]:
+        """What is added to every pixel of each partition."""
+        return self.fc2(nnx.relu(self.fc1(x.mean((3, 4)))))
+
+
+class FusedRepMLP(nnx.Module):
+    """The fused RepMLP block: what `RepMLP.fused` returns.
+
+    Args:
+        partitioning: the feature map's size and its partitions.
+        in_features: input channels C.
+        global_perceptron: FC1 and FC2, or None without a Global Perceptron.
+        kernel: FC3's kernel, (g, h, w, C/g, h, w, O/g).
+        bias: FC3's bias, (g, h, w, O/g).
+        dtype: dtype to compute in; None: that of input and parameters.
+    """
+
+    def __init__(
+        self,
+        partitioning: Partitioning,
+        in_features: int,
+        global_perceptron: FusedGlobalPerceptron | None,
+        kernel: Float[Array, "g h w c h w o"],
+        bias: Float[Array, "g h w o"],
+        dtype: DTypeLike | None,
+    ):
+        self.partitioning = partitioning
+        self.in_features = in_features
+        self.global_perceptron = nnx.data(global_perceptron)
+        self.kernel = nnx.Param(kernel)
+        self.bias = nnx.Param(bias)
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W O"]:
+        """Applies the block.
+
+        Raises:
+            ValueError: if the map's size or channels are not those that the block was built for.
+        """
+        self.partitioning.check(x, self.in_features)
+        x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        x = self.partitioning.split(x)
+        if self.global_perceptron is not None:
+            x = x + self.global_perceptron(x)[:, :, :, None, None, :]
+        partitions = x.reshape(-1, *x.shape[3:])
+        return self.partitioning.join(ungroup(grouped_fc(partitions, kernel) + bias[:, None]))

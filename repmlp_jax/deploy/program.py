@@ -148,7 +148,7 @@ def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
             f"{len(wide)} arrays hold float64, {wide[0]} among them, and what is exported takes float32: build the "
             f"model with param_dtype=float32"
         )
-    if any(fusable_modules(model)):
+    if fusable_modules(model):
         logger.warning("%s is not fused: it is fused before it is exported", type(model).__name__)
         fused = fuse_params(model)
     else:

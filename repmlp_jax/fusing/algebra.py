@@ -6,7 +6,7 @@ precision, whatever dtype a model computes in. Each fold is compiled as one: the
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,17 @@ from jaxtyping import Array, Float, Int, Num
 
 # A model may hold NumPy arrays as well.
 AnyArray = TypeVar("AnyArray", Array, np.ndarray)
+
+
+@runtime_checkable
+class Norm(Protocol):
+    """A batch norm, as fusing knows it: this library's, Flax's, or your own. The four variables have one shape."""
+
+    scale: Any
+    bias: Any
+    mean: Any
+    var: Any
+    epsilon: float
 
 
 def fusing_dtype(param_dtype: DTypeLike) -> jnp.dtype:
@@ -30,7 +41,7 @@ def widened(array: AnyArray) -> AnyArray:
 
 
 @jax.jit
-def scale_and_shift(norm) -> tuple[Array, Array]:
+def scale_and_shift(norm: Norm) -> tuple[Array, Array]:
     """The running statistics and parameters of a norm as `x * scale + shift`, each of the shape of its parameters."""
     scale, bias = widened(norm.scale[...]), widened(norm.bias[...])
     # Flax's own norms have their statistics in float32, whatever the dtype of their parameters.
@@ -40,7 +51,7 @@ def scale_and_shift(norm) -> tuple[Array, Array]:
 
 
 @jax.jit
-def fold_norm(kernel: Float[Array, "... O"], norm) -> tuple[Array, Array]:
+def fold_norm(kernel: Float[Array, "... O"], norm: Norm) -> tuple[Array, Array]:
     """Folds the norm after a convolution or FC without bias into its kernel, whose last axis is the output.
 
     Returns:
@@ -51,7 +62,7 @@ def fold_norm(kernel: Float[Array, "... O"], norm) -> tuple[Array, Array]:
 
 
 @jax.jit
-def fold_norm_before(norm, kernel: Float[Array, "... C O"], bias: Float[Array, " O"]) -> tuple[Array, Array]:
+def fold_norm_before(norm: Norm, kernel: Float[Array, "... C O"], bias: Float[Array, " O"]) -> tuple[Array, Array]:
     """Folds the norm before an FC or 1×1 convolution with a bias into its kernel and bias.
 
     An FC may see several places, each with the C channels of the norm: these are the axes before C.
@@ -76,20 +87,20 @@ def add_kernels(kernels: Sequence[Float[Array, "_ _ c O"]]) -> Float[Array, "K1 
     return sum(padded(kernel) for kernel in kernels)
 
 
-def merge_convolutions(convolutions: Sequence[tuple[Float[Array, "_ _ c O"], object]]) -> tuple[Array, Array]:
+def merge_convolutions(convolutions: Sequence[tuple[Float[Array, "_ _ c O"], Norm]]) -> tuple[Array, Array]:
     """The kernel and bias of one convolution that equals the sum of several, given as (kernel, the norm after it)."""
     kernels, biases = zip(*(fold_norm(kernel, norm) for kernel, norm in convolutions), strict=True)
     return add_kernels(kernels), sum(biases)
 
 
 def conv_to_fc(
-    kernel: Num[Array | np.ndarray, "kh kw c O"], partition_size: tuple[int, int], groups: int = 1
+    kernel: Num[Array | np.ndarray, "kh kw c O"], partition_size: Sequence[int], groups: int = 1
 ) -> Num[Array, "g h w c h w o"]:
     """The FC that equals a convolution of stride 1 and 'same' zero padding on a partition (paper, Section 3.2).
 
-    The FC's kernel is the convolution applied to the identity: row after row, an image with a single 1. What a
-    convolution makes of a single 1 is its kernel, turned by 180° and laid around it, as far as the partition reaches:
-    a window of the zero-padded kernel. So nothing is multiplied, and every value arrives bit for bit.
+    The FC's kernel is the convolution applied to the identity: to one image for each pixel, with a single 1 there.
+    What it makes of a single 1 is its kernel, turned by 180° and placed around it. So nothing is multiplied, and every
+    value arrives bit for bit.
 
     Args:
         kernel: HWIO kernel of odd height and width, which may exceed the partition; c = C / groups.
@@ -109,19 +120,19 @@ def conv_to_fc(
         raise ValueError(f"conv_to_fc needs odd kernel sides, for which 'same' padding is symmetric, not {kh}x{kw}")
     if groups < 1 or features % groups:
         raise ValueError(f"conv_to_fc: groups={groups} does not divide the {features} output channels")
-    margins = [(side - 1 - size // 2,) * 2 + (0,) for side, size in ((h, kh), (w, kw))]  # below 0, it is cropped
-    around = kernel.reshape(kh, kw, c, groups, features // groups).transpose(3, 2, 0, 1, 4)[:, :, ::-1, ::-1]
-    around = lax.pad(around, jnp.zeros((), kernel.dtype), [(0, 0, 0)] * 2 + margins + [(0, 0, 0)])
+    turned = kernel.reshape(kh, kw, c, groups, -1)[::-1, ::-1].transpose(3, 2, 0, 1, 4)
+    placed = jnp.pad(turned, [(0, 0), (0, 0), (h, h), (w, w), (0, 0)])
 
-    def convolve_one_at(row: Int[Array, ""], column: Int[Array, ""]) -> Num[Array, "g c h w o"]:
-        corner = (0, 0, h - 1 - row, w - 1 - column, 0)
-        return lax.dynamic_slice(around, corner, (groups, c, h, w, features // groups))
+    def response(row: Int[Array, ""], column: Int[Array, ""]) -> Num[Array, "g c h w o"]:
+        """What the convolution makes of the image whose only 1 is this pixel: the kernel's middle lies there."""
+        rows = lax.dynamic_slice_in_dim(placed, h + kh // 2 - row, h, axis=2)
+        return lax.dynamic_slice_in_dim(rows, w + kw // 2 - column, w, axis=3)
 
-    rows = jax.vmap(jax.vmap(convolve_one_at, (None, 0)), (0, None))(jnp.arange(h), jnp.arange(w))
-    return jnp.moveaxis(rows, 2, 0)
+    responses = jax.vmap(jax.vmap(response, (None, 0)), (0, None))(jnp.arange(h), jnp.arange(w))
+    return jnp.moveaxis(responses, 2, 0)
 
 
-def fc_bias(bias: Float[Array, " O"], partition_size: tuple[int, int], groups: int) -> Float[Array, "g h w o"]:
+def fc_bias(bias: Float[Array, " O"], partition_size: Sequence[int], groups: int) -> Float[Array, "g h w o"]:
     """The bias of a convolution as that of an FC: that of a channel at every pixel."""
     h, w = partition_size
     bias = bias.reshape(groups, 1, 1, -1)

@@ -1,14 +1,14 @@
 """Fusing whole models: every module that knows how to fuse is replaced by what it fuses to."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from repmlp_jax.blocks.layers import BatchNorm
+from repmlp_jax.fusing.algebra import Norm
 from repmlp_jax.fusing.host import transformed_on_host
 
 
@@ -39,7 +39,7 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"fuse_params takes an nnx.Module, not {type(model).__name__}")
-    if not any(fusable_modules(model)):
+    if not fusable_modules(model):
         warnings.warn(
             f"nothing to fuse: {type(model).__name__} holds no module with a fused() method. "
             f"Either it is fused already or it is not the model you meant.",
@@ -67,21 +67,16 @@ def is_fusable(module) -> bool:
     return isinstance(module, nnx.Module) and callable(getattr(module, "fused", None))
 
 
-def fusable_modules(model: nnx.Module) -> Iterator[tuple[tuple, nnx.Module]]:
+def fusable_modules(model: nnx.Module) -> list[tuple[tuple, nnx.Module]]:
     """The outermost fusable modules with their paths, each once."""
-    seen = set()
+    found: list[tuple[tuple, nnx.Module]] = []
 
-    def walk(path, node):
-        if id(node) in seen or isinstance(node, nnx.Variable):
-            return
-        seen.add(id(node))
-        if is_fusable(node):
-            yield path, node
-        else:
-            for key, child in _children(node):
-                yield from walk((*path, key), child)
+    def note(path, module):
+        found.append((path, module))
+        return module
 
-    return walk((), model)
+    _walk(model, is_fusable, note)
+    return found
 
 
 def replace_modules(
@@ -91,21 +86,27 @@ def replace_modules(
 ) -> nnx.Module:
     """A copy of the model in which `replacement(path, module)` stands for each outermost chosen module.
 
-    A module that is reached by several paths is replaced once, and the replacement shared alike. Other modules are
-    copied, their arrays shared with those of the given model.
+    A module that is reached by several paths is replaced once, and its replacement is shared by them. Other modules
+    are copied, their arrays shared with those of the given model.
     """
-    replaced = {}
+    return _walk(nnx.clone(model), chosen, replacement)
+
+
+def _walk(root, chosen, replacement):
+    """Puts `replacement(path, module)` in the place of each outermost chosen module, and returns the new root.
+
+    (`nnx.recursive_map` visits what a module holds before the module, which then could not decide for it.)
+    """
+    done = {}
 
     def walk(path, node):
-        if isinstance(node, nnx.Variable):
-            return node
-        if id(node) not in replaced:
+        if id(node) not in done:
             if chosen(node):
-                replaced[id(node)] = (node, replacement(path, node))
+                done[id(node)] = node, replacement(path, node)
             else:
-                replaced[id(node)] = (node, node)  # while a module that holds itself is walked
-                replaced[id(node)] = (node, walk_children(path, node))
-        return replaced[id(node)][1]
+                done[id(node)] = node, node  # while a module that holds itself is walked
+                done[id(node)] = node, walk_children(path, node)
+        return done[id(node)][1]
 
     def walk_children(path, node):
         changed = {key: new for key, child in _children(node) if (new := walk((*path, key), child)) is not child}
@@ -116,7 +117,7 @@ def replace_modules(
             _set(node, key, new)
         return node
 
-    return walk((), nnx.clone(model))
+    return walk((), root)
 
 
 def dotted(path: tuple) -> str:
@@ -125,7 +126,7 @@ def dotted(path: tuple) -> str:
 
 
 def _children(node) -> list[tuple]:
-    """Modules, lists and dicts right under a node."""
+    """The modules, lists, tuples and dicts that a node holds itself."""
     children: Iterable[tuple[Any, Any]]
     if isinstance(node, nnx.List | list | tuple):
         children = enumerate(node)
@@ -147,7 +148,7 @@ def _set(node, key, value):
 
 def _check_statistics(path, module):
     for inner, norm in nnx.iter_graph(module):
-        if not isinstance(norm, BatchNorm | nnx.BatchNorm):
+        if not isinstance(norm, Norm):
             continue
         mean: Any = norm.mean[...]
         var: Any = norm.var[...]

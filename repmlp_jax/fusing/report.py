@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from repmlp_jax.blocks.layers import BatchNorm
+from repmlp_jax.fusing.algebra import Norm
 from repmlp_jax.fusing.fuse import dotted, fusable_modules, is_fusable, replace_modules, with_fused_modules
 from repmlp_jax.fusing.macs import count_macs
-from repmlp_jax.interop.torch import deployed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,36 +74,43 @@ class FuseReport:
         return table(rows)
 
 
-def fuse_report(model: nnx.Module, input_shape: tuple[int, int, int] | None = None) -> FuseReport:
+def report(
+    model: nnx.Module,
+    input_shape: tuple[int, int, int] | None = None,
+    *,
+    official: Callable[[nnx.Module], nnx.Module] | None = None,
+) -> FuseReport:
     """Lists every block of a model: what fusing folds, what stays and why, parameters and MACs before and after.
 
     Nothing is computed, and abstract models will do.
 
     Args:
         model: any NNX module.
-        input_shape: (height, width, channels) of an image; None: `model.input_shape`, or what a RepMLP block was
-            built for. Where neither exists, multiply-accumulates are None.
+        input_shape: (height, width, channels) of an image; None: `model.input_shape`, or what a block was built for.
+            Where neither exists, multiply-accumulates are None.
+        official: what the official code's conversion makes of a model, for the row of that conversion.
     """
     # The image's dtype need not be the model's, as only shapes are read.
     with jax.numpy_dtype_promotion("standard"):
-        return _report(model, input_shape)
+        return _report(model, input_shape, official)
 
 
-def _report(model, input_shape) -> FuseReport:
+def _report(model, input_shape, official) -> FuseReport:
     model = nnx.clone(model)
     model.eval()
     inputs = _inputs_of_blocks(model, input_shape)
     blocks = [_report_block(path, block, inputs.get(path)) for path, block in fusable_modules(model)]
     blocks += _norms_outside(model)
     fused = nnx.eval_shape(with_fused_modules, model)
-    official = nnx.eval_shape(deployed, model)
     whole = inputs.get(())
-    macs, official_macs = None, None
-    if whole is not None:
-        macs, official_macs = (_macs(model, whole), _macs(fused, whole)), _macs(official, whole)
-    counts, official_count = (count_parameters(model), count_parameters(fused)), count_parameters(official)
-    goes_deeper = official_count != counts[1]
-    return FuseReport(tuple(blocks), counts, macs, (official_count, official_macs) if goes_deeper else None)
+    macs = None if whole is None else (_macs(model, whole), _macs(fused, whole))
+    parameters = count_parameters(model), count_parameters(fused)
+    official_row = None
+    if official is not None:
+        converted = nnx.eval_shape(official, model)
+        if (count := count_parameters(converted)) != parameters[1]:
+            official_row = count, None if whole is None else _macs(converted, whole)
+    return FuseReport(tuple(blocks), parameters, macs, official_row)
 
 
 def count_parameters(model: nnx.Module) -> int:
@@ -131,7 +137,7 @@ def _report_block(path, block, image):
 def _norms_outside(model):
     inside = {id(node) for _, block in fusable_modules(model) for _, node in nnx.iter_graph(block)}
     for path, norm in nnx.iter_graph(model):
-        if isinstance(norm, BatchNorm | nnx.BatchNorm) and id(norm) not in inside:
+        if isinstance(norm, nnx.Module) and isinstance(norm, Norm) and id(norm) not in inside:
             parameters = count_parameters(norm)
             reason = {"norm": "no block with fused() holds it"}
             yield BlockReport(dotted(path), type(norm).__name__, {}, reason, (parameters, parameters), (0, 0))

@@ -5,11 +5,9 @@ from typing import NamedTuple
 
 from flax import nnx
 
-from repmlp_jax.blocks.fused import FusedRepMLP
-from repmlp_jax.blocks.fused_gated import FusedRepMLPNetBlock, Gate
 from repmlp_jax.blocks.layers import BatchNorm, ConvBN
-from repmlp_jax.blocks.repmlp import RepMLP
-from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
+from repmlp_jax.blocks.repmlp import FusedRepMLP, RepMLP
+from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, Gate, RepMLPNetBlock
 from repmlp_jax.models.repmlpnet import RepMLPNet, Unit
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock, LightBlock
 from repmlp_jax.models.resnet import RepMLPResNet

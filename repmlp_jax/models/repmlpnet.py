@@ -14,11 +14,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.fused_gated import FusedRepMLPNetBlock
 from repmlp_jax.blocks.initializers import classifier_init
-from repmlp_jax.blocks.layers import BatchNorm, ConvBN, ScaleAndShift, with_bias
+from repmlp_jax.blocks.layers import BatchNorm, ConvBN, ScaleAndShift, with_kernel, with_norm_before
 from repmlp_jax.blocks.operations import computed_once
-from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
+from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, RepMLPNetBlock
 from repmlp_jax.fusing import algebra
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.models.rematerialise import rematerialised
@@ -68,7 +67,7 @@ class Unit(nnx.Module):
         return FusedUnit(
             ScaleAndShift.of(self.norm1),
             self.block if isinstance(self.block, FusedRepMLPNetBlock) else self.block.fused(),
-            with_bias(self.fc1.conv, kernel, bias),
+            with_kernel(self.fc1.conv, kernel, bias),
             self.fc2.fused(),
         )
 
@@ -138,12 +137,7 @@ class Head(nnx.Module):
 
     def fused(self) -> "FusedHead":
         """The same with the norm folded into the classifier."""
-        linear = nnx.clone(self.linear)
-        assert linear.bias is not None
-        kernel, bias = algebra.fold_norm_before(self.norm, linear.kernel[...], linear.bias[...])
-        linear.kernel = nnx.Param(kernel.astype(linear.param_dtype))
-        linear.bias = nnx.Param(bias.astype(linear.param_dtype))
-        return FusedHead(linear)
+        return FusedHead(with_norm_before(self.linear, self.norm))
 
     def folds(self) -> dict[str, str]:
         """Where the norm goes."""

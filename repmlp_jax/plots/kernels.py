@@ -12,10 +12,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import NullFormatter
 
-from repmlp_jax.blocks.fused import FusedRepMLP
-from repmlp_jax.blocks.fused_gated import FusedRepMLPNetBlock
-from repmlp_jax.blocks.repmlp import RepMLP
-from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
+from repmlp_jax.blocks.repmlp import FusedRepMLP, RepMLP
+from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, RepMLPNetBlock
 from repmlp_jax.fusing import algebra
 from repmlp_jax.plots.palette import MAGNITUDES, ZERO
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from repmlp_jax.blocks.fused import FusedRepMLP
-from repmlp_jax.blocks.fused_gated import FusedRepMLPNetBlock
+from repmlp_jax.blocks.repmlp import FusedRepMLP
+from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock
 from repmlp_jax.fusing.algebra import fusing_dtype
 from repmlp_jax.fusing.fuse import dotted, fusable_modules, replace_modules
 from repmlp_jax.fusing.host import transformed_on_host

@@ -12,10 +12,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
-from repmlp_jax.blocks.fused import FusedRepMLP
-from repmlp_jax.blocks.fused_gated import FusedRepMLPNetBlock, share, unshare
 from repmlp_jax.blocks.layers import ungroup
 from repmlp_jax.blocks.partition import Partitioning
+from repmlp_jax.blocks.repmlp import FusedRepMLP
+from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, share, unshare
 from repmlp_jax.fusing.algebra import widened
 
 LARGEST = 127  # -128 is left out, so that rounding is symmetric about zero.

@@ -8,7 +8,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from repmlp_jax.fusing.fuse import fuse_params
-from repmlp_jax.fusing.report import fuse_report
+from repmlp_jax.interop.report import fuse_report
 from repmlp_jax.storage.models import save_model
 from repmlp_jax.training.metrics import replace_text
 from repmlp_jax.training.sharding import on_this_process

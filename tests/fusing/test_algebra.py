@@ -11,8 +11,7 @@ from jax.extend.core import jaxprs_in_params
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close
 
 from repmlp_jax import RepMLP, conv_to_fc, fuse_params
-from repmlp_jax.blocks.layers import BatchNorm, grouped_fc, ungroup
-from repmlp_jax.blocks.repmlp import _fuse_fc3
+from repmlp_jax.blocks.layers import BatchNorm, fuse_fc3, grouped_fc, ungroup
 from repmlp_jax.fusing.algebra import add_kernels, fc_bias, fold_norm, scale_and_shift
 
 
@@ -67,6 +66,21 @@ def test_the_fc_gives_what_the_convolution_gives():
         images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
     )
     assert_close(ungroup(grouped_fc(images, conv_to_fc(kernel, (4, 5), 2))), convolved, ROUNDING_F64)
+
+
+@pytest.mark.parametrize("partition_size", [(4, 4), (3, 5)])
+def test_conv_to_fc_is_the_convolution_of_identity_images(partition_size):
+    h, w = partition_size
+    kernel = jnp.asarray(random_array(3, 5, 2, 6)).at[0, 1, 1, 2].set(jnp.inf)
+    one_group = convert(kernel, partition_size)
+    for channel in range(2):
+        images = jnp.zeros((h * w, h * w, 2)).at[:, :, channel].set(jnp.eye(h * w)).reshape(h * w, h, w, 2)
+        convolve = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        # An inf times the images' zeros is NaN: it is convolved in a kernel of its own, of ones at its place.
+        convolved = convolve(images, jnp.where(jnp.isinf(kernel), 0, kernel), (1, 1), "SAME")
+        at_inf = convolve(images, jnp.isinf(kernel).astype(kernel.dtype), (1, 1), "SAME")
+        expected = jnp.where(at_inf > 0, jnp.inf, convolved).reshape(h, w, h, w, 6)
+        np.testing.assert_array_equal(one_group[0, :, :, channel], expected)
 
 
 def test_a_1x1_identity_kernel_becomes_the_identity():
@@ -150,7 +164,8 @@ def test_fusing_fc3_needs_little_more_memory_than_its_kernel(in_features, out_fe
     make = functools.partial(RepMLP, in_features, out_features, image_size=(8, 8), partition_size=(8, 8))
     block = nnx.eval_shape(lambda: make(conv_kernels=(1, 3, 5, 7), groups=groups, rngs=nnx.Rngs(0)))
     branches = list(block.local_perceptron.values())
-    memory = _fuse_fc3.lower(block.partition_perceptron, branches, (8, 8), groups).compile().memory_analysis()
+    fc3 = block.partition_perceptron.kernel.get_value(), block.partition_perceptron.norm
+    memory = fuse_fc3.lower(fc3, branches, (8, 8), groups).compile().memory_analysis()
     kernel_bytes = 4 * 64 * 64 * in_features * out_features // groups
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes <= 3 * kernel_bytes
 

@@ -16,8 +16,8 @@ from tolerance import (
 )
 
 from repmlp_jax import RepMLP, RepMLPNet, fuse_params
-from repmlp_jax.blocks.fused import FusedGlobalPerceptron, FusedRepMLP
 from repmlp_jax.blocks.layers import BatchNorm, ConvBN
+from repmlp_jax.blocks.repmlp import FusedGlobalPerceptron, FusedRepMLP
 from repmlp_jax.fusing.algebra import add_kernels, fold_norm, scale_and_shift
 
 

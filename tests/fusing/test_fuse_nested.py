@@ -10,8 +10,8 @@ from flax import nnx
 from tolerance import ROUNDING_F64, assert_close, assert_identical
 
 from repmlp_jax import fuse_params
-from repmlp_jax.blocks.fused import FusedRepMLP
 from repmlp_jax.blocks.layers import BatchNorm, ConvBN
+from repmlp_jax.blocks.repmlp import FusedRepMLP
 
 
 class Net(nnx.Module):

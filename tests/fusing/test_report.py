@@ -7,7 +7,8 @@ from flax import nnx
 
 from repmlp_jax import RepMLP, RepMLPNet, fuse_params
 from repmlp_jax.blocks.layers import ConvBN
-from repmlp_jax.fusing.report import count_parameters, fuse_report
+from repmlp_jax.fusing.report import count_parameters
+from repmlp_jax.interop.report import fuse_report
 from repmlp_jax.interop.torch import deployed
 from repmlp_jax.models.cifar import PureMLP, WideConvNet
 

@@ -12,8 +12,8 @@ from flax import nnx
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close
 
 from repmlp_jax import RepMLP, fuse_params
-from repmlp_jax.blocks.fused import FusedRepMLP
 from repmlp_jax.blocks.layers import BatchNorm, ConvBN
+from repmlp_jax.blocks.repmlp import FusedRepMLP
 from repmlp_jax.models.cifar import ABLATIONS, PureMLP, WideConvNet
 
 SMALL = dict(image_size=(8, 8), widths=(4, 6))

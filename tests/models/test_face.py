@@ -11,9 +11,9 @@ from flax import nnx
 from tolerance import ROUNDING_BF16, ROUNDING_F32, ROUNDING_F64, assert_close, assert_identical
 
 from repmlp_jax import fuse_params, load_model, save_model
-from repmlp_jax.blocks.fused import FusedRepMLP
 from repmlp_jax.blocks.layers import BatchNorm, ConvBN
-from repmlp_jax.fusing.report import fuse_report
+from repmlp_jax.blocks.repmlp import FusedRepMLP
+from repmlp_jax.interop.report import fuse_report
 from repmlp_jax.models.arguments import arguments_from_text
 from repmlp_jax.models.face import BLOCKS, FaceResNet, unit_length
 from repmlp_jax.models.registry import MODELS

@@ -8,8 +8,8 @@ from jax.extend.core import jaxprs_in_params
 from tolerance import ROUNDING_BF16, ROUNDING_F64, assert_close, assert_identical
 
 from repmlp_jax import RepMLPNet, RepMLPNetBlock, create_model, fuse_params, load_model, save_model
-from repmlp_jax.blocks.fused import FusedRepMLP
 from repmlp_jax.blocks.layers import BatchNorm, ConvBN
+from repmlp_jax.blocks.repmlp import FusedRepMLP
 from repmlp_jax.quantisation.quantise import dequantise_params, quantise_params, quantise_report, summed_axes
 from repmlp_jax.quantisation.quantised import Int8Kernel, Int8Operand, round_to_int8
 

@@ -16,7 +16,7 @@ from training_parts import mesh_of, prepare
 
 from repmlp_jax import load_model
 from repmlp_jax.data import augment, load_dataset
-from repmlp_jax.fusing.report import fuse_report
+from repmlp_jax.interop.report import fuse_report
 from repmlp_jax.storage.checkpoint_format import read_record
 from repmlp_jax.storage.digest import digests
 from repmlp_jax.training import feed, loop, sharding, train_and_evaluate

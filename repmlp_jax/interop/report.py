@@ -1,0 +1,19 @@
+"""What fusing does to a model, beside what the official code's conversion does."""
+
+from flax import nnx
+
+from repmlp_jax.fusing.report import FuseReport, report
+from repmlp_jax.interop.torch import deployed
+
+
+def fuse_report(model: nnx.Module, input_shape: tuple[int, int, int] | None = None) -> FuseReport:
+    """Lists every block of a model: what fusing folds, what stays and why, parameters and MACs before and after.
+
+    Nothing is computed, and abstract models will do. Printed, it is a table.
+
+    Args:
+        model: any NNX module.
+        input_shape: (height, width, channels) of an image; None: `model.input_shape`, or what a block was built for.
+            Where neither exists, multiply-accumulates are None.
+    """
+    return report(model, input_shape, official=deployed)

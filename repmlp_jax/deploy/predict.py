@@ -12,7 +12,7 @@ from tqdm import tqdm
 from repmlp_jax.data import Dataset, augment, open_dataset
 from repmlp_jax.data.preprocessing import read_image, resize_and_crop
 from repmlp_jax.storage.models import SavedModel, load
-from repmlp_jax.tasks.classification import judge, summarise
+from repmlp_jax.tasks.classification import batch_metrics, mean_metrics
 from repmlp_jax.training import sharding
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 
@@ -45,7 +45,9 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | None = None, b
         batches, examples = _resident(saved, path, dataset_name, dataset, batch_size, mesh)
     else:
         batches, examples = _streamed(saved, dataset, batch_size, mesh)
-    evaluator = Evaluator(batches, lambda model, batch: _logits(saved, model, batch["image"]), judge, summarise, mesh)
+    evaluator = Evaluator(
+        batches, lambda model, batch: _logits(saved, model, batch["image"]), batch_metrics, mean_metrics, mesh
+    )
     return evaluator.evaluate(saved.model) | dict(images=examples)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what a model learns: its curves over the epochs, and whom it takes for whom."""
+"""Pictures of what a model learns: its curves over the epochs, and how well it tells people apart."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from repmlp_jax.plots.palette import BLUE, ORANGE, OTHERS
 
-EVERY_RUN_HAS = ("epoch", "train_loss", "train_accuracy")
+EVERY_RUN_HAS = ("epoch", "step", "train_loss", "train_accuracy")
 
 
 def read_rows(run: str | Path) -> list[dict]:
@@ -29,8 +29,10 @@ def read_rows(run: str | Path) -> list[dict]:
     with path.open(newline="") as file:
         for number, row in enumerate(csv.DictReader(file), start=1):
             try:
-                numbers = {name: float(value) for name, value in row.items()}
-                rows.append({name: numbers[name] for name in EVERY_RUN_HAS} | numbers | {"epoch": int(row["epoch"])})
+                numbers = {name: None if value == "" else float(value) for name, value in row.items()}
+                if missing := [name for name in EVERY_RUN_HAS if numbers[name] is None]:
+                    raise ValueError(f"it has no {missing[0]}")
+                rows.append(numbers)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path} is damaged: row {number} cannot be read ({error})") from error
     if not rows:
@@ -42,10 +44,11 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
     """Loss, and all scores that are shares of 1, over the epochs; training beside test.
 
     Args:
-        rows: one dict an epoch with epoch, train_loss (nats), train_accuracy, and test_… for each score.
+        rows: dicts with epoch, step, train_loss (nats), train_accuracy, and test_… for each score, None where it was
+            not measured. Rows between two ends of epochs are drawn between them.
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    epochs = [row["epoch"] for row in rows]
+    steps_per_epoch = max((row["step"] / row["epoch"] for row in rows), default=1)
     losses, shares = figure.subplots(1, 2)
     tests = [name for name in (rows[0] if rows else ()) if name.startswith("test_")]
     colours = dict(zip(tests, (ORANGE, ORANGE, *OTHERS) if "test_loss" in tests else (ORANGE, *OTHERS), strict=False))
@@ -53,9 +56,11 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
         (name, colours.get(name, "black"), "-") for name in tests
     ]:
         axes, scale = (losses, 1) if name.endswith("_loss") else (shares, 100)
-        values = [row[name] * scale for row in rows]
+        measured = [row for row in rows if row[name] is not None]
+        epochs = [row["step"] / steps_per_epoch for row in measured]
+        values = [row[name] * scale for row in measured]
         label = name.replace("_", " ").removesuffix(" loss")
-        axes.plot(epochs, values, style, color=colour, label=label, marker="." if len(rows) < 20 else None)
+        axes.plot(epochs, values, style, color=colour, label=label, marker="." if len(measured) < 20 else None)
     for axes, label in ((losses, "loss (nats)"), (shares, "share (%)")):
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)

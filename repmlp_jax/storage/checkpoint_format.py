@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -58,27 +58,35 @@ def read_record(path: Path) -> Record:
     return _attempt(path, lambda: _open_record(path))
 
 
-def read(path: Path, abstract_state: Any) -> Any:
+def read(path: Path, abstract_state: Any, retyped: Collection[str] = ()) -> Any:
     """Reads a checkpoint. Where several processes train together, all of them make this call.
 
     Args:
         path: the checkpoint.
         abstract_state: PyTree of `jax.ShapeDtypeStruct`s; their shardings are those of the arrays returned
             (none: the first device), whatever they were when saved.
+        retyped: paths of arrays that may have been saved in another dtype, and are cast.
 
     Returns:
-        The state, bit for bit as it was saved.
+        The state, bit for bit as it was saved, but for what is cast.
 
     Raises:
         ValueError: the checkpoint holds other arrays than `abstract_state`.
         CheckpointError: it is damaged.
     """
     record = _attempt_everywhere(path, lambda: _open_record(path))
-    _require_same_arrays(path, saved=record["arrays"], wanted=describe(abstract_state))
-    placed = jax.tree.map(_placed, abstract_state)
-    state = _attempt_everywhere(path, lambda: _load(path, placed, record))
+    wanted = jax.tree.map(_placed, abstract_state)
+    leaves, structure = jax.tree.flatten(wanted)
+    dtypes = {name: record["arrays"][name].partition("[")[0] for name in retyped if name in record["arrays"]}
+    saved = jax.tree.unflatten(
+        structure, [_with_dtype(leaf, dtypes.get(name)) for name, leaf in zip(describe(wanted), leaves, strict=True)]
+    )
+    _require_same_arrays(path, saved=record["arrays"], wanted=describe(saved))
+    state = _attempt_everywhere(path, lambda: _load(path, saved, record))
     _attempt_everywhere(path, lambda: _require_digests(state, record))
-    return state
+    return jax.tree.map(
+        lambda array, leaf: array.astype(leaf.dtype) if array.dtype != leaf.dtype else array, state, wanted
+    )
 
 
 def _open_record(path: Path) -> Record:
@@ -94,7 +102,7 @@ def _load(path: Path, placed: Any, record: Record) -> Any:
         state = ocp.load(path, placed)
     if describe(state) != record["arrays"]:
         raise ValueError("arrays of other shapes than were saved")
-    # Orbax gives keys on a mesh of one device a sharding of its own, at which a step would be traced anew.
+    # Orbax gives keys on a mesh of one device a sharding of its own, at which a step would be traced again.
     return jax.tree.map(_move, state, placed)
 
 
@@ -138,6 +146,10 @@ def _this_process_alone() -> ocp.Context:
 def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _with_dtype(leaf: jax.ShapeDtypeStruct, dtype: str | None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding) if dtype else leaf
 
 
 def _move(array: jax.Array, placed: jax.ShapeDtypeStruct) -> jax.Array:

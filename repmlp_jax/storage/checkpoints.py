@@ -3,7 +3,7 @@
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,9 @@ class Checkpoints:
                 shutil.rmtree(self._path(old))
         _wait_for_all("checkpoints removed")
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[int, Any] | None:
+    def restore(
+        self, abstract_state: Any, retyped: Collection[str] = (), step: int | None = None
+    ) -> tuple[int, Any] | None:
         """Reads the newest whole checkpoint, or that of a given step.
 
         Damaged ones newer than it are named in a warning each and moved into the folder `damaged`.
@@ -132,6 +134,7 @@ class Checkpoints:
         Args:
             abstract_state: PyTree of `jax.ShapeDtypeStruct`s; their shardings are those of the arrays
                 returned (none: the first device), whatever they were when saved.
+            retyped: paths of arrays that may have been saved in another dtype, and are cast.
             step: the step to read; None for the newest.
 
         Returns:
@@ -146,18 +149,18 @@ class Checkpoints:
         if step is not None:
             if step not in steps:
                 raise ValueError(f"no checkpoint of step {step} in {self.folder}; there are {steps}")
-            return step, checkpoint_format.read(self._path(step), abstract_state)
+            return step, checkpoint_format.read(self._path(step), abstract_state, retyped)
         damaged = {}
         for candidate in reversed(steps):
             try:
-                state = checkpoint_format.read(self._path(candidate), abstract_state)
+                state = checkpoint_format.read(self._path(candidate), abstract_state, retyped)
             except CheckpointError as error:
                 logger.warning("%s", error)
                 damaged[candidate] = str(error)
             else:
                 self._set_aside(damaged)
                 return candidate, state
-        # They stay where they are: with the folder empty, the next run would silently start anew.
+        # They stay where they are: with the folder empty, the next run would silently start from nothing.
         if damaged:
             raise CheckpointError("no checkpoint can be read:\n" + "\n".join(damaged.values()))
         return None

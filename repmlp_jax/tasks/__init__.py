@@ -1,10 +1,26 @@
-"""What can be learned: each task has its data, its loss and its scores, and one loop trains them all.
+"""What can be learned: each task has its data, its loss and its scores, and one loop trains them all."""
 
-A task is made from the configuration, the mesh and the seed of the examples' order, and has
-`feed` (what `train_steps` are made of), `evaluator`, `scores` (the names of what it measures; `best` is what the best
-checkpoint is chosen by), `preprocessing` (what is saved with a model), `make_model(rngs)`, `result(model)` (what of the
-trained model is saved, fused and evaluated), `loss(model, batch, key)` and `draw(workdir, model)` (its pictures).
-"""
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
+    """Trains a model, fuses it, and compares both: `training.loop.train` of the task that `config.task` names.
+
+    Args:
+        config: as `default_config()`.
+        workdir: the run's folder; it is made.
+
+    Returns:
+        What `results.json` holds, see `results.fuse_and_save`.
+
+    Raises:
+        ValueError: as `training.loop.train`, and all else that it raises.
+    """
+    from repmlp_jax.training.loop import train
+
+    return train(config, workdir, task_class(config.get("task")))
 
 
 def task_class(name: str) -> type:

@@ -31,6 +31,8 @@ class Classification:
 
     scores = ("loss", "accuracy")
     best = "accuracy"
+    correct_dtype = jnp.int32
+    correct_dtype = jnp.int32
 
     def __init__(self, config, mesh, order_key):
         self._config = config
@@ -41,7 +43,7 @@ class Classification:
         self._mean, self._std = dataset.mean, dataset.std
         self.preprocessing = dict(mean=dataset.mean, std=dataset.std, class_names=dataset.class_names)
         self._classes = _check_classes(config, net, len(dataset.class_names))
-        self.evaluator = Evaluator(batches, self._predict, judge, summarise, mesh)
+        self.evaluator = Evaluator(batches, self._predict, batch_metrics, mean_metrics, mesh)
 
     @staticmethod
     def _load_resident(config, input_shape, mesh, order_key):
@@ -108,13 +110,13 @@ class Classification:
         )
         logits = model(images)
         losses = cross_entropy(logits, targets)
-        return losses.mean(), _are_right(logits, jax.lax.argmax(targets, 1, jnp.int32)).sum(dtype=jnp.float32)
+        return losses.mean(), _are_right(logits, jax.lax.argmax(targets, 1, jnp.int32)).sum(dtype=jnp.int32)
 
     def _predict(self, model, batch):
         return model(augment.normalise(batch["image"], self._mean, self._std))
 
 
-def judge(logits, batch):
+def batch_metrics(logits, batch):
     """The sum of the losses, how many are right, and how many there are."""
     targets = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=jnp.float32)
     losses = jnp.where(batch["mask"], cross_entropy(logits, targets), 0.0)
@@ -122,9 +124,9 @@ def judge(logits, batch):
     return losses.sum(), right.sum(dtype=jnp.int32), batch["mask"].sum(dtype=jnp.int32)
 
 
-def summarise(judged) -> dict[str, float]:
-    """The mean loss in nats and the accuracy, a share of 1, of what was judged of all batches."""
-    losses, right, counts = (np.sum(values, dtype=np.float64) for values in judged)
+def mean_metrics(measured) -> dict[str, float]:
+    """The mean loss in nats and the accuracy, a share of 1, of what was measured of all batches."""
+    losses, right, counts = (np.sum(values, dtype=np.float64) for values in measured)
     return dict(loss=float(losses / counts), accuracy=float(right / counts))
 
 

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from repmlp_jax.tasks import train_and_evaluate
     from repmlp_jax.training.config import default_config
-    from repmlp_jax.training.loop import train_and_evaluate
 
 __all__ = ["default_config", "train_and_evaluate"]
 
@@ -16,7 +16,7 @@ def __getattr__(name: str):
 
         return default_config
     if name == "train_and_evaluate":
-        from repmlp_jax.training.loop import train_and_evaluate
+        from repmlp_jax.tasks import train_and_evaluate
 
         return train_and_evaluate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

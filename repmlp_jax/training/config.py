@@ -61,15 +61,17 @@ def default_config() -> ConfigDict:
             eval_every_epochs=1,  # and at the end
             checkpoint_every_steps=0,  # besides that of every epoch's end; 0: none
             checkpoint_every_seconds=30.0,  # least time between two, but for the last and the best; 0: no limit
+            log_every_steps=0,  # a row of metrics.csv so often, besides that of every epoch's end; 0: none
+            profile_steps=0,  # training steps to trace with jax.profiler, after the first call; 0: none
             steps_per_call=0,  # training steps between two looks at the loss; 0: as many as take about a second
         )
     )
 
 
 # What a run of an earlier version did, whose configuration lacks a field that came later.
-BEFORE = {"checkpoint_every_seconds": 0.0}
+BEFORE = {"checkpoint_every_seconds": 0.0, "log_every_steps": 0, "profile_steps": 0}
 # How a run is carried out and not what is learned: it may change from one start of a run to the next.
-FREE = ("mesh", "workers", "checkpoint_every_seconds")
+FREE = ("mesh", "workers", "checkpoint_every_seconds", "profile_steps")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -94,6 +96,8 @@ def check_config(config: ConfigDict) -> None:
         *("epochs", "weight_decay", "warmup_epochs", "crop_padding", "checkpoint_every_steps", "steps_per_call"),
         *(
             "checkpoint_every_seconds",
+            "log_every_steps",
+            "profile_steps",
             "workers",
             "clip_norm",
             "mixup",

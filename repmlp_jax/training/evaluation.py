@@ -48,8 +48,8 @@ class Evaluator:
         batches: the split, `ResidentBatches` or `StreamedBatches`; "mask" says what of a batch counts, as the last one
             is filled up.
         predict: `(model, batch) → outputs`; in jit, with the model in evaluation mode.
-        judge: `(outputs, batch) → what there is to know of them`, in jit.
-        summarise: what was judged of all batches, NumPy arrays whose first axis is the batches → scores by their names.
+        batch_metrics: `(outputs, batch) → PyTree of arrays`, what is measured of a batch; in jit.
+        mean_metrics: the same of all batches, NumPy arrays with a first axis for the batches → scores by name.
         mesh: the devices.
     """
 
@@ -57,21 +57,21 @@ class Evaluator:
         self,
         batches: "ResidentBatches | StreamedBatches",
         predict: Callable[[nnx.Module, dict], jax.Array],
-        judge: Callable[[jax.Array, dict], Any],
-        summarise: Callable[[Any], dict[str, float]],
+        batch_metrics: Callable[[jax.Array, dict], Any],
+        mean_metrics: Callable[[Any], dict[str, float]],
         mesh,
     ):
         self._batches = batches
-        self._summarise = summarise
+        self._mean_metrics = mean_metrics
         self._mesh = mesh
-        self._judge_all = batches.compile(functools.partial(_evaluate_batch, predict, judge))
-        self._compare_all = batches.compile(functools.partial(_compare_batch, predict, judge))
+        self._metrics_all = batches.compile(functools.partial(_evaluate_batch, predict, batch_metrics))
+        self._compare_all = batches.compile(functools.partial(_compare_batch, predict, batch_metrics))
         self._predict_all = batches.compile(functools.partial(_predict, predict))
         self._predict = jax.jit(functools.partial(_predict, predict))
 
     def evaluate(self, model: nnx.Module) -> dict[str, float]:
         """The model's scores."""
-        return self._summarise(self._judge_all("evaluating", put_everywhere(model, self._mesh)))
+        return self._mean_metrics(self._metrics_all("evaluating", put_everywhere(model, self._mesh)))
 
     def outputs(self, model: nnx.Module) -> np.ndarray:
         """What the model gives for every example, those that fill up the last batch included."""
@@ -91,7 +91,7 @@ class Evaluator:
             return images_per_second(lambda: self._predict(model, batch), len(batch["mask"]), runs)
 
         return Comparison(
-            scores=(self._summarise(of_trained), self._summarise(of_fused)),
+            scores=(self._mean_metrics(of_trained), self._mean_metrics(of_fused)),
             largest_difference=float(differences.max()),
             largest_output=float(outputs.max()),
             difference_as_run=float(as_run.max()),
@@ -207,15 +207,15 @@ def _predict(predict, model, batch):
     return predict(in_evaluation(model), batch)
 
 
-def _evaluate_batch(predict, judge, model, batch):
-    return judge(_predict(predict, model, batch), batch)
+def _evaluate_batch(predict, batch_metrics, model, batch):
+    return batch_metrics(_predict(predict, model, batch), batch)
 
 
-def _compare_batch(predict, judge, trained, fused, batch):
+def _compare_batch(predict, batch_metrics, trained, fused, batch):
     outputs, fused_outputs = (_predict(predict, model, batch) for model in (trained, fused))
     return (
-        judge(outputs, batch),
-        judge(fused_outputs, batch),
+        batch_metrics(outputs, batch),
+        batch_metrics(fused_outputs, batch),
         jnp.max(jnp.abs(outputs - fused_outputs)),
         jnp.max(jnp.abs(outputs)),
     )

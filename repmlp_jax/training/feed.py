@@ -34,7 +34,7 @@ class ResidentFeed:
 
         self._draw_order = jax.jit(draw_order, out_shardings=replicated(mesh))
 
-    def compile(self, one_step: Callable, key, places) -> Callable:
+    def compile(self, one_step: Callable, key, shardings) -> Callable:
         """Compiles `(state, step, count) → state`, which does `count` steps within an epoch from `step` on.
 
         It does not matter how the steps are spread over calls, and another `count` is no other program.
@@ -42,9 +42,9 @@ class ResidentFeed:
         Args:
             one_step: `step.make_step`'s.
             key: seed of all that is drawn in a step.
-            places: of the state's arrays.
+            shardings: of the state's arrays.
         """
-        train_steps = self.make_train_steps(one_step, places)
+        train_steps = self.make_train_steps(one_step, shardings)
 
         def run(state, step, count):
             epoch = step // (self.examples // self._batch_size)
@@ -54,7 +54,7 @@ class ResidentFeed:
 
         return run
 
-    def make_train_steps(self, one_step: Callable, places) -> Callable:
+    def make_train_steps(self, one_step: Callable, shardings) -> Callable:
         """Compiles `(state, dataset, order, key, count) → state`."""
 
         def step_on(state, dataset, order, key):
@@ -65,7 +65,7 @@ class ResidentFeed:
 
         # XLA's CPU backend runs convolutions within a loop on one core and 20 times slower.
         repeat = step_by_step if platform_of(self._mesh) == "cpu" else in_a_loop
-        return repeat(step_on, places)
+        return repeat(step_on, shardings)
 
 
 class StreamedFeed:
@@ -86,9 +86,9 @@ class StreamedFeed:
         self._stream: Iterator[dict[str, np.ndarray]] = iter(())
         self._next_step = None
 
-    def compile(self, one_step: Callable, key, places) -> Callable:
+    def compile(self, one_step: Callable, key, shardings) -> Callable:
         """Compiles `(state, step, count) → state`; see `ResidentFeed.compile`."""
-        step_alone = jax.jit(one_step, donate_argnums=0, out_shardings=places)
+        step_alone = jax.jit(one_step, donate_argnums=0, out_shardings=shardings)
 
         def run(state, step, count):
             if step != self._next_step:
@@ -101,9 +101,9 @@ class StreamedFeed:
         return run
 
 
-def step_by_step(step: Callable, places) -> Callable:
+def step_by_step(step: Callable, shardings) -> Callable:
     """Compiles `(state, dataset, order, key, count) → state`, which calls the step so often from the host."""
-    one_step = jax.jit(step, donate_argnums=0, out_shardings=places)
+    one_step = jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
     def train_steps(state, dataset, order, key, count):
         for _ in range(count):
@@ -113,10 +113,10 @@ def step_by_step(step: Callable, places) -> Callable:
     return train_steps
 
 
-def in_a_loop(step: Callable, places) -> Callable:
+def in_a_loop(step: Callable, shardings) -> Callable:
     """Compiles `(state, dataset, order, key, count) → state`, whose loop runs on the devices."""
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=places)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings)
     def train_steps(state, dataset, order, key, count):
         return lax.fori_loop(0, count, lambda _, state: step(state, dataset, order, key), state)
 

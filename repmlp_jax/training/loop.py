@@ -4,18 +4,19 @@ import contextlib
 import json
 import logging
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from repmlp_jax.fusing.host import host
 from repmlp_jax.storage.checkpoints import Checkpoints
-from repmlp_jax.tasks import task_class
 from repmlp_jax.training import sharding
 from repmlp_jax.training.config import FREE, check_config, differences
 from repmlp_jax.training.initial_weights import with_weights_of
@@ -23,9 +24,11 @@ from repmlp_jax.training.interruption import Interruption
 from repmlp_jax.training.metrics import Metrics, replace_text
 from repmlp_jax.training.optimizer import make_optimizer
 from repmlp_jax.training.pace import Pace
+from repmlp_jax.training.profiler import Profiler
 from repmlp_jax.training.results import fuse_and_save, score
 from repmlp_jax.training.saving import Saving
-from repmlp_jax.training.step import init_state, look, make_step
+from repmlp_jax.training.step import RETYPED, fetch_metrics, init_state, make_step
+from repmlp_jax.training.task import Task
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -33,17 +36,18 @@ LARGEST_DAMAGED_SHARE = 0.05  # of the examples, where more would change what is
 JUDGED_FROM = 1000  # examples, before which a share says little
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
-    """Trains a model, fuses it, and puts both side by side.
+def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDict, Mesh, jax.Array], Task]) -> dict:
+    """Trains a model on a task, fuses it, and compares both.
 
     In `workdir` it leaves `config.json`, `metrics.csv`, `curves.png`, `tensorboard/`, `checkpoints/`, and at the end
-    `model/` and `fused/` for `load_model`, and `results.json`. Called again with the same configuration, it goes on
+    `model/` and `fused/` for `load_model`, and `results.json`. Called again with the same configuration, it resumes
     from the last whole checkpoint and ends with bit-identical parameters. Where several processes train together,
     all of them call it.
 
     Args:
         config: as `default_config()`.
         workdir: the run's folder; it is made.
+        make_task: makes the task from the configuration, the devices, and a key for the order of the examples.
 
     Returns:
         What `results.json` holds, see `results.fuse_and_save`.
@@ -64,7 +68,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     is_chief = jax.process_index() == 0
 
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
-    task = task_class(config.task)(config, mesh, order_key)
+    task = make_task(config, mesh, order_key)
     steps_per_epoch = task.feed.examples // config.batch_size
     if steps_per_epoch < 1:
         raise ValueError(f"batch_size={config.batch_size} is more than the {task.feed.examples} training images")
@@ -76,11 +80,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         return task.make_model(nnx.Rngs(key))
 
     def make_state(key):
-        return init_state(make_model(key), optimizer)
+        return init_state(make_model(key), optimizer, task.correct_dtype)
 
     graphdef = nnx.graphdef(nnx.eval_shape(make_model, init_key))
     abstract_state = jax.eval_shape(make_state, init_key)
-    places = sharding.placement(abstract_state, mesh)
+    shardings = sharding.placement(abstract_state, mesh)
     one_step = make_step(
         graphdef,
         optimizer,
@@ -90,7 +94,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         accumulate=config.accumulate,
         mesh=mesh,
     )
-    train_steps = task.feed.compile(one_step, step_key, places)
+    train_steps = task.feed.compile(one_step, step_key, shardings)
     pace = Pace(config.steps_per_call)
     if is_chief:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -103,15 +107,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
             model = make_model(init_key)
             if config.init_from:
                 model = with_weights_of(config.init_from, model, head=config.init_head)
-            return sharding.put_state(init_state(model, optimizer), places)
-
-    def advance(state, step, stop):
-        """Trains within an epoch from `step` to `stop`, with a look at the state about every second."""
-        while step < stop:
-            count = min(pace.steps, stop - step)
-            state, seen = pace.timed(lambda: look(train_steps(state, step, count)), count)  # noqa: B023
-            step += count
-            yield state, seen
+            return sharding.put_state(init_state(model, optimizer, task.correct_dtype), shardings)
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
@@ -119,54 +115,56 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         )
         saving = Saving(checkpoints, config.checkpoint_every_seconds)
         interruption = stack.enter_context(Interruption())
-        step, state = checkpoints.restore(_placed(abstract_state, places)) or (0, first_state())
+        profiler = stack.enter_context(Profiler(workdir / "profile", config.profile_steps))
+        step, state = checkpoints.restore(_placed(abstract_state, shardings), RETYPED) or (0, first_state())
         if step:
-            logger.warning("going on from step %d of %d", step, final_step)
+            logger.warning("resuming from step %d of %d", step, final_step)
         metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step, task.scores))) if is_chief else None
         bar = stack.enter_context(_progress_bar(config.batch_size, step, final_step))
         while step < final_step:
             epoch = step // steps_per_epoch + 1
             bar.set_description(f"epoch {epoch}/{config.epochs}")
-            for state, seen in advance(state, step, _next_stop(step, steps_per_epoch, config)):  # noqa: B007, B020
-                bar.set_postfix(loss=f"{seen.loss:.4f}", accuracy=f"{seen.accuracy:.2%}", refresh=False)
-                bar.update(seen.step * config.batch_size - bar.n)
-                if seen.failed_step >= 0:
-                    saving.save_held()
-                    checkpoints.wait()
-                    raise FloatingPointError(_failure(seen.failed_step, checkpoints, config))
-                _check_damaged(seen, config.batch_size)
-                asked_to_stop = interruption.requested()
-                if asked_to_stop:
-                    break
-            step, scores = seen.step, {}
-            if step % steps_per_epoch == 0 and (epoch % config.eval_every_epochs == 0 or step == final_step):
-                found = task.evaluator.evaluate(
-                    task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
+            stop = _next_stop(step, steps_per_epoch, config)
+            count = profiler.limit(min(pace.steps, stop - step))
+            with pace.timed(count), profiler.trace(step):
+                state, seen = fetch_metrics(train_steps(state, step, count))
+            step = seen.step
+            bar.set_postfix(loss=f"{seen.loss:.4f}", accuracy=f"{seen.accuracy:.2%}", refresh=False)
+            bar.update(step * config.batch_size - bar.n)
+            if seen.failed_step >= 0:
+                saving.save_held()
+                checkpoints.wait()
+                raise FloatingPointError(_failure(seen.failed_step, checkpoints, config))
+            _check_damaged(seen, config.batch_size)
+            asked_to_stop = interruption.requested()
+            if step < stop and not asked_to_stop:
+                continue
+
+            scores = {}
+            is_end_of_epoch = step % steps_per_epoch == 0
+            if is_end_of_epoch and (epoch % config.eval_every_epochs == 0 or step == final_step):
+                model = task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
+                scores = task.evaluator.evaluate(model)
+            tested = {f"test_{name}": scores[name] for name in task.scores if name in scores}
+            if metrics is not None and (is_end_of_epoch or _is_multiple(step, config.log_every_steps)):
+                metrics.add(
+                    epoch=epoch,
+                    step=step,
+                    learning_rate=float(learning_rate(step - 1)),
+                    train_loss=seen.loss,
+                    train_accuracy=seen.accuracy,
+                    images_per_second=config.batch_size / pace.seconds_per_step,
+                    **tested,
                 )
-                scores = {f"test_{name}": found[name] for name in task.scores}
-                if metrics is not None:
-                    images_per_second = config.batch_size / pace.seconds_per_step
-                    metrics.add(
-                        epoch=epoch,
-                        step=step,
-                        learning_rate=float(learning_rate(step - 1)),
-                        train_loss=seen.loss,
-                        train_accuracy=seen.accuracy,
-                        images_per_second=images_per_second,
-                        **scores,
-                    )
-                    judged = "  ".join(
-                        f"test {name.replace('_', ' ')} {score(name, found[name])}" for name in task.scores
-                    )
-                    bar.write(
-                        f"epoch {epoch:3d}  train loss {seen.loss:.4f}  train accuracy {seen.accuracy:.2%}  {judged}  "
-                        f"{images_per_second:,.0f} images/s"
-                    )
+            if is_end_of_epoch:
+                bar.write(_line_of_epoch(epoch, seen, task.scores, scores, config.batch_size / pace.seconds_per_step))
             # After the row: a checkpoint of an epoch's end without its row could not make it again.
-            saving.offer(step, state, scores, must=asked_to_stop or step == final_step)
+            must = asked_to_stop or step == final_step
+            if must or is_end_of_epoch or _is_multiple(step, config.checkpoint_every_steps):
+                saving.offer(step, state, tested, must=must)
             if asked_to_stop:
                 checkpoints.wait()
-                logger.warning("SIGTERM: step %d is saved; the same command goes on from it", step)
+                logger.warning("SIGTERM: step %d is saved; the same command resumes from it", step)
                 raise SystemExit(128 + interruption.signal)
 
     if damaged := int(state.damaged):
@@ -193,17 +191,33 @@ def _refuse_another_configuration(workdir: Path, wanted: dict):
         )
 
 
-def _placed(abstract_state, places):
+def _placed(abstract_state, shardings):
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract_state, places
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract_state,
+        shardings,
     )
 
 
 def _next_stop(step: int, steps_per_epoch: int, config: ConfigDict) -> int:
-    """The next step with something to do: an epoch's end or a checkpoint."""
-    end_of_epoch = (step // steps_per_epoch + 1) * steps_per_epoch
-    every = config.checkpoint_every_steps or end_of_epoch
-    return min(end_of_epoch, (step // every + 1) * every)
+    """The next step with something to do: an epoch's end, a checkpoint or a row."""
+    periods = steps_per_epoch, config.checkpoint_every_steps, config.log_every_steps
+    return min((step // period + 1) * period for period in periods if period)
+
+
+def _is_multiple(step: int, period: int) -> bool:
+    return period > 0 and step % period == 0
+
+
+def _line_of_epoch(epoch, seen, names, scores, images_per_second) -> str:
+    tested = [f"test {name.replace('_', ' ')} {score(name, scores[name])}" for name in names if name in scores]
+    return "  ".join(
+        [
+            f"epoch {epoch:3d}  train loss {seen.loss:.4f}  train accuracy {seen.accuracy:.2%}",
+            *tested,
+            f"{images_per_second:,.0f} images/s",
+        ]
+    )
 
 
 def _progress_bar(batch_size: int, step: int, final_step: int) -> tqdm:
@@ -218,7 +232,7 @@ def _progress_bar(batch_size: int, step: int, final_step: int) -> tqdm:
 
 
 def _check_damaged(seen, batch_size):
-    """Raises ValueError where too many examples are damaged: in all processes alike, as they see the same count."""
+    """Raises ValueError where too many examples are damaged; all processes see the same count."""
     read = seen.step * batch_size + seen.damaged
     if read >= JUDGED_FROM and seen.damaged > LARGEST_DAMAGED_SHARE * read:
         raise ValueError(

@@ -24,7 +24,9 @@ SECONDS_BETWEEN_PICTURES = 60
 
 
 class Metrics:
-    """One row an epoch in `metrics.csv`, and the same in TensorBoard.
+    """A row for each epoch, and for steps between, in `metrics.csv`, and the same in TensorBoard.
+
+    What was not measured is an empty cell, and None in `rows`.
 
     The file is always a whole number of rows, and holds what follows from the configuration alone, no times: an
     interrupted run ends with the same file as an undisturbed one.
@@ -48,10 +50,10 @@ class Metrics:
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=10)
 
     def add(self, *, images_per_second: float, **row) -> None:
-        """Adds an epoch's row, a value for each column; it is on the disk when this returns."""
-        self.rows.append({name: kind(row[name]) for name, kind in self._columns.items()})
+        """Adds a row, with what was measured of the columns; it is on the disk when this returns."""
+        self.rows.append({name: kind(row[name]) if name in row else None for name, kind in self._columns.items()})
         self._write()
-        for name in list(self._columns)[2:]:
+        for name in set(row) - {"epoch", "step"}:
             self._tensorboard.add_scalar(name, row[name], row["step"])
         self._tensorboard.add_scalar("images_per_second", images_per_second, row["step"])
         if time.perf_counter() - self._drawn > SECONDS_BETWEEN_PICTURES:
@@ -86,4 +88,7 @@ def replace_text(path: Path, text: str) -> None:
 
 def _read(path, columns):
     with path.open(newline="") as file:
-        return [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(file)]
+        return [
+            {name: None if row[name] == "" else kind(row[name]) for name, kind in columns.items()}
+            for row in csv.DictReader(file)
+        ]

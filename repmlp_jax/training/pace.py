@@ -1,5 +1,6 @@
 """How many training steps to do between two looks at the loss."""
 
+import contextlib
 import time
 
 import jax
@@ -10,7 +11,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class Pace:
-    """Measures the time of a step and from it decides how many to do in one call, alike in all processes.
+    """Measures the time of a step and decides from it how many to do in one call; all processes decide the same.
 
     Args:
         steps_per_call: the number; 0: as many as take about a second, once that is known.
@@ -22,14 +23,14 @@ class Pace:
         self._calls = 0
         self._fixed = bool(steps_per_call)
 
-    def timed(self, call, count: int):
-        """Does `call()`, which does `count` steps and waits for them, and returns its result."""
+    @contextlib.contextmanager
+    def timed(self, count: int):
+        """A context in which `count` steps are done and waited for."""
         start = time.perf_counter()
-        result = call()
+        yield
         self.seconds_per_step = (time.perf_counter() - start) / count
         self._calls += 1
         # The first call compiles.
         if self._calls == 2 and not self._fixed:
             steps = np.int32(max(1, round(SECONDS_BETWEEN_LOOKS / self.seconds_per_step)))
             self.steps = int(multihost_utils.broadcast_one_to_all(steps)) if jax.process_count() > 1 else int(steps)
-        return result

@@ -81,9 +81,9 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(split_batch(mesh), part) for name, part in batch.items()}
 
 
-def put_state(state: Any, places: Any) -> Any:
+def put_state(state: Any, shardings: Any) -> Any:
     """A state that every process has, each array at its place."""
-    return jax.tree.map(_put_from_here, state, places)
+    return jax.tree.map(_put_from_here, state, shardings)
 
 
 def put_everywhere(tree: Any, mesh: Mesh) -> Any:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Num
 
 from repmlp_jax.training.sharding import platform_of, replicated
 
@@ -17,18 +18,13 @@ class Totals(NamedTuple):
 
     Attributes:
         loss: of the examples' losses.
-        correct: examples that the model gets right, of a picture with many labels the share that it does.
+        correct: examples that the model gets right, int32; float32 where a task counts shares of pictures.
         examples: their number.
     """
 
     loss: Float[Array, ""]
-    correct: Float[Array, ""]
+    correct: Num[Array, ""]
     examples: Int[Array, ""]
-
-    @classmethod
-    def zero(cls) -> "Totals":
-        """Nothing seen yet."""
-        return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
 
 class TrainState(NamedTuple):
@@ -53,22 +49,28 @@ class TrainState(NamedTuple):
     damaged: Int[Array, ""]
 
 
-def init_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+RETYPED = ("totals/correct",)
+"""The arrays of a state that checkpoints of earlier versions hold in another dtype."""
+
+
+def init_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, correct_dtype: DTypeLike = jnp.int32
+) -> TrainState:
+    """The state before the first step; `correct_dtype` is the dtype of what the task's loss counts as right."""
     parameters, statistics = nnx.state(model, nnx.Param, ...)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         parameters=parameters,
         statistics=statistics,
         optimizer=optimizer.init(parameters),
-        totals=Totals.zero(),
+        totals=Totals(jnp.zeros((), jnp.float32), jnp.zeros((), correct_dtype), jnp.zeros((), jnp.int32)),
         failed_step=jnp.full((), -1, jnp.int32),
         damaged=jnp.zeros((), jnp.int32),
     )
 
 
-class Seen(NamedTuple):
-    """What is known on the host.
+class StepMetrics(NamedTuple):
+    """What the host knows of the steps so far.
 
     Attributes:
         step: training steps done.
@@ -85,11 +87,11 @@ class Seen(NamedTuple):
     damaged: int
 
 
-def look(state: TrainState) -> tuple[TrainState, Seen]:
+def fetch_metrics(state: TrainState) -> tuple[TrainState, StepMetrics]:
     """Waits for the state and brings its totals to the host, in one transfer."""
     step, totals, failed_step, damaged = jax.device_get((state.step, state.totals, state.failed_step, state.damaged))
     examples = int(totals.examples)
-    return state, Seen(
+    return state, StepMetrics(
         int(step), float(totals.loss) / examples, float(totals.correct) / examples, int(failed_step), int(damaged)
     )
 
@@ -103,7 +105,7 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
         loss: `(model, batch, key) → (mean loss of the batch, how many of its examples are right)`. A batch's entry
             "skipped", if there is one, is not passed on but counted as damaged examples.
         batch_size: examples of a batch, of all devices together.
-        steps_per_epoch: after which the totals start anew.
+        steps_per_epoch: after which the totals start from zero again.
         accumulate: parts that a batch is done in, one after another, to need less memory; norms see each by itself.
         mesh: the devices.
     """
@@ -125,18 +127,17 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
             return gradient_of(parameters, statistics, batch, key)
 
         def add_part(total, part_and_key):
-            statistics, *sums = total
+            statistics, sums = total
             (loss, (statistics, correct)), gradients = gradient_of(parameters, statistics, *part_and_key)
-            return (statistics, *jax.tree.map(jnp.add, tuple(sums), (loss, correct, gradients))), None
+            return (statistics, jax.tree.map(jnp.add, sums, gradients)), (loss, correct)
 
         # Every device keeps its own examples: a part takes each `accumulate`-th.
         parts = jax.tree.map(lambda array: jnp.moveaxis(array.reshape(-1, accumulate, *array.shape[1:]), 1, 0), batch)
-        zero = jax.tree.map(jnp.zeros_like, parameters)
-        total = (statistics, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), zero)
-        total, _ = lax.scan(add_part, total, (parts, jax.random.split(key, accumulate)), unroll=unroll)
-        statistics, loss, correct, gradients = total
-        loss, gradients = jax.tree.map(lambda array: array / accumulate, (loss, gradients))
-        return (loss, (statistics, correct)), gradients
+        total = statistics, jax.tree.map(jnp.zeros_like, parameters)
+        keys = jax.random.split(key, accumulate)
+        (statistics, gradients), (losses, corrects) = lax.scan(add_part, total, (parts, keys), unroll=unroll)
+        gradients = jax.tree.map(lambda array: array / accumulate, gradients)
+        return (losses.mean(), (statistics, corrects.sum(dtype=corrects.dtype))), gradients
 
     # XLA's CPU backend runs convolutions within a loop on one core and 20 times slower.
     unroll = accumulate if platform_of(mesh) == "cpu" else 1

@@ -12,7 +12,7 @@ from tolerance import assert_trees_close
 from training_parts import mesh_of, prepare
 
 from repmlp_jax.models.registry import create_model
-from repmlp_jax.tasks.classification import judge, summarise
+from repmlp_jax.tasks.classification import batch_metrics, mean_metrics
 from repmlp_jax.training import evaluation, feed, step
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
 
@@ -64,7 +64,11 @@ def test_a_whole_split_is_evaluated_by_one_program_and_brought_to_the_host_at_on
 
     def evaluator(mesh):
         return Evaluator(
-            ResidentBatches(split, 4, mesh), lambda model, batch: model(batch["image"]), judge, summarise, mesh
+            ResidentBatches(split, 4, mesh),
+            lambda model, batch: model(batch["image"]),
+            batch_metrics,
+            mean_metrics,
+            mesh,
         )
 
     ours = evaluator(mesh_of(2))

@@ -77,7 +77,7 @@ def test_killed_at_any_instant_it_ends_the_same(undisturbed, tmp_path):
     assert code == 0, output
     # With nothing left to train it fuses and saves.
     assert steps[-1] == FINAL_STEP
-    assert f"going on from step {steps[-1]} of {FINAL_STEP}" in output
+    assert f"resuming from step {steps[-1]} of {FINAL_STEP}" in output
     assert_same_end(tmp_path, undisturbed)
 
 
@@ -99,12 +99,12 @@ def test_sigterm_saves_first(undisturbed, tmp_path, steps_per_call, checkpoint_e
     (code,), (output,) = finish(processes)
     assert code == 128 + signal.SIGTERM, output
     (stopped,) = saved_steps(tmp_path)[-1:]
-    assert f"SIGTERM: step {stopped} is saved; the same command goes on from it" in output
+    assert f"SIGTERM: step {stopped} is saved; the same command resumes from it" in output
     assert (stopped % 22 == 0) == (steps_per_call == 22)
 
     code, output = run(tmp_path, *arguments)
     assert code == 0, output
-    assert f"going on from step {stopped} of {FINAL_STEP}" in output
+    assert f"resuming from step {stopped} of {FINAL_STEP}" in output
     # Digests and metrics alone: the checkpoints in between are others, and so is config.json.
     assert record(tmp_path) == record(undisturbed)
     assert (tmp_path / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
@@ -125,7 +125,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(undisturbed, tmp_path):
     code, output = run(workdir)
     assert code == 0, output
     assert output.count(f"checkpoint {last} is damaged: ") == 1
-    assert f"going on from step 40 of {FINAL_STEP}" in output
+    assert f"resuming from step 40 of {FINAL_STEP}" in output
     assert (workdir / "checkpoints" / "damaged" / str(FINAL_STEP)).is_dir()
     assert_same_end(workdir, undisturbed)
 

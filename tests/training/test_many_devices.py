@@ -24,10 +24,10 @@ from training_parts import mesh_of, prepare
 from repmlp_jax import load_model
 from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.models.registry import create_model
-from repmlp_jax.tasks.classification import Classification, judge, summarise
+from repmlp_jax.tasks.classification import Classification, batch_metrics, mean_metrics
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
 from repmlp_jax.training.sharding import make_mesh, on_this_process, placement, put_everywhere, put_state
-from repmlp_jax.training.step import look
+from repmlp_jax.training.step import fetch_metrics
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
 # Sums over a batch in another order round differently, and the gradients of random weights multiply that.
@@ -44,7 +44,7 @@ def test_eight_devices_train_as_one_does():
     assert_trees_close(eight.parameters, one.parameters, ANOTHER_ORDER[dtype])
     # The statistics of norms are those of the whole batch of 64, not of a device's 8 images.
     assert_trees_close(eight.statistics, one.statistics, ANOTHER_ORDER[dtype])
-    (_, seen_by_eight), (_, seen_by_one) = look(eight), look(one)
+    (_, seen_by_eight), (_, seen_by_one) = fetch_metrics(eight), fetch_metrics(one)
     assert seen_by_eight.accuracy == seen_by_one.accuracy
     # Totals are float32 always.
     assert seen_by_eight.loss == pytest.approx(seen_by_one.loss, rel=ANOTHER_ORDER[jnp.float32])
@@ -113,7 +113,7 @@ def test_gradients_of_a_batch_in_parts_are_those_of_the_whole():
         config.accumulate = 4
         in_parts = prepare(config, mesh).train(3)
     assert_trees_close(in_parts.parameters, whole.parameters, ANOTHER_ORDER[jnp.float32])
-    (_, seen), (_, expected) = look(in_parts), look(whole)
+    (_, seen), (_, expected) = fetch_metrics(in_parts), fetch_metrics(whole)
     assert seen.accuracy == expected.accuracy
     assert seen.loss == pytest.approx(expected.loss, rel=ANOTHER_ORDER[jnp.float32])
 
@@ -125,7 +125,7 @@ def test_bfloat16_computes_and_float32_is_kept():
     config.model_arguments.dtype = jnp.bfloat16
     rounded = prepare(config, mesh_of(2)).train(2)
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded.parameters)} == {jnp.dtype(jnp.float32)}
-    (_, seen), (_, expected) = look(rounded), look(exact)
+    (_, seen), (_, expected) = fetch_metrics(rounded), fetch_metrics(exact)
     assert seen.loss == pytest.approx(expected.loss, rel=ROUNDING_BF16)
     assert seen.loss != expected.loss
 
@@ -147,7 +147,7 @@ def test_every_test_image_counts_once(model, devices, examples, batch_size):
     def predict(model, batch):
         return model(augment.normalise(batch["image"], dataset.mean, dataset.std))
 
-    scores = Evaluator(batches, predict, judge, summarise, mesh).evaluate(model)
+    scores = Evaluator(batches, predict, batch_metrics, mean_metrics, mesh).evaluate(model)
 
     logits = nnx.view(model, use_running_average=True)(
         jnp.asarray((images / 255 - dataset.mean[0]) / dataset.std[0], jnp.float32)
@@ -195,7 +195,7 @@ def test_killed_processes_start_again_and_end_as_an_undisturbed_pair(tmp_path):
     finish(processes)
     codes, outputs = finish(start(workdir, *streamed, processes=2))
     assert codes == [0, 0], outputs
-    assert "going on from step" in outputs[0]
+    assert "resuming from step" in outputs[0]
     for name in ("model", "fused"):
         assert_identical(*(load_model(folder / name) for folder in (workdir, undisturbed)))
     assert (workdir / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
@@ -265,7 +265,7 @@ def test_two_processes_train_as_one_does_and_sigterm_to_one_stops_both(alone, tm
     processes[1].send_signal(signal.SIGTERM)
     codes, outputs = finish(processes)
     assert codes == [128 + signal.SIGTERM] * 2, outputs
-    assert "is saved; the same command goes on from it" in outputs[0]
+    assert "is saved; the same command resumes from it" in outputs[0]
     # At first each has the whole model, then they split one.
     codes, outputs = finish(start(tmp_path, "--config.steps_per_call=2", "--config.mesh.fsdp=2", processes=2))
     assert codes == [0, 0], outputs
@@ -285,7 +285,7 @@ def test_saved_on_eight_devices_it_goes_on_with_two_and_with_one(alone, tmp_path
         finish(processes)
     codes, outputs = finish(start(tmp_path))
     assert codes == [0], outputs
-    assert "going on from step" in outputs[0]
+    assert "resuming from step" in outputs[0]
     assert_same_run(tmp_path, alone)
 
 

@@ -171,13 +171,13 @@ def test_the_best_and_the_last_are_there_at_the_end_whatever_was_killed(scored, 
 
 @pytest.mark.slow
 def test_what_is_held_is_saved_when_a_loss_is_not_finite(scored, clock, tmp_path, monkeypatch):
-    look = loop.look
+    fetch_metrics = loop.fetch_metrics
 
     def fail_after_the_second_epoch(state):
-        state, seen = look(state)
+        state, seen = fetch_metrics(state)
         return state, seen._replace(failed_step=60) if seen.step > 44 else seen
 
-    monkeypatch.setattr(loop, "look", fail_after_the_second_epoch)
+    monkeypatch.setattr(loop, "fetch_metrics", fail_after_the_second_epoch)
     with pytest.raises(FloatingPointError, match="loss of step 60 is not finite; the last checkpoint is of step 44"):
         train_and_evaluate(scored, tmp_path)
     assert saved_steps(tmp_path) == [44]
@@ -197,7 +197,7 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
     before = (tmp_path / "metrics.csv").read_text()
     code, output = run(tmp_path)
     assert code == 0, output
-    assert "going on from step 30 of 44" in output
+    assert "resuming from step 30 of 44" in output
     text = (tmp_path / "metrics.csv").read_text()
     assert text.startswith(before)
     assert [row["step"] for row in csv.DictReader(text.splitlines())] == ["22", "44"]

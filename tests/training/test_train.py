@@ -165,7 +165,7 @@ def test_again_it_changes_nothing(run, monkeypatch):
     def must_not_train(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(loop, "look", must_not_train)
+    monkeypatch.setattr(loop, "fetch_metrics", must_not_train)
     results = train_and_evaluate(run.config, run.workdir)
     for name, model in before.items():
         again = load_model(run.workdir / name)

@@ -1,4 +1,4 @@
-"""Faces: an embedding is learnt by telling people apart, and judged on people who were not trained on."""
+"""Faces: an embedding is learnt by telling people apart, and scored on people who were not trained on."""
 
 from typing import Any
 
@@ -36,6 +36,7 @@ class Faces:
 
     scores = ("tar_at_far_1e-1", "tar_at_far_1e-2", "tar_at_far_1e-3", "balanced_accuracy", "rank_1", "auc")
     best = "tar_at_far_1e-2"
+    correct_dtype = jnp.int32
 
     def __init__(self, config, mesh, order_key):
         self._config = config
@@ -47,7 +48,7 @@ class Faces:
         self.preprocessing = dict(mean=self._mean, std=self._std)
         _check_channels(config, net, self._test_images.shape[-1])
         batches = ResidentBatches(dict(image=self._test_images), config.eval_batch_size, mesh)
-        self.evaluator = Evaluator(batches, self._predict, _keep, self._summarise, mesh)
+        self.evaluator = Evaluator(batches, self._predict, _keep, self._mean_metrics, mesh)
 
     def _load_resident(self, config, input_shape, mesh, order_key):
         faces = load_faces(config.dataset, config.data_dir or None, input_shape[:2])
@@ -120,15 +121,15 @@ class Faces:
         cosines = model(augment.normalise(images, self._mean, self._std))
         losses = am_softmax(cosines, batch["label"], self._config.margin, self._config.scale)
         right = jax.lax.argmax(cosines, 1, jnp.int32) == batch["label"]
-        return losses.mean(), right.sum(dtype=jnp.float32)
+        return losses.mean(), right.sum(dtype=jnp.int32)
 
     def _predict(self, model, batch):
         # A face and its mirror image are one person's: as is customary, both embeddings are added.
         images = augment.normalise(batch["image"], self._mean, self._std)
         return unit_length(model(images) + model(images[:, :, ::-1]))
 
-    def _summarise(self, judged):
-        return self._scores_of(np.concatenate(judged)[: len(self._test_labels)])
+    def _mean_metrics(self, measured):
+        return self._scores_of(np.concatenate(measured)[: len(self._test_labels)])
 
     def _scores_of(self, embeddings):
         report = verification_report(embeddings, self._test_labels)

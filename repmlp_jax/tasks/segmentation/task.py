@@ -47,6 +47,7 @@ class Segmentation:
 
     scores = ("mean_iou", "pixel_accuracy")
     best = "mean_iou"
+    correct_dtype = jnp.float32
 
     def __init__(self, config, mesh, order_key):
         self._config = config

@@ -1,0 +1,57 @@
+"""Rows between the ends of epochs, and the trace of some steps."""
+
+import shutil
+
+import pytest
+from tiny_recipe import get_config
+from tiny_runs import saved_steps
+
+from repmlp_jax import plots
+from repmlp_jax.training import train_and_evaluate
+from repmlp_jax.training.metrics import Metrics
+
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
+ROW = dict(learning_rate=0.1, train_loss=1.5, train_accuracy=0.5, images_per_second=9.0)
+
+
+def test_what_was_not_measured_is_an_empty_cell(tmp_path):
+    metrics = Metrics(tmp_path, 0, ("loss", "accuracy"))
+    metrics.add(epoch=1, step=5, **ROW)
+    metrics.add(epoch=1, step=10, **ROW, test_loss=1.25, test_accuracy=0.75)
+    metrics.close()
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1:] == [
+        "1,5,0.1,1.5,0.5,,",
+        "1,10,0.1,1.5,0.5,1.25,0.75",
+    ]
+    again = Metrics(tmp_path, 7, ("loss", "accuracy"))
+    again.close()
+    assert [row["step"] for row in again.rows] == [5]
+    assert again.rows[0]["test_loss"] is None
+
+
+def test_rows_between_epochs_are_drawn_between_them(tmp_path):
+    metrics = Metrics(tmp_path, 0, ("accuracy",))
+    for step in (5, 10, 15, 20):
+        metrics.add(epoch=(step + 9) // 10, step=step, **ROW, **({"test_accuracy": 0.5} if step == 20 else {}))
+    metrics.close()
+    losses, shares = plots.learning_curves(plots.read_rows(tmp_path)).axes
+    assert [list(line.get_xdata()) for line in losses.lines] == [[0.5, 1, 1.5, 2]]
+    assert [list(line.get_xdata()) for line in shares.lines] == [[0.5, 1, 1.5, 2], [2]]
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_has_the_same_rows_between_epochs(tmp_path):
+    config = get_config()
+    config.update(log_every_steps=5, eval_every_epochs=2, checkpoint_every_steps=8, steps_per_call=3, profile_steps=4)
+    train_and_evaluate(config, tmp_path)
+    undisturbed = (tmp_path / "metrics.csv").read_text()
+    rows = plots.read_rows(tmp_path)
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 22, 25, 30, 35, 40, 44]
+    assert [row["step"] for row in rows if row["test_accuracy"] is not None] == [44]
+    traces = list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert len(traces) == 1
+    assert b"partition_perceptron" in traces[0].read_bytes()
+    for step in saved_steps(tmp_path)[-1:]:
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))
+    train_and_evaluate(config, tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == undisturbed

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
@@ -58,6 +59,7 @@ class GlobalPerceptron(nnx.Module):
         self.fc1 = fc(everything, hidden, axis=(-3, -2, -1))
         self.fc2 = fc(hidden, everything)
 
+    @jax.named_scope("global_perceptron")
     def __call__(self, x: Float[Array, "N down across h w C"]) -> Float[Array, "N down across C"]:
         """What is added to every pixel of each partition."""
         return self.fc2(nnx.relu(self.fc1(self.norm(x.mean((3, 4))))))
@@ -89,6 +91,7 @@ class PartitionPerceptron(nnx.Module):
         self.norm = BatchNorm((groups, 1, *outputs), dtype=dtype, param_dtype=param_dtype)
         self.dtype = dtype
 
+    @jax.named_scope("partition_perceptron")
     def __call__(self, x: Float[Array, "M h w C"]) -> Float[Array, "M h w O"]:
         """Applies FC3 and its norm to partitions."""
         x, kernel = promote_dtype((x, self.kernel[...]), dtype=self.dtype)
@@ -173,17 +176,16 @@ class RepMLP(nnx.Module):
         if self.global_perceptron is not None:
             x = x + self.global_perceptron(x)[:, :, :, None, None, :]
         partitions = x.reshape(-1, *x.shape[3:])
-        return self.partitioning.join(sum(branch(partitions) for branch in self._branches()))
+        branches = [] if self.partition_perceptron is None else [self.partition_perceptron(partitions)]
+        with jax.named_scope("local_perceptron"):
+            branches += [conv(partitions) for conv in self.local_perceptron.values()]
+        return self.partitioning.join(sum(branches))
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of the maps that the block accepts."""
         height, width = self.partitioning.image_size
         return height, width, self.in_features
-
-    def _branches(self):
-        branches = (self.partition_perceptron, *self.local_perceptron.values())
-        return [branch for branch in branches if branch is not None]
 
     def fused(self) -> "FusedRepMLP":
         """The same as three FCs without norms and convolutions (Section 3.2)."""
@@ -229,6 +231,7 @@ class FusedGlobalPerceptron(nnx.Module):
         self.fc1 = fc1
         self.fc2 = fc2
 
+    @jax.named_scope("global_perceptron")
     def __call__(self, x: Float[Array, "N down across h w C"]) -> Float[Array, "N down across C"]:
         """What is added to every pixel of each partition."""
         return self.fc2(nnx.relu(self.fc1(x.mean((3, 4)))))
@@ -274,4 +277,6 @@ class FusedRepMLP(nnx.Module):
         if self.global_perceptron is not None:
             x = x + self.global_perceptron(x)[:, :, :, None, None, :]
         partitions = x.reshape(-1, *x.shape[3:])
-        return self.partitioning.join(ungroup(grouped_fc(partitions, kernel) + bias[:, None]))
+        with jax.named_scope("partition_perceptron"):
+            y = ungroup(grouped_fc(partitions, kernel) + bias[:, None])
+        return self.partitioning.join(y)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
@@ -27,6 +28,7 @@ class Gate(nnx.Module):
         self.fc1 = fc1
         self.fc2 = fc2
 
+    @jax.named_scope("global_perceptron")
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N 1 1 C"]:
         """The factors, to be multiplied with every pixel."""
         return nnx.sigmoid(self.fc2(nnx.relu(self.fc1(x.mean((1, 2), keepdims=True)))))
@@ -96,9 +98,11 @@ class RepMLPNetBlock(nnx.Module):
         partitioning.check(x, self.features)
         x, kernel = promote_dtype((x, self.kernel[...]), dtype=self.dtype)
         shared = share(partitioning.split(x), self.sharesets)
-        y = self.norm(shared_fc(shared, kernel))
-        for conv in self.local_perceptron.values():
-            y = y + jnp.moveaxis(conv(jnp.moveaxis(shared, 0, -1)), -1, 0)
+        with jax.named_scope("partition_perceptron"):
+            y = self.norm(shared_fc(shared, kernel))
+        with jax.named_scope("local_perceptron"):
+            for conv in self.local_perceptron.values():
+                y = y + jnp.moveaxis(conv(jnp.moveaxis(shared, 0, -1)), -1, 0)
         return partitioning.join(unshare(y, self.features)) * self.gate(x)
 
     def fused(self) -> "FusedRepMLPNetBlock":
@@ -161,7 +165,9 @@ class FusedRepMLPNetBlock(nnx.Module):
         partitioning = Partitioning(x.shape[1:3], self.partition_size, self.pad)
         partitioning.check(x, self.features)
         x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
-        y = shared_fc(share(partitioning.split(x), len(kernel)), kernel) + bias[:, None]
+        shared = share(partitioning.split(x), len(kernel))
+        with jax.named_scope("partition_perceptron"):
+            y = shared_fc(shared, kernel) + bias[:, None]
         return partitioning.join(unshare(y, self.features)) * self.gate(x)
 
 

@@ -51,8 +51,12 @@ def _print_version(wanted: bool) -> bool:
 
     for name, version in versions().items():
         print(f"{name:12}{version}")
-    devices = jax.devices()
-    print(f"{'devices':12}{len(devices)} × {devices[0].device_kind} ({devices[0].platform})")
+    try:
+        devices = jax.devices()
+        found = f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})"
+    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS may name what is not here
+        found = f"none: {str(error).strip().splitlines()[0] if str(error).strip() else 'JAX found none'}"
+    print(f"{'devices':12}{found}")
     raise typer.Exit()
 
 

@@ -94,6 +94,8 @@ def _draw(sample: Callable, key, shape, scale):
     length = max(FEWEST_DRAWN, 2 ** (size - 1).bit_length())
     with jax.default_device(host()):
         longer = _scaled(sample, (length,), jax.device_put(key, host()), scale)
+    if isinstance(longer, jax.core.Tracer):  # within a function that is traced, whose key is not
+        return _scaled(sample, tuple(shape), key, scale)
     return np.asarray(longer)[:size].reshape(shape)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,7 +180,7 @@ class RepMLP(nnx.Module):
         branches = [] if self.partition_perceptron is None else [self.partition_perceptron(partitions)]
         with jax.named_scope("local_perceptron"):
             branches += [conv(partitions) for conv in self.local_perceptron.values()]
-        return self.partitioning.join(sum(branches))
+        return self.partitioning.join(functools.reduce(operator.add, branches))
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -48,8 +48,8 @@ def read_packed(path: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for split in SPLITS for name in _names(split)}
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged, or no file of packed pictures: {error}") from error
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged, or no file of packed pictures ({type(error).__name__})") from error
     return {split: _decode(path, *(arrays[name] for name in _names(split))) for split in SPLITS}
 
 
@@ -58,6 +58,11 @@ def _names(split):
 
 
 def _decode(path, pictures, lengths, labels):
+    if len(lengths) != len(labels) or lengths.sum() != len(pictures):
+        raise ValueError(
+            f"{path} is damaged: it has {len(lengths)} pictures of {lengths.sum()} bytes, {len(labels)} labels and "
+            f"{len(pictures)} bytes"
+        )
     images = []
     for number, picture in enumerate(np.split(pictures, np.cumsum(lengths)[:-1])):
         image = cv2.imdecode(picture, cv2.IMREAD_COLOR_RGB)

@@ -28,7 +28,8 @@ def export_onnx(model: nnx.Module, path: str | Path, *, preprocessing: dict | No
 
     A model that is not fused is fused first, and the log says so. Before the file is written, onnxruntime runs it on
     random images at two batch sizes, and the outputs are compared with the model's. The file appears whole or not at
-    all, and holds the preprocessing as JSON under that name in its metadata.
+    all, and holds the preprocessing as JSON under that name in its metadata. Parameters in bfloat16 or float16 are
+    written in float32.
 
     Args:
         model: any NNX module with an `input_shape`, (H, W, C), that takes and gives float32.
@@ -45,6 +46,7 @@ def export_onnx(model: nnx.Module, path: str | Path, *, preprocessing: dict | No
     with whole_file(path, overwrite) as partial, _quiet("jax2onnx", "onnx_ir"):
         converter = _import_converter()
         model, input_shape = ready_to_run(model)
+        model = jax.tree.map(_in_float32, model)
         images = np.random.default_rng(0).normal(size=(max(BATCHES), *input_shape)).astype(np.float32)
         outputs = _outputs(model, images)
         content = _convert(converter, model, input_shape, preprocessing or {})
@@ -129,6 +131,11 @@ def _compare(content, images, outputs):
             f"what jax2onnx makes of the model differs from it by {difference:.3g} at outputs of up to {largest:.3g}; "
             f"allowed are {TOLERANCE} of these"
         )
+
+
+def _in_float32(array):
+    """An array in bfloat16 or float16 as float32, which holds the same values; others as they are."""
+    return array.astype(jnp.float32) if array.dtype in (jnp.bfloat16, jnp.float16) else array
 
 
 def _is_padded_in_numbers(node) -> bool:

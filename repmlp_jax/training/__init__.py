@@ -1,5 +1,6 @@
 """Training: from a configuration to a trained and a fused model."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -8,15 +9,15 @@ if TYPE_CHECKING:
 
 __all__ = ["default_config", "train_and_evaluate"]
 
+HOMES = {"default_config": "repmlp_jax.training.config", "train_and_evaluate": "repmlp_jax.tasks"}
+
 
 def __getattr__(name: str):
     """Imports what a whole run needs (ml_collections, Orbax, TensorBoard) when it is asked for: a step needs none."""
-    if name == "default_config":
-        from repmlp_jax.training.config import default_config
-
-        return default_config
-    if name == "train_and_evaluate":
-        from repmlp_jax.tasks import train_and_evaluate
-
-        return train_and_evaluate
+    if name in HOMES:
+        return getattr(importlib.import_module(HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *HOMES})

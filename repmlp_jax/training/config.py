@@ -60,7 +60,7 @@ def default_config() -> ConfigDict:
             eval_batch_size=500,
             eval_every_epochs=1,  # and at the end
             checkpoint_every_steps=0,  # besides that of every epoch's end; 0: none
-            checkpoint_every_seconds=30.0,  # least time between two, but for the last and the best; 0: no limit
+            checkpoint_every_seconds=30.0,  # least time between two, but for the last; 0: no limit
             log_every_steps=0,  # a row of metrics.csv so often, besides that of every epoch's end; 0: none
             profile_steps=0,  # training steps to trace with jax.profiler, after the first call; 0: none
             steps_per_call=0,  # training steps between two looks at the loss; 0: as many as take about a second

@@ -45,7 +45,7 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
     results["largest_output_difference"] = comparison.largest_difference
     results["largest_output"] = comparison.largest_output
     results["largest_output_difference_as_run"] = comparison.difference_as_run
-    results["computed_in"] = _compute_dtype(model)
+    results["computed_in"] = json.loads(getattr(model, "arguments", "{}")).get("dtype") or "float32"
     if jax.process_index() == 0:
         for name, saved in (("model", model), ("fused", fused)):
             save_model(workdir / name, saved, preprocessing=task.preprocessing, overwrite=True)
@@ -53,11 +53,6 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
         replace_text(workdir / "results.json", json.dumps(results, indent=1))
         tqdm.write(_table(results, task.scores) + f"\nsaved: {workdir / 'model'} and {workdir / 'fused'}")
     return results
-
-
-def _compute_dtype(model) -> str:
-    arguments = json.loads(model.arguments)
-    return arguments["dtype"] or arguments["param_dtype"]
 
 
 def score(name: str, value: float) -> str:
@@ -82,14 +77,15 @@ def _table(results, scores) -> str:
         lines.append(line(name, row) + sizes)
     lines += [line(name, row) for name, row in results["baselines"].items()]
     exact, as_run = results["largest_output_difference"], results["largest_output_difference_as_run"]
-    rounded = "" if results["computed_in"] in ("float32", "float64") else f", computed in {results['computed_in']}"
+    is_exact = results["computed_in"] in ("float32", "float64")
+    rounded = "" if is_exact else f", computed in {results['computed_in']}"
     lines.append(
         f"largest difference of an output {exact:.2g} (largest output {results['largest_output']:.3g}){rounded}"
     )
-    if as_run > exact:
-        (kind,) = {device.device_kind for device in jax.local_devices()}
+    if as_run > exact and is_exact:
+        kinds = " and ".join(sorted({device.device_kind for device in jax.local_devices()}))
         lines.append(
-            f"as run on {kind} {as_run:.2g}: by default it multiplies float32 in fewer bits; with "
+            f"as run on {kinds} {as_run:.2g}: by default it multiplies float32 in fewer bits; with "
             f"JAX_DEFAULT_MATMUL_PRECISION=highest it does not"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""When a state is saved: not more often than the configuration allows, and a best one in any case."""
+"""When a state is saved: not more often than the configuration allows; a best one is held until then."""
 
 import time
 from collections.abc import Mapping
@@ -41,6 +41,8 @@ class Saving:
             must: save it in any case.
         """
         if must or self._is_time():
+            if self._held and self._checkpoints.would_be_best(scores, self._held[2]):
+                self._held = None
             self.save_held()
             self._checkpoints.save(step, state, scores)
             self._saved_at = time.monotonic()

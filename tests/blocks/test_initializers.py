@@ -81,6 +81,7 @@ def test_traced_they_are_the_same(initialise, shape):
     stacked = jax.vmap(lambda key: initialise(key, shape, jnp.float64))(keys)
     assert_close(stacked[2], initialise(keys[2], shape, jnp.float64), ROUNDING_F64)
     assert jax.eval_shape(lambda: initialise(key(), shape, jnp.bfloat16)).shape == shape
+    assert_close(jax.jit(lambda: initialise(keys[2], shape, jnp.float64))(), stacked[2], ROUNDING_F64)
 
 
 @every_initializer

@@ -1,5 +1,7 @@
 """Every model with parameters in bfloat16 and float16: built, trained, fused, saved, loaded and exported."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from flax import nnx
 from tolerance import ROUNDING_BF16, assert_close, assert_identical
 
-from repmlp_jax import create_model, export_model, fuse_params, load_exported, load_model, save_model
+from repmlp_jax import create_model, export_model, export_onnx, fuse_params, load_exported, load_model, save_model
 from repmlp_jax.models.randomness import weights
 from repmlp_jax.training.sharding import make_mesh
 from repmlp_jax.training.step import init_state, make_step
@@ -27,6 +29,7 @@ SMALL = {
     "RepMLP-FaceRes": FACES | dict(mid_widths=(16, 16), groups=2),
     "PSPNet-RepMLP-Res50": SCENES | dict(widths=(16, 16, 32, 32), groups=(1, 1), reduction=(1, 1), conv_kernels=(1, 3)),
 }
+HAS_CONVERTER = importlib.util.find_spec("jax2onnx") is not None
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("as_users_have_it")]
 
 
@@ -72,3 +75,5 @@ def test_narrow_parameters(name, dtype, tmp_path):
         assert_identical(loaded, expected)
     export_model(fused, tmp_path / "exported")
     assert_close(load_exported(tmp_path / "exported")(images), outputs, ROUNDING_BF16)
+    if HAS_CONVERTER:  # it compares the outputs itself
+        export_onnx(fused, tmp_path / "onnx")

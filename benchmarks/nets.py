@@ -104,7 +104,7 @@ def training_steps(
         images = augment.crop_and_flip(key, batch["image"], padding=4, flipped=True)
         channels = images.shape[-1]
         logits = model(augment.normalise(images, (0.5,) * channels, (0.25,) * channels))
-        right = jnp.sum(jax.lax.argmax(logits, 1, jnp.int32) == batch["label"], dtype=jnp.float32)
+        right = jnp.sum(jax.lax.argmax(logits, 1, jnp.int32) == batch["label"], dtype=jnp.int32)
         return cross_entropy(logits, jax.nn.one_hot(batch["label"], logits.shape[-1])).mean(), right
 
     one_step = make_step(

@@ -73,7 +73,7 @@ def our_step(model, images, labels):
     def loss(model, batch, key):
         logits = model(batch["image"])
         targets = jax.nn.one_hot(batch["label"], logits.shape[-1])
-        return cross_entropy(logits, targets).mean(), jnp.zeros((), jnp.float32)
+        return cross_entropy(logits, targets).mean(), jnp.zeros((), jnp.int32)
 
     # An epoch of one step: the totals are the loss of the last step.
     one_step = make_step(nnx.graphdef(model), optimizer, loss, batch_size=len(images), steps_per_epoch=1, mesh=mesh)

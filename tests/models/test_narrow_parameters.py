@@ -45,7 +45,7 @@ def trained_for_a_step(model, images):
     optimizer = optax.sgd(0.01, momentum=0.9)
 
     def loss(model, batch, key):
-        return jnp.square(model(batch["image"]) - 1).mean(dtype=jnp.float32), jnp.float32(0)
+        return jnp.square(model(batch["image"]) - 1).mean(dtype=jnp.float32), jnp.int32(0)
 
     graphdef = nnx.graphdef(model)
     step = make_step(graphdef, optimizer, loss, batch_size=len(images), steps_per_epoch=1, mesh=mesh)

@@ -63,7 +63,7 @@ def steps_per_second(options) -> dict:
     optimizer, _ = make_optimizer(config, steps_per_epoch)
     model = nnx.jit(lambda: task.make_model(nnx.Rngs(0)))()
     state = init_state(model, optimizer)
-    places = sharding.placement(state, mesh)
+    shardings = sharding.state_shardings(state, mesh)
     step = make_step(
         nnx.graphdef(model),
         optimizer,
@@ -72,8 +72,8 @@ def steps_per_second(options) -> dict:
         steps_per_epoch=steps_per_epoch,
         mesh=mesh,
     )
-    train_steps = task.feed.compile(step, jax.random.key(2), places)
-    state = jax.block_until_ready(train_steps(sharding.put_state(state, places), 0, options.steps))
+    train_steps = task.feed.compile(step, jax.random.key(2), shardings)
+    state = jax.block_until_ready(train_steps(sharding.put_state(state, shardings), 0, options.steps))
     rates, starts = [], []
     for _ in range(options.runs):
         begin, working = time.perf_counter(), time.thread_time()

@@ -52,10 +52,10 @@ def main():
             if jax.device_count() % fsdp:
                 continue
             mesh = sharding.make_mesh(fsdp=fsdp)
-            places = sharding.placement(abstract, mesh)
-            row = dict(computed=mebibytes(jax.tree.map(part_of, abstract, places)))
+            shardings = sharding.state_shardings(abstract, mesh)
+            row = dict(computed=mebibytes(jax.tree.map(part_of, abstract, shardings)))
             if name in options.measured:
-                state = jax.jit(make_state, out_shardings=places)(jax.random.key(0))
+                state = jax.jit(make_state, out_shardings=shardings)(jax.random.key(0))
                 row["measured"] = mebibytes(jax.tree.map(lambda array: nbytes(array.addressable_shards[0].data), state))
                 del state
             rows[name][f"fsdp={fsdp}"] = row

@@ -111,12 +111,12 @@ def training_steps(
         nnx.graphdef(model), optimizer, loss, batch_size=batch_size, steps_per_epoch=steps_per_epoch, mesh=mesh
     )
     state = jax.jit(lambda model: init_state(model, optimizer))(model)
-    places = sharding.placement(state, mesh)
-    train_steps = feed.make_train_steps(one_step, places)
+    shardings = sharding.state_shardings(state, mesh)
+    train_steps = feed.make_train_steps(one_step, shardings)
     if compiler_options:
         train_steps = jax.jit(train_steps, donate_argnums=0, compiler_options=compiler_options)
     order = jax.device_put(np.arange(examples, dtype=np.int32), sharding.replicated(mesh))
-    state, key = sharding.put_state(state, places), jax.random.key(0)
+    state, key = sharding.put_state(state, shardings), jax.random.key(0)
 
     def train():
         nonlocal state

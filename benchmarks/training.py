@@ -78,9 +78,9 @@ def our_step(model, images, labels):
     # An epoch of one step: the totals are the loss of the last step.
     one_step = make_step(nnx.graphdef(model), optimizer, loss, batch_size=len(images), steps_per_epoch=1, mesh=mesh)
     state = init_state(model, optimizer)
-    places = sharding.placement(state, mesh)
-    state = sharding.put_state(state, places)
-    compiled = jax.jit(one_step, donate_argnums=0, out_shardings=places)
+    shardings = sharding.state_shardings(state, mesh)
+    state = sharding.put_state(state, shardings)
+    compiled = jax.jit(one_step, donate_argnums=0, out_shardings=shardings)
     batch = sharding.put_batch(dict(image=images, label=labels.astype(np.int32)), mesh)
     key = jax.random.key(0)
 

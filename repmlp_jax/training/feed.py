@@ -71,7 +71,7 @@ class ResidentFeed:
 class StreamedFeed:
     """Feeds batches that the host reads and decodes while the devices compute.
 
-    The place in the stream is the training step: nothing else has to be saved to go on from it.
+    The place in the stream is the training step: nothing else has to be saved to resume.
 
     Args:
         open_stream: step → this process's parts of the batches from that step on.

@@ -84,7 +84,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
 
     graphdef = nnx.graphdef(nnx.eval_shape(make_model, init_key))
     abstract_state = jax.eval_shape(make_state, init_key)
-    shardings = sharding.placement(abstract_state, mesh)
+    shardings = sharding.state_shardings(abstract_state, mesh)
     one_step = make_step(
         graphdef,
         optimizer,

@@ -46,21 +46,22 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
-def placement(abstract_state: Any, mesh: Mesh) -> Any:
-    """For each array of a training state its place: large ones are split over `fsdp`, the rest is everywhere.
+def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
+    """The sharding of each array of a training state: large ones are split over `fsdp`, the rest is on every device.
 
-    The longest axis that `fsdp` divides is split, so that a parameter and its optimizer state, of one shape, lie alike.
+    The longest axis that `fsdp` divides is split, so that a parameter and its optimizer state, which have the same
+    shape, have the same sharding.
     """
     parts = mesh.shape.get("fsdp", 1)
 
-    def place(leaf):
+    def sharding_of(leaf):
         axes = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % parts == 0]
         if parts == 1 or not axes or math.prod(leaf.shape) < SMALLEST_TO_SPLIT:
             return replicated(mesh)
         longest = max(axes, key=lambda axis: leaf.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
 
-    return jax.tree.map(place, abstract_state)
+    return jax.tree.map(sharding_of, abstract_state)
 
 
 def check_batch_size(name: str, batch_size: int, mesh: Mesh):
@@ -82,7 +83,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def put_state(state: Any, shardings: Any) -> Any:
-    """A state that every process has, each array at its place."""
+    """A state that every process has, each array with its sharding."""
     return jax.tree.map(_put_from_here, state, shardings)
 
 
@@ -104,21 +105,25 @@ def on_this_process(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def _put_from_here(array, place):
-    """An array that every process has, placed on devices of which others may be another process's."""
+def _put_from_here(array, sharding):
+    """An array that every process has, on devices of which some may belong to other processes."""
     if _is_key(array):
-        return _as_key(array, _put_from_here(jax.random.key_data(array), place))
+        return _as_key(array, _put_from_here(jax.random.key_data(array), sharding))
     array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _move(array, place):
-    """An array of the mesh in another place on it."""
-    return _as_key(array, _move(jax.random.key_data(array), place)) if _is_key(array) else jax.device_put(array, place)
+def _move(array, sharding):
+    """An array of the mesh with another sharding on it."""
+    return (
+        _as_key(array, _move(jax.random.key_data(array), sharding))
+        if _is_key(array)
+        else jax.device_put(array, sharding)
+    )
 
 
 def _is_key(array: jax.Array) -> bool:
-    """Whether it holds keys of random numbers, which `device_put` does not spread over processes."""
+    """Whether it holds random keys, which `device_put` does not spread over processes."""
     return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 

@@ -26,7 +26,7 @@ from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.models.registry import create_model
 from repmlp_jax.tasks.classification import Classification, batch_metrics, mean_metrics
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
-from repmlp_jax.training.sharding import make_mesh, on_this_process, placement, put_everywhere, put_state
+from repmlp_jax.training.sharding import make_mesh, on_this_process, state_shardings, put_everywhere, put_state
 from repmlp_jax.training.step import fetch_metrics
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
@@ -85,7 +85,7 @@ def test_a_mesh_that_does_not_fit_is_named():
 def test_what_is_on_the_mesh_and_what_is_not_comes_to_every_device_and_back():
     mesh = mesh_of(8, 4)
     tree = dict(kernel=jnp.arange(2**14, dtype=jnp.float32).reshape(128, 128), key=jax.random.key(3))
-    split = put_state(tree, placement(tree, mesh))
+    split = put_state(tree, state_shardings(tree, mesh))
     assert split["kernel"].addressable_shards[0].data.shape in ((32, 128), (128, 32))
     for whole in (put_everywhere(split, mesh), put_everywhere(tree, mesh)):
         assert whole["kernel"].addressable_shards[0].data.shape == (128, 128)
@@ -206,13 +206,13 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from repmlp_jax.training.sharding import make_mesh, on_this_process, placement, put_everywhere, put_state
+from repmlp_jax.training.sharding import make_mesh, on_this_process, state_shardings, put_everywhere, put_state
 
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 mesh = make_mesh(fsdp=4)
 kernel = jnp.arange(2**14, dtype=jnp.float32).reshape(128, 128)
 tree = dict(kernel=kernel, key=jax.random.key(3), other=jax.random.key(4, impl="rbg"))
-split = put_state(tree, placement(tree, mesh))
+split = put_state(tree, state_shardings(tree, mesh))
 assert len(split["kernel"].sharding.device_set) == 4 and not split["kernel"].is_fully_addressable
 alone = on_this_process(put_everywhere(split, mesh))
 for name in ("key", "other"):

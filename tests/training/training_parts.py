@@ -9,7 +9,7 @@ from flax import nnx
 from repmlp_jax.tasks import task_class
 from repmlp_jax.training.feed import ResidentFeed
 from repmlp_jax.training.optimizer import make_optimizer
-from repmlp_jax.training.sharding import make_mesh, placement, put_state, replicated
+from repmlp_jax.training.sharding import make_mesh, state_shardings, put_state, replicated
 from repmlp_jax.training.step import TrainState, init_state, make_step
 
 
@@ -43,7 +43,7 @@ def prepare(config, mesh) -> Prepared:
     optimizer, _ = make_optimizer(config, steps_per_epoch)
     model = randomised(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed))))
     state = init_state(model, optimizer)
-    places = placement(state, mesh)
+    shardings = state_shardings(state, mesh)
     step = make_step(
         nnx.graphdef(model),
         optimizer,
@@ -55,8 +55,8 @@ def prepare(config, mesh) -> Prepared:
     )
     everywhere = replicated(mesh)
     return Prepared(
-        feed.make_train_steps(step, places),
-        put_state(state, places),
+        feed.make_train_steps(step, shardings),
+        put_state(state, shardings),
         feed.dataset,
         jax.device_put(jax.random.permutation(jax.random.key(1), feed.examples), everywhere),
         jax.device_put(jax.random.key(2), everywhere),

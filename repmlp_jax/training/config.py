@@ -27,7 +27,7 @@ def default_config() -> ConfigDict:
             model="pure_mlp",  # one of list_models()
             model_arguments={},  # of the model's class, besides those of the name
             init_from="",  # weights to start from: a saved model's folder, or a file of official PyTorch weights
-            init_head="load",  # "skip": the classifier keeps its initial weights, for other classes than those of init_from
+            init_head="load",  # "skip": the classifier keeps its initial weights, as it has other classes
             dataset="cifar10",  # "cifar10", "digits", or the name of a TFDS dataset, which is streamed
             test_dataset="",  # of faces, that to verify on; "": the test split of `dataset`
             num_people=0,  # of faces that are streamed: how many there are; 0: the dataset fits on the devices

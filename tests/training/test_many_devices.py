@@ -26,7 +26,7 @@ from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.models.registry import create_model
 from repmlp_jax.tasks.classification import Classification, batch_metrics, mean_metrics
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
-from repmlp_jax.training.sharding import make_mesh, on_this_process, state_shardings, put_everywhere, put_state
+from repmlp_jax.training.sharding import make_mesh, on_this_process, put_everywhere, put_state, state_shardings
 from repmlp_jax.training.step import fetch_metrics
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")

@@ -9,7 +9,7 @@ from flax import nnx
 from repmlp_jax.tasks import task_class
 from repmlp_jax.training.feed import ResidentFeed
 from repmlp_jax.training.optimizer import make_optimizer
-from repmlp_jax.training.sharding import make_mesh, state_shardings, put_state, replicated
+from repmlp_jax.training.sharding import make_mesh, put_state, replicated, state_shardings
 from repmlp_jax.training.step import TrainState, init_state, make_step
 
 

@@ -254,12 +254,6 @@ def test_the_step_does_not_talk_to_the_host(which, request):
     assert not [name for name in found if "callback" in name or "feed" in name or name == "device_put"]
 
 
-def test_steps_on_many_devices_move_nothing_between_them():
-    prepared = prepare(get_config(), mesh_of(8))
-    with jax.transfer_guard("disallow"):
-        prepared.train(2)
-
-
 @pytest.mark.parametrize("which", ["prepared", pytest.param("prepared_loop", marks=pytest.mark.slow)])
 def test_it_does_not_matter_how_steps_are_spread_over_calls(which, request):
     prepared = request.getfixturevalue(which)

@@ -41,3 +41,10 @@ def shared_datasets():
 def unchecked_types(monkeypatch):
     """For tests of what is said to wrong arguments: where types are checked at every call, they are not in these."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="module")
+def as_users_have_it():
+    """JAX as it is without the settings of the tests: Optax's schedules mix integers and floats."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
+        yield

@@ -13,7 +13,7 @@ from cases import evaluate as forward
 from cases import randomised
 from flax import nnx
 from safetensors.numpy import save_file
-from tolerance import ROUNDING_F32, assert_close
+from tolerance import ROUNDING_F32, assert_close, assert_identical
 from typer.testing import CliRunner
 
 from repmlp_jax import PureMLP, RepMLPNet, __version__, fuse_params, load_model, save_model, to_torch
@@ -194,7 +194,4 @@ def test_every_command_shows_an_example(command):
 def test_fusing_by_hand_is_the_same(folder, tmp_path):
     run("fuse", folder, tmp_path / "fused")
     by_hand = fuse_params(load_model(folder))
-    for one, other in zip(
-        jax.tree.leaves(nnx.state(load_model(tmp_path / "fused"))), jax.tree.leaves(nnx.state(by_hand)), strict=True
-    ):
-        assert (one == other).all()
+    assert_identical(load_model(tmp_path / "fused"), by_hand)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,8 +151,7 @@ def test_it_is_as_pure_as_for_other_blocks():
     fused, x = fused_net(), random_input(net())
     compiled = quick_jit(fuse_params)(net())
     assert_close(apply(compiled, x), apply(fused, x), ROUNDING_F64)
-    shapes = jax.tree.map(lambda array: (array.shape, array.dtype), nnx.state(nnx.eval_shape(fuse_params, net())))
-    assert shapes == jax.tree.map(lambda array: (array.shape, array.dtype), nnx.state(fused))
+    chex.assert_trees_all_equal_shapes_and_dtypes(nnx.eval_shape(fuse_params, net()), fused)
 
 
 def test_statistics_that_are_not_finite_are_found_in_any_block():

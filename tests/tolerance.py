@@ -4,6 +4,7 @@ Errors are relative to the largest expected magnitude, because every output is a
 result, set the size of the rounding error.
 """
 
+import chex
 import jax
 import numpy as np
 from flax import nnx
@@ -36,16 +37,32 @@ def assert_close(actual, expected, tolerance: float, scale: float | None = None)
     assert error <= tolerance, f"off by {error:.3g} of the largest magnitude, allowed are {tolerance:.3g}"
 
 
-def assert_trees_close(actual, expected, tolerance: float):
-    """Asserts that two trees have the same structure and close arrays."""
-    jax.tree.map(lambda one, other: assert_close(one, other, tolerance), actual, expected)
+def assert_trees_close(actual, expected, tolerance: float, scale: float | None = None):
+    """Asserts that two trees have the same structure and close arrays; the message has the path of what is not."""
+
+    def is_close(one, other):
+        return worst_error(one, other, scale) <= tolerance
+
+    def difference(one, other):
+        return f"off by {worst_error(one, other, scale):.3g} of the largest magnitude, allowed are {tolerance:.3g}"
+
+    chex.assert_trees_all_equal_comparator(is_close, difference, actual, expected)
 
 
-def assert_identical(actual: nnx.Module, expected: nnx.Module):
-    """Asserts that two models have the same structure, mode, dtypes and bits."""
-    (actual_structure, actual_state), (expected_structure, expected_state) = map(nnx.split, (actual, expected))
-    assert actual_structure == expected_structure
-    one, other = (jax.tree.leaves(state) for state in (actual_state, expected_state))
-    for array, expected_array in zip(one, other, strict=True):
-        assert array.dtype == expected_array.dtype
-        assert np.asarray(array).tobytes() == np.asarray(expected_array).tobytes()
+def assert_identical(actual, expected):
+    """Asserts that two models, or other trees, have the same structure, mode, dtypes and bits.
+
+    Chex compares values, to which -0.0 is 0.0 and float32 may be float64.
+    """
+    (structure, state), (expected_structure, expected_state) = map(nnx.split, (actual, expected))
+    assert structure == expected_structure
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, expected_state)
+    chex.assert_trees_all_equal_comparator(
+        lambda one, other: _bits(one) == _bits(other), lambda *_: "the bits are not the same", state, expected_state
+    )
+
+
+def _bits(array) -> bytes:
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    return np.asarray(array).tobytes()

@@ -124,6 +124,14 @@ class RepMLP(nnx.Module):
     Raises:
         ValueError: if the partitions do not divide the map, the groups the channels, a kernel is even or there
             twice, or `reduction` is below 1 or leaves no hidden feature.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from repmlp_jax import RepMLP
+        >>> block = RepMLP(4, 8, image_size=(6, 6), partition_size=(3, 3), groups=2, rngs=nnx.Rngs(0))
+        >>> block(jnp.ones((1, 6, 6, 4))).shape
+        (1, 6, 6, 8)
     """
 
     def __init__(

@@ -54,6 +54,14 @@ class RepMLPNetBlock(nnx.Module):
     Raises:
         ValueError: if the share-sets do not divide the channels, a kernel is even, or `reduction` leaves no hidden
             feature.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from repmlp_jax import RepMLPNetBlock
+        >>> block = RepMLPNetBlock(8, partition_size=(3, 3), sharesets=2, rngs=nnx.Rngs(0))
+        >>> block(jnp.ones((1, 6, 9, 8))).shape
+        (1, 6, 9, 8)
     """
 
     def __init__(

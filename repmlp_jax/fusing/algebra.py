@@ -113,6 +113,16 @@ def conv_to_fc(
 
     Raises:
         ValueError: if a side of the kernel is even, or the groups do not divide the output channels.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from repmlp_jax import conv_to_fc
+        >>> kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
+        >>> fc = conv_to_fc(kernel, partition_size=(2, 2))
+        >>> fc.shape
+        (1, 2, 2, 1, 2, 2, 1)
+        >>> fc.reshape(4, 4)[0]  # from the first pixel to all four
+        Array([4., 3., 1., 0.], dtype=float32)
     """
     kh, kw, c, features = kernel.shape
     h, w = partition_size

@@ -36,6 +36,14 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
 
     Warns:
         UserWarning: if there is nothing to fuse in the model.
+
+    Examples:
+        >>> from flax import nnx
+        >>> from repmlp_jax import RepMLP, fuse_params
+        >>> block = RepMLP(4, 4, image_size=(6, 6), partition_size=(3, 3), rngs=nnx.Rngs(0))
+        >>> model = nnx.Sequential(block, nnx.Linear(4, 2, rngs=nnx.Rngs(1)))
+        >>> [type(layer).__name__ for layer in fuse_params(model).layers]
+        ['FusedRepMLP', 'Linear']
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"fuse_params takes an nnx.Module, not {type(model).__name__}")

@@ -61,6 +61,15 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
         TypeError: if there is no official layout for this module.
         ValueError: if keys are missing or left over, a shape differs, or a dtype would lose precision; all of them
             in one message. Or if `head="skip"` and the model has no classifier, or none with values.
+
+    Examples:
+        >>> from flax import nnx
+        >>> from repmlp_jax import RepMLP, from_torch, to_torch
+        >>> block = RepMLP(4, 4, image_size=(6, 6), partition_size=(3, 3), rngs=nnx.Rngs(0))
+        >>> state_dict = to_torch(block)  # or load_torch_file("weights.pth")
+        >>> state_dict["fc3.weight"].shape
+        (36, 36, 1, 1)
+        >>> block = from_torch(block, state_dict)
     """
     if head not in ("load", "skip"):
         raise ValueError(f'head={head!r} is neither "load" nor "skip"')

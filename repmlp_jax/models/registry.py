@@ -55,7 +55,13 @@ MODELS = {
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` knows."""
+    """The names that `create_model` knows.
+
+    Examples:
+        >>> from repmlp_jax import list_models
+        >>> [name for name in list_models() if name.endswith("T224")]
+        ['RepMLPNet-T224']
+    """
     return list(MODELS)
 
 
@@ -69,6 +75,14 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides) -> nnx.Module:
 
     Raises:
         ValueError: if there is no such model; the message has the nearest name.
+
+    Examples:
+        >>> from flax import nnx
+        >>> from repmlp_jax import create_model
+        >>> small = dict(image_size=(8, 8), widths=(4,), partition_size=(4, 4), conv_kernels=(1, 3))
+        >>> model = create_model("pure_mlp", num_classes=7, **small, rngs=nnx.Rngs(0))
+        >>> model.input_shape
+        (8, 8, 3)
     """
     if name not in MODELS:
         nearest = difflib.get_close_matches(name, MODELS, n=1, cutoff=0)[0]

@@ -79,6 +79,14 @@ def quantise_params(model: nnx.Module, *, activations: str | None = None, scales
 
     Warns:
         UserWarning: if there is nothing to quantise, or an array that is neither kernel nor bias nor a vector stays.
+
+    Examples:
+        >>> from flax import nnx
+        >>> from repmlp_jax import RepMLP, fuse_params, quantise_params
+        >>> block = RepMLP(4, 4, image_size=(6, 6), partition_size=(3, 3), rngs=nnx.Rngs(0))
+        >>> in_int8 = quantise_params(fuse_params(block))
+        >>> in_int8.kernel.values.dtype
+        dtype('int8')
     """
     for name, value, works in (("activations", activations, ACTIVATIONS), ("scales", scales, SCALES)):
         if value not in works:

@@ -41,6 +41,15 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off.
         TypeError: if the model is none of `list_models()`, or its modules were changed since it was built.
+
+    Examples:
+        >>> from flax import nnx
+        >>> from repmlp_jax import create_model, fuse_params, load_model, save_model
+        >>> small = dict(image_size=(8, 8), widths=(4,), partition_size=(4, 4), conv_kernels=(1, 3))
+        >>> model = create_model("pure_mlp", **small, rngs=nnx.Rngs(0))
+        >>> save_model("fused", fuse_params(model))
+        >>> load_model("fused").input_shape
+        (8, 8, 3)
     """
     path = Path(path).absolute()
     if path.exists() and not overwrite:
@@ -83,6 +92,12 @@ def load_model(path: str | Path) -> nnx.Module:
     Raises:
         FileNotFoundError: if there is no such folder, or it is no saved model.
         ValueError: if it is damaged, or of a newer format.
+
+    Examples:
+        >>> from repmlp_jax import load_model
+        >>> load_model("nowhere")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        FileNotFoundError: .../nowhere holds no model.json: it is no folder that save_model wrote
     """
     return load(path).model
 

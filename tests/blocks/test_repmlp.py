@@ -1,6 +1,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,8 +148,9 @@ def test_every_parameter_gets_a_finite_gradient(name):
 
         return jax.grad(loss, argnums=(0, 1))(parameters, x)
 
-    for path, gradient in jax.tree.leaves_with_path(gradients(parameters, x)):
-        assert jnp.isfinite(gradient).all(), path
+    found = gradients(parameters, x)
+    chex.assert_tree_all_finite(found)
+    for path, gradient in jax.tree.leaves_with_path(found):
         assert jnp.abs(gradient).max() > 1e-6, path
 
 

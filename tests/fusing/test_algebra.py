@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,11 +95,18 @@ def test_conv_to_fc_is_linear():
     assert_close(to_fc(2 * first + second), 2 * to_fc(first) + to_fc(second), ROUNDING_F64)
 
 
-def test_conv_to_fc_under_jit_vmap_and_grad():
+class TestVariants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+    def test_conv_to_fc_gives_the_same_bits(self):
+        kernel = jnp.asarray(random_array(3, 5, 2, 4)).at[0, 1, 1, 2].set(jnp.inf)
+        found = self.variant(conv_to_fc, static_argnums=(1, 2))(kernel, (2, 3), 2)
+        np.testing.assert_array_equal(found, banded_matrix(kernel, (2, 3), 2))
+
+
+def test_conv_to_fc_under_vmap_and_grad():
     kernels = jnp.asarray(random_array(2, 3, 3, 2, 4))
     to_fc = functools.partial(conv_to_fc, partition_size=(3, 4), groups=2)
     one_by_one = jnp.stack([to_fc(kernel) for kernel in kernels])
-    np.testing.assert_array_equal(jax.jit(to_fc)(kernels[0]), one_by_one[0])
     np.testing.assert_array_equal(jax.vmap(to_fc)(kernels), one_by_one)
     # Every entry's gradient is the number of places at which the kernel overlaps the partition there.
     gradient = jax.grad(lambda kernel: to_fc(kernel).sum())(kernels[0])

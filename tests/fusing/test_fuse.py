@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,15 +159,20 @@ def test_broken_statistics_are_named_by_their_path(statistics, value, text):
     assert text in str(error.value)
 
 
-def test_under_jit_and_eval_shape():
+class TestVariants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+    def test_fusing_gives_the_same(self):
+        block = build_block()
+        fused = self.variant(fuse_params)(block)
+        assert nnx.graphdef(fused) == nnx.graphdef(fuse_params(block))
+        assert_trees_close(fused, fuse_params(block), ROUNDING_F64)
+
+
+def test_under_eval_shape():
     block = build_block()
-    fused = fuse_params(block)
-    compiled = jax.jit(fuse_params)(block)
-    abstract = nnx.eval_shape(fuse_params, block)
-    assert nnx.graphdef(compiled) == nnx.graphdef(fused) == nnx.graphdef(abstract)
-    assert_trees_close(compiled, fused, ROUNDING_F64)
-    described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (fused, abstract))
-    assert jax.tree.leaves(described[0]) == jax.tree.leaves(described[1])
+    fused, abstract = fuse_params(block), nnx.eval_shape(fuse_params, block)
+    assert nnx.graphdef(abstract) == nnx.graphdef(fused)
+    chex.assert_trees_all_equal_shapes_and_dtypes(fused, abstract)
 
 
 def test_the_gradient_through_fusing_is_that_of_the_trained_model():
@@ -230,7 +236,6 @@ def test_a_model_of_numpy_arrays_stays_as_it_is(name):
         return RepMLPNet((1, 1), (4, 8), 5, partition_sizes=((4, 4), (2, 2)), sharesets=(1, 2), **options)
 
     model = jax.device_get(build_block() if name == "block" else build(make_net))
-    before = [np.copy(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
+    before = jax.tree.map(np.copy, model)
     fuse_params(model)
-    for leaf, old in zip(jax.tree.leaves(nnx.state(model)), before, strict=True):
-        assert (leaf == old).all()
+    assert_identical(model, before)

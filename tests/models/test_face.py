@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cases import build, evaluate, quick_jit, random_input
 from flax import nnx
-from tolerance import ROUNDING_BF16, ROUNDING_F32, ROUNDING_F64, assert_close, assert_identical
+from tolerance import ROUNDING_BF16, ROUNDING_F32, ROUNDING_F64, assert_close, assert_identical, assert_trees_close
 
 from repmlp_jax import fuse_params, load_model, save_model
 from repmlp_jax.blocks.layers import BatchNorm, ConvBN
@@ -151,12 +151,10 @@ def test_rematerialising_changes_neither_gradients_nor_statistics():
     model = nnx.clone(model)
     model.rematerialise = True
     actual, statistics = gradient(model, random_input(model, batch=4))
-    parameters = [jax.tree.leaves(nnx.state(one, nnx.Param)) for one in (actual, expected)]
-    scale = max(float(jnp.abs(leaf).max()) for leaf in parameters[1])
-    for one, other in zip(*parameters, strict=True):
-        assert_close(one, other, ROUNDING_F64, scale)
-    for one, other in zip(*map(jax.tree.leaves, (statistics, expected_statistics)), strict=True):
-        assert_close(one, other, ROUNDING_F64)
+    actual, expected = (nnx.state(gradients, nnx.Param) for gradients in (actual, expected))
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    assert_trees_close(actual, expected, ROUNDING_F64, scale)
+    assert_trees_close(statistics, expected_statistics, ROUNDING_F64)
 
 
 def test_wrong_arguments_are_named():

@@ -2,9 +2,9 @@
 
 import importlib.util
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -33,12 +33,6 @@ HAS_CONVERTER = importlib.util.find_spec("jax2onnx") is not None
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("as_users_have_it")]
 
 
-@pytest.fixture(scope="module")
-def as_users_have_it():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
-        yield
-
-
 def trained_for_a_step(model, images):
     """The model after a step of SGD with momentum on how far its outputs are from 1."""
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -61,7 +55,7 @@ def test_narrow_parameters(name, dtype, tmp_path):
     model = trained_for_a_step(built, images)
     before, after = (jax.tree.leaves(nnx.state(one, nnx.Param)) for one in (built, model))
     assert {array.dtype for array in (*before, *after)} == {jnp.dtype(dtype)}
-    assert all(np.isfinite(array.astype(jnp.float32)).all() for array in after)
+    chex.assert_tree_all_finite(after)
     assert any((one != other).any() for one, other in zip(before, after, strict=True))
     model.eval()
     fused = fuse_params(model)

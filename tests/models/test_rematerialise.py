@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from cases import evaluate, quick_jit, randomised
 from flax import nnx
-from tolerance import ROUNDING_F64, assert_close
+from tolerance import ROUNDING_F64, assert_close, assert_trees_close
 
 from repmlp_jax import RepMLPNet, RepMLPResNet
 
@@ -51,12 +51,11 @@ def test_gradients_and_statistics_stay_the_same(name):
     gradients, statistics = training_step(model, x)
     other_gradients, other_statistics = training_step(build(name, rematerialise=True)[0], x)
     assert jax.tree.leaves(other_statistics)
-    for key, expected in jax.tree.leaves_with_path(statistics):
-        assert_close(dict(jax.tree.leaves_with_path(other_statistics))[key], expected, ROUNDING_F64)
+    assert_trees_close(other_statistics, statistics, ROUNDING_F64)
     expected, actual = (nnx.state(one, nnx.Param) for one in (gradients, other_gradients))
     # Of all gradients together: what cancels to almost nothing has no scale of its own.
     scale = max(float(abs(leaf).max()) for leaf in jax.tree.leaves(expected))
-    jax.tree.map(lambda one, other: assert_close(one, other, ROUNDING_F64, scale), actual, expected)
+    assert_trees_close(actual, expected, ROUNDING_F64, scale)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.interop.report import fuse_report
 from repmlp_jax.storage.checkpoint_format import read_record
 from repmlp_jax.storage.digest import digests
+from repmlp_jax.tasks import classification
 from repmlp_jax.training import feed, loop, sharding, train_and_evaluate
 from repmlp_jax.training.metrics import COLUMNS
 
@@ -29,13 +30,28 @@ SCHEMA = COLUMNS | {"test_loss": float, "test_accuracy": float}
 
 @pytest.fixture(scope="module")
 def run(as_users_have_it, tmp_path_factory):
-    """A finished run on all devices, and the functions that were compiled during each epoch."""
+    """A finished run on all devices, the functions compiled in each epoch, and the hidden transfers of its steps."""
     workdir = tmp_path_factory.mktemp("run")
-    compiled = [[]]
+    compiled, transfers = [[]], []
 
     def listen(event, _, fun_name=None, **__):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled[-1].append(fun_name)
+
+    class GuardedFeed(feed.ResidentFeed):
+        def compile(self, *arguments):
+            train_steps = super().compile(*arguments)
+
+            def guarded(*arguments):
+                try:
+                    with jax.transfer_guard("disallow"):
+                        return train_steps(*arguments)
+                except jax.errors.JaxRuntimeError as error:
+                    # It comes before the state is donated, so that the run can go on.
+                    transfers.append(str(error))
+                    return train_steps(*arguments)
+
+            return guarded
 
     class Metrics(loop.Metrics):
         def add(self, **row):
@@ -45,10 +61,11 @@ def run(as_users_have_it, tmp_path_factory):
     jax.monitoring.register_event_duration_secs_listener(listen)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Metrics", Metrics)
+        patch.setattr(classification, "ResidentFeed", GuardedFeed)
         config = get_config(epochs=EPOCHS, steps_per_call=7, checkpoint_every_steps=0)
         results = train_and_evaluate(config, workdir)
     jax.monitoring.unregister_event_duration_listener(listen)
-    return SimpleNamespace(workdir=workdir, config=config, results=results, compiled=compiled)
+    return SimpleNamespace(workdir=workdir, config=config, results=results, compiled=compiled, transfers=transfers)
 
 
 def rows(workdir):
@@ -154,6 +171,12 @@ def test_nothing_is_compiled_after_the_first_epoch(run):
     # The first checkpoint is saved after the first row.
     assert set(second) & {"jit(step_on)", "jit(of_one)", "jit(draw_order)"} == set()
     assert others == [[]] * len(others)
+
+
+@pytest.mark.xfail(strict=True, reason="the key of the steps and the number of the epoch are put there in every call")
+def test_nothing_is_moved_between_host_and_devices_unsaid(run):
+    """What a step takes lies where it is computed. (On the CPU, what comes back from the devices is not seen.)"""
+    assert run.transfers == []
 
 
 def test_again_it_changes_nothing(run, monkeypatch):

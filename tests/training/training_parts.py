@@ -28,10 +28,11 @@ class Prepared(NamedTuple):
     key: jax.Array
 
     def train(self, *counts: int) -> TrainState:
-        """The state after the steps, in a call for each count."""
+        """The state after the steps, in a call for each count, for which nothing may move from device to device."""
         state = jax.tree.map(lambda array: array.copy(), self.state)
-        for count in counts:
-            state = self.train_steps(state, self.data, self.order, self.key, count)
+        with jax.transfer_guard_device_to_device("disallow"):
+            for count in counts:
+                state = self.train_steps(state, self.data, self.order, self.key, count)
         return state
 
 

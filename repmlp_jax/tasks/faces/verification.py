@@ -1,4 +1,4 @@
-"""Are two images of the same person? How well embeddings answer that for people whom nobody trained on."""
+"""Are two images of the same person? How well embeddings answer that for people that nobody trained on."""
 
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ def roc(similarities: Num[np.ndarray, " P"], same: Bool[np.ndarray, " P"]) -> Ro
     """The rates at every threshold that makes a difference; pairs of equal similarity are accepted together.
 
     Args:
-        similarities: of each pair, larger for what looks more alike.
+        similarities: of each pair, larger for images that look more similar.
         same: whether it is a pair of the same person.
 
     Raises:
@@ -92,7 +92,7 @@ def tar_at_far(curve: Roc, target: float) -> float:
 
 
 def verification_report(embeddings: Num[np.ndarray, "N features"], labels: Int[np.ndarray, " N"]) -> dict[str, float]:
-    """Scores embeddings of people whom the net has not seen, by the cosines of all pairs of images, each pair once.
+    """Scores embeddings of people that the net has not seen, by the cosines of all pairs of images, each pair once.
 
     All numbers are shares of 1 unless said otherwise. Memory grows with the square of the number of images.
 
@@ -102,7 +102,7 @@ def verification_report(embeddings: Num[np.ndarray, "N features"], labels: Int[n
 
     Returns:
         tar_at_far_1e-1, tar_at_far_1e-2, tar_at_far_1e-3: see `tar_at_far`.
-        auc: area under the ROC curve, the chance that a pair of the same person is more alike than one of different
+        auc: area under the ROC curve, the chance that a pair of the same person is more similar than one of different
             people, where a tie counts half.
         balanced_accuracy: mean of the true accept rate and the share of different pairs that are refused (as if there
             were equally many pairs of both kinds), at the threshold that is best for these very pairs.

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,6 @@ from repmlp_jax.blocks.operations import computed_once
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, RepMLPNetBlock
 from repmlp_jax.fusing import algebra
 from repmlp_jax.models.arguments import arguments_text
-from repmlp_jax.models.rematerialise import rematerialised
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -236,10 +236,11 @@ class RepMLPNet(nnx.Module):
         Raises:
             ValueError: if partitions do not divide a stage's map.
         """
+        call = nnx.remat(operator.call) if self.rematerialise else operator.call
         x = nnx.relu(self.embedding(x))
         for index, stage in enumerate(self.stages):
             if index:
                 x = nnx.relu(self.halvings[index - 1](x))
             for unit in stage:
-                x = rematerialised(unit, x) if self.rematerialise else unit(x)
+                x = call(unit, x)
         return self.head(x)

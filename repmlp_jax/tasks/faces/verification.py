@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
+from sklearn.metrics import roc_curve
 
 FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3)
 
@@ -66,16 +67,7 @@ def roc(similarities: Num[np.ndarray, " P"], same: Bool[np.ndarray, " P"]) -> Ro
         raise ValueError(f"{np.sum(~np.isfinite(similarities))} of {similarities.size} similarities are not finite")
     if same.all() or not same.any():
         raise ValueError(f"roc needs pairs of both kinds: {same.sum()} of {same.size} pairs are of the same person")
-    order = np.argsort(-similarities, kind="stable")
-    similarities, same = similarities[order], same[order]
-    last_of_equals = np.flatnonzero(np.append(np.diff(similarities) != 0, True))
-    accepted_same = np.cumsum(same)[last_of_equals]
-    accepted_different = last_of_equals + 1 - accepted_same
-    return Roc(
-        far=np.append(0.0, accepted_different / accepted_different[-1]),
-        tar=np.append(0.0, accepted_same / accepted_same[-1]),
-        thresholds=np.append(np.inf, similarities[last_of_equals]),
-    )
+    return Roc(*roc_curve(same, similarities, drop_intermediate=False))
 
 
 def tar_at_far(curve: Roc, target: float) -> float:

@@ -6,6 +6,7 @@ python train.py --config=configs/cifar.py:wide_convnet
 """
 
 from repmlp_jax.training import default_config
+from repmlp_jax.training.recipe import pick_variant
 
 VARIANTS = {
     "": "pure_mlp",
@@ -18,8 +19,6 @@ VARIANTS = {
 
 
 def get_config(variant=""):
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/cifar.py has no variant {variant!r}; it has {', '.join(filter(None, VARIANTS))}")
     config = default_config()
-    config.model = VARIANTS[variant]
+    config.model = pick_variant(VARIANTS, variant, __file__)
     return config

@@ -7,16 +7,15 @@ people to verify on, whose split "test" is read.
 """
 
 from repmlp_jax.training import default_config
+from repmlp_jax.training.recipe import pick_variant
 
 VARIANTS = {"": "RepMLP-FaceRes", "base": "FaceResNet"}
 
 
 def get_config(variant=""):
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/face.py has no variant {variant!r}; it has {', '.join(filter(None, VARIANTS))}")
     config = default_config()
     config.task = "faces"
-    config.model = VARIANTS[variant]
+    config.model = pick_variant(VARIANTS, variant, __file__)
     config.dataset = "ms1m_v2"
     config.num_people = 85_742
     config.batch_size = 512

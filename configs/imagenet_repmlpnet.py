@@ -6,6 +6,7 @@ python train.py --config=configs/imagenet_repmlpnet.py:l256 --config.epochs=0 --
 """
 
 from repmlp_jax.training import default_config
+from repmlp_jax.training.recipe import pick_variant
 
 VARIANTS = {"": "RepMLPNet-T224"} | {
     size.lower(): f"RepMLPNet-{size}" for size in ("T224", "T256", "B224", "B256", "D256", "L256")
@@ -13,11 +14,8 @@ VARIANTS = {"": "RepMLPNet-T224"} | {
 
 
 def get_config(variant=""):
-    if variant not in VARIANTS:
-        known = ", ".join(filter(None, VARIANTS))
-        raise ValueError(f"configs/imagenet_repmlpnet.py has no variant {variant!r}; it has {known}")
     config = default_config()
-    config.model = VARIANTS[variant]
+    config.model = pick_variant(VARIANTS, variant, __file__)
     config.model_arguments = dict(dtype="bfloat16")
     config.dataset = "imagenet2012"
     config.epochs = 100

@@ -6,6 +6,7 @@ python train.py --config=configs/imagenet_resnet50.py:light --config.epochs=0 --
 """
 
 from repmlp_jax.training import default_config
+from repmlp_jax.training.recipe import pick_variant
 
 VARIANTS = {
     "": "RepMLP-Res50-bottleneck-224-g4-8",
@@ -20,11 +21,8 @@ VARIANTS = {
 
 
 def get_config(variant=""):
-    if variant not in VARIANTS:
-        known = ", ".join(filter(None, VARIANTS))
-        raise ValueError(f"configs/imagenet_resnet50.py has no variant {variant!r}; it has {known}")
     config = default_config()
-    config.model = VARIANTS[variant]
+    config.model = pick_variant(VARIANTS, variant, __file__)
     config.model_arguments = dict(dtype="bfloat16")
     config.dataset = "imagenet2012"
     config.epochs = 100

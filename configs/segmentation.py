@@ -5,18 +5,15 @@ python train.py --config=configs/segmentation.py --config.init_from=FOLDER   # o
 """
 
 from repmlp_jax.training import default_config
+from repmlp_jax.training.recipe import pick_variant
 
 VARIANTS = {"": "PSPNet-RepMLP-Res50", "base": "PSPNet-Res50"}
 
 
 def get_config(variant=""):
-    if variant not in VARIANTS:
-        raise ValueError(
-            f"configs/segmentation.py has no variant {variant!r}; it has {', '.join(filter(None, VARIANTS))}"
-        )
     config = default_config()
     config.task = "segmentation"
-    config.model = VARIANTS[variant]
+    config.model = pick_variant(VARIANTS, variant, __file__)
     config.dataset = "cityscapes"
     config.eval_split = "validation"
     config.eval_every_epochs = 10

@@ -101,7 +101,7 @@ def import_command(
     out: Annotated[Path, typer.Argument(help="Folder to save the model in.")],
     model: Annotated[str, typer.Option(help="Name of the model that the weights are of.")],
     num_classes: Annotated[int | None, typer.Option(help="Other number of classes than 1000.")] = None,
-    skip_head: Annotated[bool, typer.Option("--skip-head", help="Start the classifier anew.")] = False,
+    skip_head: Annotated[bool, typer.Option("--skip-head", help="Draw new weights for the classifier.")] = False,
     overwrite: Overwrite = False,
 ):
     """Imports official PyTorch weights, of the trained or the deployed layout, as a saved model.

@@ -1,12 +1,12 @@
 """The datasets that fit in memory, by name."""
 
-import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from repmlp_jax.data import cifar10, digits
+from repmlp_jax.nearest import lookup, nearest
 
 
 class Dataset(NamedTuple):
@@ -44,10 +44,7 @@ def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
         ValueError: if there is no such dataset; the message has the nearest name.
         FileNotFoundError: if it is not there and cannot be downloaded.
     """
-    if name not in LOADERS:
-        nearest = difflib.get_close_matches(name, LOADERS, n=1, cutoff=0)[0]
-        raise ValueError(f"no dataset is called {name!r}; the nearest is {nearest!r}. There are: {', '.join(LOADERS)}")
-    module, splits = LOADERS[name](data_dir)
+    module, splits = lookup(LOADERS, name, "dataset")(data_dir)
     return Dataset(splits["train"], splits["test"], module.MEAN, module.STD, module.CLASS_NAMES)
 
 
@@ -72,6 +69,6 @@ def open_dataset(name: str, data_dir: str | None = None):
     try:
         return load_imagenet(data_dir, name)
     except FileNotFoundError:
-        if difflib.get_close_matches(name, LOADERS):
+        if nearest(name, LOADERS, cutoff=0.6):
             load_dataset(name)  # raises, and says what the nearest is called
         raise

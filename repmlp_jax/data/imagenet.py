@@ -7,7 +7,6 @@ batches = make_stream(images.train, transform, batch_size=256, seed=0, workers=1
 Batches are uint8; `augment.normalise` makes them what a model takes, on the device.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from repmlp_jax.data.decoding import decode, random_flip, random_resized_crop
 from repmlp_jax.data.folder import data_folder
 from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, resize_and_crop
 from repmlp_jax.data.stream import Source
+from repmlp_jax.nearest import nearest
 
 HOW_TO_PREPARE = """\
 TFDS does not download it: register at https://image-net.org/download-images, put ILSVRC2012_img_train.tar and \
@@ -135,5 +135,4 @@ def _not_prepared(name: str, data_dir: Path) -> str:
     if name.partition(":")[0] == "imagenet2012":
         return f"{what}. {HOW_TO_PREPARE.format(data_dir=data_dir)}"
     there = sorted({path.parents[1].name for path in data_dir.glob("*/*/dataset_info.json")})
-    nearest = difflib.get_close_matches(name, there, n=1, cutoff=0)
-    return f"{what}; the nearest there is {nearest[0]!r}" if nearest else f"{what}, nor is any other dataset"
+    return f"{what}; the nearest there is {nearest(name, there)!r}" if there else f"{what}, nor is any other dataset"

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from repmlp_jax.data import Dataset, augment, open_dataset
 from repmlp_jax.data.preprocessing import read_image, resize_and_crop
+from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.storage.models import SavedModel, load
 from repmlp_jax.tasks.classification import batch_metrics, mean_metrics
 from repmlp_jax.training import sharding
@@ -36,7 +37,7 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | None = None, b
     """
     saved = load(path)
     dataset = open_dataset(dataset_name, data_dir)
-    classes = _classes(saved.model)
+    *_, classes = output_shape(saved.model)
     if classes != len(dataset.class_names):
         raise ValueError(f"{path} has {classes} classes, {dataset_name} {len(dataset.class_names)}")
     mesh = sharding.make_mesh()
@@ -89,7 +90,7 @@ def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> d
     """
     saved = load(path)
     height, width, channels = saved.model.input_shape  # type: ignore[attr-defined]  # all of list_models() have it
-    names = saved.preprocessing.get("class_names") or [str(number) for number in range(_classes(saved.model))]
+    names = saved.preprocessing.get("class_names") or [str(number) for number in range(output_shape(saved.model)[-1])]
     forward = jax.jit(lambda model, images: jax.nn.softmax(_logits(saved, model, images).astype(jnp.float32)))
     found = {}
     with tqdm(total=len(pictures), unit=" pictures", delay=2, leave=False) as bar:
@@ -110,11 +111,6 @@ def _logits(saved: SavedModel, model, images):
     mean = saved.preprocessing.get("mean") or (0.0,) * channels
     std = saved.preprocessing.get("std") or (1.0,) * channels
     return model(augment.normalise(images, mean, std))
-
-
-def _classes(model) -> int:
-    image = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
-    return jax.eval_shape(lambda model, x: model(x), model, image).shape[-1]
 
 
 def _size(shape) -> str:

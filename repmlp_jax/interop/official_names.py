@@ -8,7 +8,7 @@ from flax import nnx
 from repmlp_jax.blocks.layers import BatchNorm, ConvBN
 from repmlp_jax.blocks.repmlp import FusedRepMLP, RepMLP
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, Gate, RepMLPNetBlock
-from repmlp_jax.models.repmlpnet import RepMLPNet, Unit
+from repmlp_jax.models.repmlpnet import RepMLPNet, RepMLPNetUnit
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock, LightBlock
 from repmlp_jax.models.resnet import RepMLPResNet
 
@@ -140,7 +140,7 @@ def _(module: FusedRepMLPNetBlock):
 
 
 @official_names.register
-def _(module: Unit):
+def _(module: RepMLPNetUnit):
     return {
         "norm1": "prebn1.",
         "block": "repmlp_block.",

@@ -1,5 +1,6 @@
 """FaceResNet and RepMLP-FaceRes: from the image of a face to its embedding (arXiv 2105.01883, Section 4.4)."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,6 @@ from jaxtyping import Array, Float
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.fusing import algebra
 from repmlp_jax.models.arguments import arguments_text
-from repmlp_jax.models.rematerialise import rematerialised
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock
 
 BLOCKS = ("base", "bottleneck")
@@ -115,10 +115,11 @@ class FaceResNet(nnx.Module):
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N embedding"]:
         """The embeddings of a batch of images, of length 1, in float32 or wider."""
+        call = nnx.remat(operator.call) if self.rematerialise else operator.call
         x = nnx.relu(self.stem(x))
         for stage in self.stages:
             for block in stage:
-                x = rematerialised(block, x) if self.rematerialise else block(x)
+                x = call(block, x)
         return unit_length(self.head(x.mean((1, 2), keepdims=True))[:, 0, 0])
 
 

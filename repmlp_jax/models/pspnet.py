@@ -1,7 +1,7 @@
 """PSPNet (arXiv 1612.01105) on ResNet with RepMLP: a class for every pixel (arXiv 2105.01883, Section 4.5).
 
 The sizes of the paper. RepMLP needs maps that its partitions divide, and 713 = 8·89 + 1 pixels make maps of 90×90 where
-the stride is 8. As PSPNet keeps that stride from c3 to the end, c3 and c4 have 90×90 alike, cut into 9×9 partitions of
+the stride is 8. As PSPNet keeps that stride from c3 to the end, c3 and c4 both have 90×90, cut into 9×9 partitions of
 10×10, those that the backbone has at 320 pixels: its FC3 can come from ImageNet as it is, while FC1 and FC2, which see
 81 partitions in place of 16 and 4, cannot. (Were c4 halved once more, to 45×45, no published partition would divide it,
 and 8 would be a strange factor to reduce FC1 by.) Sizes of 8·k + 1 pixels are also those on whose corners both the
@@ -111,7 +111,7 @@ class AuxiliaryHead(PixelHead):
     """The head on c4's map that helps to train the stages below it, and is of no use afterwards."""
 
     def fused(self) -> nnx.Module:
-        """Nothing: what runs needs no auxiliary head."""
+        """Nothing: inference needs no auxiliary head."""
         return NoHead()
 
     def folds(self) -> dict[str, str]:

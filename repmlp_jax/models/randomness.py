@@ -9,7 +9,7 @@ weights = nnx.Not(nnx.RngState)
 
 
 def seeded(model: nnx.Module, seed: int = 0) -> nnx.Module:
-    """The model, in which every stream of random numbers that is only abstract starts anew, each from its own key."""
+    """The model, in which every stream of random numbers that is only abstract starts from a key of its own."""
     graphdef, streams, *rest = nnx.split(model, nnx.RngState, ...)
     flat = nnx.to_flat_state(streams)
     keys = iter(jax.random.split(jax.random.key(seed), len(flat) + 1))

@@ -1,7 +1,5 @@
 """The published models by name."""
 
-import difflib
-
 from flax import nnx
 
 from repmlp_jax.models.cifar import ABLATIONS, PureMLP, WideConvNet
@@ -9,6 +7,7 @@ from repmlp_jax.models.face import FaceResNet
 from repmlp_jax.models.pspnet import PSPNet
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.resnet import RepMLPResNet
+from repmlp_jax.nearest import lookup
 
 
 def _repmlpnet(stage_sizes, widths, resolution, sharesets):
@@ -84,8 +83,5 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides) -> nnx.Module:
         >>> model.input_shape
         (8, 8, 3)
     """
-    if name not in MODELS:
-        nearest = difflib.get_close_matches(name, MODELS, n=1, cutoff=0)[0]
-        raise ValueError(f"no model is called {name!r}; the nearest is {nearest!r}. There are: {', '.join(MODELS)}")
-    model_class, arguments = MODELS[name]
+    model_class, arguments = lookup(MODELS, name, "model")
     return model_class(**{**arguments, **overrides}, rngs=rngs)

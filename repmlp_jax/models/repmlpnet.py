@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,6 @@ from repmlp_jax.blocks.operations import computed_once
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, RepMLPNetBlock
 from repmlp_jax.fusing import algebra
 from repmlp_jax.models.arguments import arguments_text
-from repmlp_jax.models.rematerialise import rematerialised
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -31,7 +31,7 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x * (0.5 + 0.5 * lax.erf(x * math.sqrt(0.5)))
 
 
-class Unit(nnx.Module):
+class RepMLPNetUnit(nnx.Module):
     """x + block(norm(x)), then y + FFN(norm(y)).
 
     Args:
@@ -61,10 +61,10 @@ class Unit(nnx.Module):
     def _drop(self, y):
         return y if self.drop is None else self.drop(y)
 
-    def fused(self) -> "FusedUnit":
+    def fused(self) -> "FusedRepMLPNetUnit":
         """The same with one norm left, as a scale and a shift."""
         kernel, bias = _fold_both(self.norm2, self.fc1.conv.kernel[...], self.fc1.norm)
-        return FusedUnit(
+        return FusedRepMLPNetUnit(
             ScaleAndShift.of(self.norm1),
             self.block if isinstance(self.block, FusedRepMLPNetBlock) else self.block.fused(),
             with_kernel(self.fc1.conv, kernel, bias),
@@ -93,8 +93,8 @@ def _fold_both(norm_before, kernel, norm_after):
     return algebra.fold_norm_before(norm_before, kernel, bias)
 
 
-class FusedUnit(nnx.Module):
-    """The fused unit: what `Unit.fused` returns.
+class FusedRepMLPNetUnit(nnx.Module):
+    """The fused unit: what `RepMLPNetUnit.fused` returns.
 
     Args:
         norm1: what the first norm became.
@@ -225,7 +225,7 @@ class RepMLPNet(nnx.Module):
             block: dict[str, Any] = dict(
                 partition_size=partition_size, sharesets=sets, conv_kernels=conv_kernels, reduction=reduction, pad=pad
             )
-            units = [Unit(width, drop_rate=next(drop_rates), **block, **options) for _ in range(size)]
+            units = [RepMLPNetUnit(width, drop_rate=next(drop_rates), **block, **options) for _ in range(size)]
             self.stages.append(nnx.List(units))
         self.halvings = nnx.List([patches(*pair, (2, 2), strides=(2, 2)) for pair in itertools.pairwise(widths)])
         self.head = Head(widths[-1], num_classes, **options)
@@ -236,10 +236,11 @@ class RepMLPNet(nnx.Module):
         Raises:
             ValueError: if partitions do not divide a stage's map.
         """
+        call = nnx.remat(operator.call) if self.rematerialise else operator.call
         x = nnx.relu(self.embedding(x))
         for index, stage in enumerate(self.stages):
             if index:
                 x = nnx.relu(self.halvings[index - 1](x))
             for unit in stage:
-                x = rematerialised(unit, x) if self.rematerialise else unit(x)
+                x = call(unit, x)
         return self.head(x)

@@ -1,5 +1,6 @@
 """ResNet-50 with RepMLP in its middle stages (arXiv 2105.01883, Section 4.2)."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,6 @@ from repmlp_jax.blocks.initializers import classifier_init
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.operations import max_pool
 from repmlp_jax.models.arguments import arguments_text
-from repmlp_jax.models.rematerialise import rematerialised
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock, LightBlock
 
 BLOCKS = ("base", "light", "bottleneck")
@@ -106,11 +106,12 @@ class ResNetStages(nnx.Module):
 
     def maps(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N _ _ _"]]:
         """What each stage makes of a batch of images: the maps of c2, c3, c4 and c5."""
+        call = nnx.remat(operator.call) if self.rematerialise else operator.call
         x = max_pool(nnx.relu(self.stem(x)))
         maps = []
         for stage in self.stages:
             for block in stage:
-                x = rematerialised(block, x) if self.rematerialise else block(x)
+                x = call(block, x)
             maps.append(x)
         return maps
 

@@ -1,4 +1,4 @@
-"""What runs in int8: kernels of 8-bit integers with a scale for each output, and what is multiplied with them."""
+"""Inference modules in int8: kernels of 8-bit integers with a scale for each output, and their products."""
 
 import functools
 from collections.abc import Sequence

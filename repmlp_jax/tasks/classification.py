@@ -11,6 +11,7 @@ from flax import nnx
 
 from repmlp_jax.data import LOADERS, augment, load_dataset, open_dataset
 from repmlp_jax.data.mixing import mix
+from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.models.registry import create_model
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
@@ -135,11 +136,9 @@ def _are_right(logits, labels):
 
 
 def _check_classes(config, net, classes) -> int:
-    net.eval()
-    image = jax.ShapeDtypeStruct((1, *net.input_shape), jnp.float32)
-    has = jax.eval_shape(lambda net, x: net(x), net, image).shape
-    if has != (1, classes):
-        gives = f"has {has[-1]} classes" if len(has) == 2 else f"gives {has} and not a class an image"
+    has = output_shape(net)
+    if has != (classes,):
+        gives = f"has {has[0]} classes" if len(has) == 1 else f"gives shape {has} for an image and not a class"
         raise ValueError(
             f"{config.model!r} {gives}, {config.dataset} has {classes} classes: set "
             f"model_arguments.num_classes={classes}"

@@ -1,7 +1,6 @@
 """What a person sees of `train.py`: errors in one line, and no more log than they need."""
 
 import contextlib
-import difflib
 import logging
 import os
 import sys
@@ -11,6 +10,7 @@ from typing import NoReturn
 from absl import flags
 from absl import logging as absl_logging
 
+from repmlp_jax.nearest import nearest
 from repmlp_jax.storage.checkpoint_format import CheckpointError
 
 BAD_INPUT = 2
@@ -71,8 +71,7 @@ def _check_file(name: str):
     path = Path(name)
     if not path.is_file():
         there = [str(other) for other in sorted(path.parent.glob("*.py"))]
-        nearest = difflib.get_close_matches(name, there, n=1, cutoff=0)
-        hint = f"the nearest is {nearest[0]}" if nearest else f"there is no Python file in {path.parent}"
+        hint = f"the nearest is {nearest(name, there)}" if there else f"there is no Python file in {path.parent}"
         raise FileNotFoundError(f"there is no configuration {name}; {hint}")
 
 

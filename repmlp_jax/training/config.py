@@ -1,6 +1,5 @@
 """What can be configured, and the check that a configuration says nothing else."""
 
-import difflib
 import inspect
 import math
 
@@ -8,6 +7,7 @@ from ml_collections import ConfigDict
 
 from repmlp_jax.models.pspnet import AUXILIARY_WEIGHT
 from repmlp_jax.models.registry import MODELS
+from repmlp_jax.nearest import nearest
 
 CHOICES = {
     "task": ("classification", "faces", "segmentation"),
@@ -77,10 +77,8 @@ FREE = ("mesh", "workers", "checkpoint_every_seconds", "profile_steps")
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError for fields that do not exist, are missing or have impossible values, all in one message."""
     known = default_config()
-    problems = []
-    for name in sorted(set(config) - set(known)):
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        problems.append(f"there is no field {name!r}; the nearest is {nearest!r}")
+    unknown = sorted(set(config) - set(known))
+    problems = [f"there is no field {name!r}; the nearest is {nearest(name, known)!r}" for name in unknown]
     problems += [f"field {name!r} is missing" for name in sorted(set(known) - set(config))]
     positive = (
         "batch_size",
@@ -110,9 +108,9 @@ def check_config(config: ConfigDict) -> None:
     problems += [f"{name}={config[name]} must not be below 0" for name in not_negative if not config.get(name, 0) >= 0]
     for name, works in CHOICES.items():
         if config.get(name, works[0]) not in works:
-            nearest = difflib.get_close_matches(str(config[name]), works, n=1, cutoff=0)[0]
             problems.append(
-                f"{name}={config[name]!r} is none of {', '.join(map(repr, works))}; the nearest is {nearest!r}"
+                f"{name}={config[name]!r} is none of {', '.join(map(repr, works))}; "
+                f"the nearest is {nearest(str(config[name]), works)!r}"
             )
     if config.get("batch_size", 1) % max(1, config.get("accumulate", 1)):
         problems.append(f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}")
@@ -129,8 +127,7 @@ def _problems_of_model_arguments(config):
     model_class, _ = MODELS[config.model]
     known = set(inspect.signature(model_class.__init__).parameters) - {"self", "rngs"}
     for name in sorted(set(config.get("model_arguments", {})) - known):
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        yield f"{model_class.__name__} has no argument {name!r}; the nearest is {nearest!r}"
+        yield f"{model_class.__name__} has no argument {name!r}; the nearest is {nearest(name, known)!r}"
 
 
 def differences(one: dict, other: dict) -> list[str]:

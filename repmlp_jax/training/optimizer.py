@@ -1,5 +1,7 @@
 """How gradients become updates, and the learning rate over the steps."""
 
+import collections
+
 import jax
 import optax
 
@@ -28,12 +30,12 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
     warmup = round(config.warmup_epochs * steps_per_epoch)
     left = max(1, config.epochs * steps_per_epoch - warmup)
     peak = config.learning_rate
+    # In short trainings several drops may fall on one step.
+    drops = collections.Counter(round(share * (left + warmup)) - warmup for share in config.drop_at)
     schedule = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, left),
         "poly": lambda: optax.polynomial_schedule(peak, 0.0, config.poly_power, left),
-        "steps": lambda: optax.piecewise_constant_schedule(
-            peak, {round(share * (left + warmup)) - warmup: 0.1 for share in config.drop_at}
-        ),
+        "steps": lambda: optax.piecewise_constant_schedule(peak, {step: 0.1**n for step, n in drops.items()}),
     }[config.schedule]()
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup]) if warmup else schedule
 

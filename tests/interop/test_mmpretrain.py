@@ -123,7 +123,7 @@ def test_another_number_of_classes_skips_the_head(net):
         from_torch(nnx.eval_shape(make), state_dict, head="skip")
     with pytest.raises(ValueError, match='head=\'keep\' is neither "load" nor "skip"'):
         from_torch(other, state_dict, head="keep")
-    with pytest.raises(ValueError, match="a Unit has no classifier"):
+    with pytest.raises(ValueError, match="a RepMLPNetUnit has no classifier"):
         from_torch(other.stages[0][0], to_torch(other.stages[0][0]), head="skip")
 
 

@@ -13,7 +13,7 @@ from repmlp_jax import RepMLPNet, RepMLPResNet
 
 NETS = {
     "RepMLPNet": lambda **options: RepMLPNet(
-        (2, 3), (8, 16), 5, partition_sizes=((8, 8), (4, 4)), sharesets=(2, 4), **options
+        (2, 3), (8, 16), 5, partition_sizes=((8, 8), (4, 4)), sharesets=(2, 4), stochastic_depth=0.5, **options
     ),
     "RepMLPResNet": lambda **options: RepMLPResNet(
         (1, 2, 2, 1),
@@ -30,7 +30,7 @@ NETS = {
 
 def loss_and_statistics(model, x):
     model = nnx.clone(model)
-    return (model(x) ** 2).mean(), nnx.state(model, nnx.BatchStat)
+    return (model(x) ** 2).mean(), nnx.state(model, (nnx.BatchStat, nnx.RngCount))
 
 
 @quick_jit
@@ -46,7 +46,7 @@ def build(name, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
-def test_gradients_and_statistics_stay_the_same(name):
+def test_gradients_statistics_and_random_draws_stay_the_same(name):
     model, x = build(name)
     gradients, statistics = training_step(model, x)
     other_gradients, other_statistics = training_step(build(name, rematerialise=True)[0], x)

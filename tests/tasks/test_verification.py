@@ -35,12 +35,13 @@ def faces(draw):
 
 
 @given(pairs())
-def test_the_curve_is_scikit_learns_also_where_similarities_are_equal(case):
+def test_the_curve_has_the_rates_of_every_similarity_as_threshold(case):
     similarities, same = case
-    for actual, expected in zip(
-        roc(similarities, same), expected_roc_curve(same, similarities, drop_intermediate=False), strict=True
-    ):
-        np.testing.assert_array_equal(actual, expected)
+    curve = roc(similarities, same)
+    assert curve.thresholds.tolist() == [np.inf, *sorted(set(similarities.tolist()), reverse=True)]
+    accepted = similarities >= curve.thresholds[:, None]
+    np.testing.assert_array_equal(curve.far, accepted[:, ~same].mean(1))
+    np.testing.assert_array_equal(curve.tar, accepted[:, same].mean(1))
 
 
 @given(pairs(), st.floats(0, 1))

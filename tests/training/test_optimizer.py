@@ -82,6 +82,13 @@ def test_other_schedules(name):
             assert_close(schedule(step), rate, ROUNDING_F32)
 
 
+def test_drops_that_fall_on_one_step_all_count():
+    config = get_config(schedule="steps", epochs=1, learning_rate=0.4, warmup_epochs=0.0, drop_at=(0.5, 0.501, 0.75))
+    schedule = make_schedule(config, 20)
+    for step, rate in ((9, 0.4), (10, 0.004), (14, 0.004), (15, 0.0004)):
+        assert_close(schedule(step), rate, ROUNDING_F32)
+
+
 def test_adamw_decays_kernels_apart_from_the_gradient():
     config = get_config(optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
     optimizer, _ = make_optimizer(config, 20)

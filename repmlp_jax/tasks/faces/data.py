@@ -1,6 +1,5 @@
 """Faces as NumPy arrays, read through TensorFlow Datasets without TensorFlow."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from jaxtyping import Float, Int32, UInt8
 
 from repmlp_jax.data.folder import data_folder
 from repmlp_jax.data.preprocessing import resize
+from repmlp_jax.nearest import nearest
 
 IMAGES_PER_READ = 1000
 
@@ -115,9 +115,8 @@ def _check_prepared(name, data_dir):
     dataset, _, version = name.partition(":")
     if any((data_dir / dataset).glob(f"{version or '*'}/dataset_info.json")):
         return
-    prepared = sorted({path.parents[1].name for path in data_dir.glob("*/*/dataset_info.json")})
-    nearest = difflib.get_close_matches(dataset, prepared, n=1, cutoff=0)
-    found = f"the nearest there is {nearest[0]!r} of {', '.join(prepared)}" if nearest else "nothing is"
+    there = sorted({path.parents[1].name for path in data_dir.glob("*/*/dataset_info.json")})
+    found = f"the nearest there is {nearest(dataset, there)!r} of {', '.join(there)}" if there else "nothing is"
     raise FileNotFoundError(
         f"{name} is not prepared in {data_dir}: {found}. Pass data_dir or set TFDS_DATA_DIR to a folder of TFDS "
         f"datasets that has it, in array_record format"

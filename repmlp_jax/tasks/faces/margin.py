@@ -68,7 +68,7 @@ class CosineClassifier(nnx.Module):
 
 
 class FaceClassifier(nnx.Module):
-    """What trains an embedding net: the net and, after it, the people of the training set.
+    """The training-time module of an embedding net: the net and, after it, the people of the training set.
 
     Args:
         net: a net that gives embeddings and says how long they are, in `embedding_features`. It alone is saved, fused

@@ -1,9 +1,10 @@
-"""Are two images of the same person? How well embeddings answer that for people whom nobody trained on."""
+"""Are two images of the same person? How well embeddings answer that for people that nobody trained on."""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
+from sklearn.metrics import roc_curve
 
 FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3)
 
@@ -50,7 +51,7 @@ def roc(similarities: Num[np.ndarray, " P"], same: Bool[np.ndarray, " P"]) -> Ro
     """The rates at every threshold that makes a difference; pairs of equal similarity are accepted together.
 
     Args:
-        similarities: of each pair, larger for what looks more alike.
+        similarities: of each pair, larger for images that look more similar.
         same: whether it is a pair of the same person.
 
     Raises:
@@ -66,16 +67,7 @@ def roc(similarities: Num[np.ndarray, " P"], same: Bool[np.ndarray, " P"]) -> Ro
         raise ValueError(f"{np.sum(~np.isfinite(similarities))} of {similarities.size} similarities are not finite")
     if same.all() or not same.any():
         raise ValueError(f"roc needs pairs of both kinds: {same.sum()} of {same.size} pairs are of the same person")
-    order = np.argsort(-similarities, kind="stable")
-    similarities, same = similarities[order], same[order]
-    last_of_equals = np.flatnonzero(np.append(np.diff(similarities) != 0, True))
-    accepted_same = np.cumsum(same)[last_of_equals]
-    accepted_different = last_of_equals + 1 - accepted_same
-    return Roc(
-        far=np.append(0.0, accepted_different / accepted_different[-1]),
-        tar=np.append(0.0, accepted_same / accepted_same[-1]),
-        thresholds=np.append(np.inf, similarities[last_of_equals]),
-    )
+    return Roc(*roc_curve(same, similarities, drop_intermediate=False))
 
 
 def tar_at_far(curve: Roc, target: float) -> float:
@@ -92,7 +84,7 @@ def tar_at_far(curve: Roc, target: float) -> float:
 
 
 def verification_report(embeddings: Num[np.ndarray, "N features"], labels: Int[np.ndarray, " N"]) -> dict[str, float]:
-    """Scores embeddings of people whom the net has not seen, by the cosines of all pairs of images, each pair once.
+    """Scores embeddings of people that the net has not seen, by the cosines of all pairs of images, each pair once.
 
     All numbers are shares of 1 unless said otherwise. Memory grows with the square of the number of images.
 
@@ -102,7 +94,7 @@ def verification_report(embeddings: Num[np.ndarray, "N features"], labels: Int[n
 
     Returns:
         tar_at_far_1e-1, tar_at_far_1e-2, tar_at_far_1e-3: see `tar_at_far`.
-        auc: area under the ROC curve, the chance that a pair of the same person is more alike than one of different
+        auc: area under the ROC curve, the chance that a pair of the same person is more similar than one of different
             people, where a tie counts half.
         balanced_accuracy: mean of the true accept rate and the share of different pairs that are refused (as if there
             were equally many pairs of both kinds), at the threshold that is best for these very pairs.

@@ -4,7 +4,6 @@ Both are read through TensorFlow Datasets without TensorFlow, undecoded; `scene_
 """
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtyping import UInt8
 
 from repmlp_jax.data.folder import data_folder
 from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from repmlp_jax.nearest import lookup
 from repmlp_jax.tasks.segmentation.metrics import IGNORED
 
 
@@ -134,13 +134,7 @@ def street_scenes(name: str) -> StreetScenes:
     Raises:
         ValueError: if there is none; the message has the nearest name.
     """
-    if name not in DATASETS:
-        nearest = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0)[0]
-        raise ValueError(
-            f"no dataset of street scenes is called {name!r}; the nearest is {nearest!r}. There are: "
-            f"{', '.join(DATASETS)}"
-        )
-    return DATASETS[name]
+    return lookup(DATASETS, name, "dataset of street scenes")
 
 
 def load_street_scenes(name: str, data_dir: str | Path | None = None) -> dict[str, Sequence[Mapping]]:

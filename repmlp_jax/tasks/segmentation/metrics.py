@@ -5,9 +5,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int64, Integer, UInt8
+
+from repmlp_jax.fusing.algebra import widened
 
 IGNORED = 255
 
@@ -144,7 +147,7 @@ def sliding_window(
     for batch in _batches(starts, batch_size):
         cuts = [(slice(top, top + window[0]), slice(left, left + window[1])) for top, left in batch]
         windows = np.stack([padded[cut] for cut in cuts] + [padded[cuts[-1]]] * (batch_size - len(cuts)))
-        probabilities = _softmax(np.asarray(predict(windows)))
+        probabilities = np.asarray(jax.nn.softmax(widened(predict(windows))))
         if probabilities.ndim != 4 or probabilities.shape[:3] != windows.shape[:3]:
             raise ValueError(f"predict made {probabilities.shape} of windows {windows.shape}: sizes must agree")
         if sums is None:
@@ -164,9 +167,3 @@ def _starts(size: int, window: int, stride: int) -> list[int]:
 def _batches(items: Iterable, size: int) -> Iterator[list]:
     items = iter(items)
     return iter(lambda: list(itertools.islice(items, size)), [])
-
-
-def _softmax(logits):
-    wide = logits.astype(np.float64 if logits.dtype == np.float64 else np.float32)
-    powers = np.exp(wide - wide.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from repmlp_jax.data import augment
 from repmlp_jax.data.stream import make_stream
+from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.models.registry import create_model
 from repmlp_jax.tasks.segmentation.data import load_street_scenes, street_scenes
 from repmlp_jax.tasks.segmentation.examples import evaluation_example, training_example
@@ -232,10 +233,9 @@ def _scores(matrix, scenes) -> dict[str, float]:
 def _check_classes(config, net, scenes):
     if not hasattr(net, "with_auxiliary"):
         raise ValueError(f"task='segmentation' needs a PSPNet, and {config.model!r} is a {type(net).__name__}")
-    image = jax.ShapeDtypeStruct((1, *net.input_shape), jnp.float32)
-    classes = jax.eval_shape(lambda net, x: in_evaluation(net)(x), net, image)
-    if classes.shape[-1] != len(scenes.class_names):
+    *_, classes = output_shape(net)
+    if classes != len(scenes.class_names):
         raise ValueError(
-            f"{config.model!r} has {classes.shape[-1]} classes, {config.dataset} {len(scenes.class_names)}: set "
+            f"{config.model!r} has {classes} classes, {config.dataset} {len(scenes.class_names)}: set "
             f"model_arguments.num_classes={len(scenes.class_names)}"
         )

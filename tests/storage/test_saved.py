@@ -1,13 +1,14 @@
 import hashlib
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 from cases import randomised
 from flax import nnx
-from tolerance import assert_identical
+from tolerance import ROUNDING_F32, assert_close, assert_identical
 
 from repmlp_jax import create_model, fuse_params, load_model, save_model
 from repmlp_jax.blocks.layers import ConvBN
@@ -68,6 +69,25 @@ def test_preprocessing_comes_back(tmp_path, model):
     preprocessing = {"mean": [0.3], "std": [0.4], "class_names": ["cat", "chien", "ñandú"]}
     save_model(tmp_path / "model", model, preprocessing=preprocessing)
     assert saved_models.load(tmp_path / "model").preprocessing == preprocessing
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Models that an earlier version saved, and their logits: `one_scale` has one int8 scale for each kernel."""
+    with zipfile.ZipFile(Path(__file__).with_name("stored_models.zip")) as archive:
+        archive.extractall(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["trained", "one_scale", "one_scale_multiplied"])
+def test_models_of_an_earlier_version_are_read(stored, name):
+    x = jnp.linspace(-1, 1, 32, dtype=jnp.float32).reshape(2, 4, 4, 1)
+    expected = json.loads((stored / "logits.json").read_text())[name]
+    model, preprocessing = saved_models.load(stored / name)
+    assert_close(model(x), expected, ROUNDING_F32)
+    assert preprocessing == {"mean": [0.5]}
+    if name != "trained":
+        assert len(set(model.head.kernel.scale[...].ravel().tolist())) == 1
 
 
 def test_an_existing_folder_stays(folder, model, tmp_path):

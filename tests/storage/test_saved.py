@@ -120,9 +120,10 @@ def change(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(format=2), "holds a PureMLP of format 2; this version reads format 1"),
-        (dict(model="Net"), "holds a Net of format 1"),
-        (dict(digests=None), "is damaged: model.json cannot be read"),
+        (dict(format=3), "holds a PureMLP of format 3; this version reads formats 1 to 2"),
+        (dict(model="Net"), "holds a Net of format 2"),
+        (dict(weights_sha256=None), r"is damaged: model.json cannot be read \(it lacks weights_sha256\)"),
+        (dict(format=1), r"is damaged: model.json cannot be read \(it lacks digests\)"),
         (dict(arguments=dict(widths="x")), "is damaged: PureMLP does not take its arguments"),
         (dict(arguments=dict(width=[4])), "is damaged: PureMLP does not take its arguments"),
         (dict(fused=True), "is damaged: its arrays are not those of the PureMLP that it names"),
@@ -161,6 +162,16 @@ def test_a_flipped_bit_is_noticed(folder, tmp_path, file, place):
     (path / file).write_bytes(content)
     with pytest.raises(ValueError, match=f"{path} is damaged: "):
         load_model(path)
+
+
+def test_one_wrong_value_is_noticed_whichever_version_saved_it(folder, stored):
+    for path in (shutil.copytree(folder, stored / "of today"), stored / "trained", stored / "one_scale"):
+        weights = path / "weights.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path} is damaged: {weights.name} holds other values than were saved"):
+            load_model(path)
 
 
 def test_weights_cut_short_or_missing(folder, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from cases import randomised
+from cases import abstract, randomised
 from flax import nnx
 from tolerance import ROUNDING_F32, assert_close, assert_identical
 
@@ -29,8 +29,7 @@ def build(name="trained"):
     small = dict(image_size=(8, 8), in_features=1, widths=(4, 8))
     if kind != "wide_convnet":
         small |= dict(partition_size=(4, 4), conv_kernels=(1, 3))
-    model = nnx.eval_shape(lambda: create_model(kind, **small, **arguments, rngs=nnx.Rngs(0)))
-    return randomised(model)
+    return randomised(abstract(create_model, kind, **small, **arguments))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from measure import interleaved, record
 from repmlp_jax import fuse_params, save_model
 from repmlp_jax.blocks.repmlp import FusedRepMLP, PartitionPerceptron
 from repmlp_jax.data import augment, load_dataset
-from repmlp_jax.quantisation.quantise import SCALES, quantise_params, summed_axes
+from repmlp_jax.quantisation.quantise import quantise_params, summed_axes
 from repmlp_jax.quantisation.quantised import round_to_int8
 from repmlp_jax.storage.models import load
 from repmlp_jax.training import train_and_evaluate
@@ -30,13 +30,9 @@ from repmlp_jax.training import train_and_evaluate
 DIGITS = Path(__file__).parents[1] / "configs" / "digits.py"
 FLOAT = "fused, float32"
 FORMS = {
-    "fused, int8 weights, per channel": dict(),
-    "fused, int8 weights, per tensor": dict(scales="tensor"),
-    "fused, int8 weights and activations, per channel": dict(activations="dynamic"),
-    "fused, int8 weights and activations, per tensor": dict(activations="dynamic", scales="tensor"),
+    "fused, int8 weights": dict(),
+    "fused, int8 weights and activations": dict(activations="dynamic"),
 }
-# Scales per tensor take neither less space nor less time.
-TIMED = [form for form, options in FORMS.items() if "scales" not in options]
 
 
 def main():
@@ -65,7 +61,7 @@ def main():
         seconds={},
     )
     fused = fuse_params(saved[0].model)
-    models = {FLOAT: fused} | {form: quantise_params(fused, **FORMS[form]) for form in TIMED}
+    models = in_all_forms(fused)
     measured["bytes_on_disk"] = {form: bytes_on_disk(model) for form, model in models.items()}
     for batch_size in options.batch_sizes:
         x = normalised(saved[0].preprocessing, images[:batch_size])
@@ -98,12 +94,15 @@ def normalised(preprocessing, images):
     return augment.normalise(jnp.asarray(images), preprocessing["mean"], preprocessing["std"])
 
 
+def in_all_forms(fused):
+    """The fused model in float32 and in int8."""
+    return {FLOAT: fused} | {form: quantise_params(fused, **options) for form, options in FORMS.items()}
+
+
 def judge(model, preprocessing, images, labels) -> dict[str, dict]:
     """Form → its accuracy; how often it says what the float32 one says; and how far its logits are off."""
     fused = fuse_params(model)
-    models = {FLOAT: fused} | {form: quantise_params(fused, **options) for form, options in FORMS.items()}
-    models["trained, float32"] = model
-    models |= {f"trained, int8 weights, per {name}": in_int8(model, name) for name in SCALES}
+    models = in_all_forms(fused) | {"trained, float32": model, "trained, int8 weights": in_int8(model)}
     reference, judged = logits(fused, preprocessing, images), {}
     for form, quantised in models.items():
         found = logits(quantised, preprocessing, images)
@@ -121,19 +120,18 @@ def logits(model, preprocessing, images) -> np.ndarray:
     return np.concatenate([np.asarray(forward(model, normalised(preprocessing, part))) for part in parts])
 
 
-def in_int8(model, scales):
+def in_int8(model):
     """A trained model with its kernels rounded to int8 and made floating-point again."""
     model = nnx.clone(model)
     for _, layer in nnx.iter_graph(model):
         if isinstance(layer, PartitionPerceptron | nnx.Conv | nnx.Linear | nnx.LinearGeneral):
-            layer.kernel = nnx.Param(rounded(layer, scales))
+            layer.kernel = nnx.Param(rounded(layer))
     return model
 
 
-def rounded(layer, scales):
+def rounded(layer):
     """A layer's kernel rounded to int8 and made floating-point again."""
-    kernel = layer.kernel[...]
-    values, scale = round_to_int8(kernel, summed(layer) if scales == "channel" else tuple(range(kernel.ndim)))
+    values, scale = round_to_int8(layer.kernel[...], summed(layer))
     return values.astype(scale.dtype) * scale
 
 
@@ -157,8 +155,7 @@ def rounding(layer) -> dict:
     kernel = np.asarray(layer.kernel[...])
     sizes = np.sqrt(np.square(kernel).mean(summed(layer)))
     return dict(
-        relative_error_per_channel=rms(rounded(layer, "channel") - kernel) / rms(kernel),
-        relative_error_per_tensor=rms(rounded(layer, "tensor") - kernel) / rms(kernel),
+        relative_error=rms(rounded(layer) - kernel) / rms(kernel),
         largest_weight_of_a_channel_to_its_rms=float((np.abs(kernel).max(summed(layer)) / sizes).mean()),
         largest_weight_of_all_to_their_rms=float(np.abs(kernel).max() / rms(kernel)),
     )

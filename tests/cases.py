@@ -55,10 +55,15 @@ def randomised(model: nnx.Module, seed: int = 0) -> nnx.Module:
     return nnx.merge(graphdef, nnx.from_flat_state(drawn))
 
 
+def abstract(make, *arguments, **options) -> nnx.Module:
+    """A model without its arrays."""
+    return nnx.eval_shape(lambda: make(*arguments, **options, rngs=nnx.Rngs(0)))
+
+
 def build(make, seed: int = 0, **options) -> nnx.Module:
     """A randomised model, in float64 unless told otherwise; its own initialisation is never computed."""
     options = dict(param_dtype=jnp.float64) | options
-    return randomised(nnx.eval_shape(lambda: make(**options, rngs=nnx.Rngs(0))), seed)
+    return randomised(abstract(make, **options), seed)
 
 
 def build_block(name: str = "plain", seed: int = 0, **options) -> RepMLP:
@@ -66,10 +71,14 @@ def build_block(name: str = "plain", seed: int = 0, **options) -> RepMLP:
     return build(RepMLP, seed, **CASES[name], **options)
 
 
+def random_array(*shape, seed: int = 0) -> np.ndarray:
+    """Normal numbers in float64."""
+    return np.random.default_rng(seed).normal(size=shape)
+
+
 def random_input(model, batch: int = 2, seed: int = 1, dtype=jnp.float64):
     """Images of the size that a model takes."""
-    images = np.random.default_rng(seed).normal(0, 1, (batch, *model.input_shape))
-    return jnp.asarray(images, dtype)
+    return jnp.asarray(random_array(batch, *model.input_shape, seed=seed), dtype)
 
 
 @quick_jit

@@ -148,8 +148,7 @@ def _folder() -> Path:
 
 @functools.cache
 def _model(name):
-    from cases import randomised
-    from flax import nnx
+    from cases import abstract, randomised
 
     from repmlp_jax import PureMLP, RepMLPNet, fuse_params
     from repmlp_jax.models.registry import MODELS
@@ -158,7 +157,7 @@ def _model(name):
         return fuse_params(_model("digits"))
     MODELS["RepMLPNet-T224"] = (RepMLPNet, T224)
     model_class, arguments = {"digits": (PureMLP, DIGITS), "t224": (RepMLPNet, T224)}[name]
-    return randomised(nnx.eval_shape(lambda: model_class(**arguments, rngs=nnx.Rngs(0))))
+    return randomised(abstract(model_class, **arguments))
 
 
 def _save(name, path):

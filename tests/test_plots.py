@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, build, build_block, randomised
+from cases import CASES, abstract, build, build_block, randomised
 from flax import nnx
 from test_cli import assert_refused, run
 from tolerance import ROUNDING_F64, assert_close
@@ -282,10 +282,6 @@ def test_what_the_identity_trick_is_not_drawn_of(arguments, message):
 
 
 # What fusing does to a model.
-
-
-def abstract(make, *arguments, **options):
-    return nnx.eval_shape(lambda: make(*arguments, **options, rngs=nnx.Rngs(0)))
 
 
 SMALL = dict(image_size=(8, 8), partition_size=(4, 4), conv_kernels=(3,))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, apply, build, evaluate, quick_jit, random_input
+from cases import CASES, abstract, apply, build, evaluate, quick_jit, random_input
 from flax import nnx
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close, assert_identical
 
@@ -162,7 +162,7 @@ def test_statistics_that_are_not_finite_are_found_in_any_block():
 
 
 def test_the_report_lists_them():
-    report = fuse_report(nnx.eval_shape(lambda: Net(rngs=nnx.Rngs(0))))
+    report = fuse_report(abstract(Net))
     blocks = {block.path: block for block in report.blocks}
     near = blocks["stages.0.near"]
     assert (near.kind, near.parameters) == ("RepVGG", (72 + 8 + 3 * 8, 72 + 4))
@@ -176,10 +176,10 @@ def test_the_report_lists_them():
 
 
 def test_a_block_that_says_nothing_of_itself_is_reported_all_the_same():
-    report = fuse_report(nnx.eval_shape(lambda: RepVGGOfFlax(4, rngs=nnx.Rngs(0))))
+    report = fuse_report(abstract(RepVGGOfFlax, 4))
     [block] = report.blocks
     assert (block.folded, block.kept, block.parameters, block.macs) == ({}, {}, (160 + 24, 148), None)
-    with_size = fuse_report(nnx.eval_shape(lambda: RepVGGOfFlax(4, rngs=nnx.Rngs(0))), (6, 6, 4))
+    with_size = fuse_report(abstract(RepVGGOfFlax, 4), (6, 6, 4))
     assert with_size.macs == (36 * 160, 36 * 144)
 
 
@@ -227,6 +227,6 @@ def test_only_the_middle_column_of_a_square_kernel_meets_the_sequence():
 
 
 def test_what_square_kernels_on_sequences_cost():
-    before, after = fuse_report(nnx.eval_shape(lambda: RepMLP(**SEQUENCE, conv_kernels=(5,), rngs=nnx.Rngs(0)))).macs
+    before, after = fuse_report(abstract(RepMLP, **SEQUENCE, conv_kernels=(5,))).macs
     square, column = (24 * 6 * 2 * size for size in (5 * 5, 5))
     assert before - after == square == 5 * column

@@ -10,6 +10,7 @@ from repmlp_jax.data.preprocessing import resize
 from repmlp_jax.data.stream import BadExample
 
 DRAWS = 10
+RATIOS = 3 / 4, 4 / 3  # least and largest width over height
 
 
 def decode(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
@@ -35,33 +36,31 @@ def draw_box(
     random: np.random.Generator,
     *,
     scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
     """Draws a box inside a picture, as Inception was trained with (arXiv 1409.4842, Section 6) and torchvision does.
 
     Its share of the area is uniform, and so is the logarithm of its ratio of width to height. Of ten draws the first
-    that fits counts; if none does, it is the largest box in the middle whose ratio is allowed.
+    that fits counts; if none does, it is the largest box in the middle whose ratio is one of those drawn.
 
     Args:
         height: of the picture.
         width: of the picture.
         random: what is drawn from.
         scale: least and largest share of the area.
-        ratio: least and largest width over height.
 
     Returns:
         top, left, height and width of the box, in pixels.
     """
     for _ in range(DRAWS):
         area = height * width * random.uniform(*scale)
-        proportion = math.exp(random.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        proportion = math.exp(random.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
         box_height, box_width = round(math.sqrt(area / proportion)), round(math.sqrt(area * proportion))
         if 0 < box_height <= height and 0 < box_width <= width:
             top = int(random.integers(height - box_height + 1))
             left = int(random.integers(width - box_width + 1))
             return top, left, box_height, box_width
-    box_height = max(1, min(height, round(width / ratio[0])))
-    box_width = max(1, min(width, round(height * ratio[1])))
+    box_height = max(1, min(height, round(width / RATIOS[0])))
+    box_width = max(1, min(width, round(height * RATIOS[1])))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 

@@ -1,22 +1,21 @@
 """Downloads CIFAR-10 and writes it as the TFDS dataset `cifar10`, without TensorFlow.
 
-TFDS's own preparation needs TensorFlow to extract the archive and to encode PNG. Here NumPy reads the binary
-archive and OpenCV encodes; the examples, their order and the folder are those of TFDS's own `cifar10`.
+TFDS's own preparation needs TensorFlow to extract the archive, to read it and to encode arrays as PNG. Here NumPy
+reads it, and TFDS gets Pillow's images; the examples, their order and the folder are those of its own `cifar10`.
 """
 
-import hashlib
 import http.client
-import io
 import os
+import shutil
 import tarfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 from tensorflow_datasets.core.download import checksums
 from tqdm import tqdm
 
@@ -32,7 +31,6 @@ TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST_FILES = ("test_batch.bin",)
 
 NETWORK_TIMEOUT_SECONDS = 30
-CHUNK_BYTES = 2**18
 
 
 def prepare_cifar10(
@@ -117,11 +115,12 @@ class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):  # type: ign
         }
 
     def _generate_examples(self, split_prefix: str, filepaths: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
-        index = 0  # TFDS shuffles by this key, so it has to count as TFDS's own builder does.
-        for content in self._read_files(*filepaths):
-            for image, label in zip(*_parse_records(content), strict=True):
-                yield index, {"id": f"{split_prefix}{index:05d}", "image": _encode_png(image), "label": label}
-                index += 1
+        # A record is a label of one byte, then the red, the green and the blue pixels.
+        records = np.frombuffer(b"".join(self._read_files(*filepaths)), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+        images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        # TFDS shuffles by the index, so it counts as TFDS's own builder does.
+        for index, (image, label) in enumerate(zip(images, records[:, 0].tolist(), strict=True)):
+            yield index, {"id": f"{split_prefix}{index:05d}", "image": Image.fromarray(image), "label": label}
 
     def _read_files(self, *names: str) -> Iterator[bytes]:
         with tarfile.open(self.archive) as archive:
@@ -145,44 +144,19 @@ def _download(url: str, archive: Path, size: int, sha256: str) -> None:
         partial = Path(incomplete) / archive.name
         with (
             urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT_SECONDS) as response,
+            tqdm.wrapattr(response, "read", total=size, desc=f"Downloading {archive.name}") as counted,
             partial.open("wb") as file,
-            tqdm(total=size, desc=f"Downloading {archive.name}", unit="B", unit_scale=True) as progress,
         ):
-            while chunk := response.read(CHUNK_BYTES):
-                file.write(chunk)
-                progress.update(len(chunk))
+            shutil.copyfileobj(counted, file)
         _check_archive(partial, size, sha256, origin=url)
         partial.replace(archive)
 
 
 def _check_archive(archive: Path, size: int, sha256: str, origin: str | Path) -> None:
-    with archive.open("rb") as file:
-        found_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    found_size = archive.stat().st_size
-    if (found_size, found_sha256) != (size, sha256):
+    found = checksums.compute_url_info(archive)
+    if (found.size, found.checksum) != (size, sha256):
         archive.unlink()
         raise ValueError(
             f"{origin}: expected {size} bytes with SHA-256 {sha256}, "
-            f"got {found_size} bytes with SHA-256 {found_sha256}; the file was removed"
+            f"got {found.size:d} bytes with SHA-256 {found.checksum}; the file was removed"
         )
-
-
-def _parse_records(content: bytes) -> tuple[np.ndarray, list[int]]:
-    """Splits records of one label byte and 3072 pixel bytes, channel by channel.
-
-    Returns:
-      Images uint8 (records, 32, 32, 3) in RGB, and the labels.
-
-    Raises:
-      ValueError: `content` is no whole number of records.
-    """
-    records = np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)
-    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return images, records[:, 0].tolist()
-
-
-def _encode_png(image: np.ndarray) -> io.BytesIO:
-    encoded, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not encoded:
-        raise ValueError("OpenCV cannot encode PNG")
-    return io.BytesIO(png.tobytes())

@@ -35,7 +35,6 @@ from repmlp_jax.quantisation.quantised import (
 )
 
 ACTIVATIONS = (None, "dynamic")
-SCALES = ("channel", "tensor")
 # The blocks whose FC3 is multiplied in int8, and the modules that do so. (NNX's own layers take the product as a hook.)
 BLOCKS: dict[Any, Any] = {FusedRepMLP: Int8RepMLP, FusedRepMLPNetBlock: Int8RepMLPNetBlock}
 NNX_LAYERS = (nnx.Conv, nnx.Linear, nnx.LinearGeneral)
@@ -46,7 +45,7 @@ UNKNOWN = f"no kernel of {', '.join(layer.__name__ for layer in LAYERS)}"
 MOST_SUMMED = (2**31 - 1) // LARGEST**2
 
 
-def quantise_params(model: nnx.Module, *, activations: str | None = None, scales: str = "channel") -> nnx.Module:
+def quantise_params(model: nnx.Module, *, activations: str | None = None) -> nnx.Module:
     """Returns a fused model with its kernels rounded to int8.
 
     The kernel of every fused block, `nnx.Conv`, `nnx.Linear` and `nnx.LinearGeneral`, wherever it sits, becomes int8
@@ -65,15 +64,13 @@ def quantise_params(model: nnx.Module, *, activations: str | None = None, scales
     Args:
         model: a fused model.
         activations: None or "dynamic".
-        scales: "channel" for a scale of each output, or "tensor" for the same one in all of a kernel, which is there to
-            show how much worse that is.
 
     Returns:
         The quantised model.
 
     Raises:
         TypeError: if `model` is not an NNX module.
-        ValueError: if it is not fused; if an argument is none of these; if a weight is not finite (traced ones cannot
+        ValueError: if it is not fused; if `activations` is none of these; if a weight is not finite (traced ones cannot
             be looked at and are not checked); if, with `activations`, a convolution has a mask, or an output sums over
             more products than an int32 surely holds.
 
@@ -88,23 +85,22 @@ def quantise_params(model: nnx.Module, *, activations: str | None = None, scales
         >>> in_int8.kernel.values.dtype
         dtype('int8')
     """
-    for name, value, works in (("activations", activations, ACTIVATIONS), ("scales", scales, SCALES)):
-        if value not in works:
-            raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, works))}")
+    if activations not in ACTIVATIONS:
+        raise ValueError(f"{activations=} is none of {', '.join(map(repr, ACTIVATIONS))}")
     _check_model(model)
-    quantised = transformed_on_host(functools.partial(_quantised, activations, scales), model)
+    quantised = transformed_on_host(functools.partial(_quantised, activations), model)
     _warn_of_what_stays(model, quantised)
     return quantised
 
 
-def _quantised(activations, scales, model):
+def _quantised(activations, model):
     model = nnx.clone(model)
     layers = _layers(model)
     for path, layer in layers:
         _check_kernel(path, layer, activations)
     # A kernel that two layers share stays one.
     shared = {id(layer.kernel): layer for _, layer in layers}
-    kernels = {key: _int8_kernel(layer, activations, scales) for key, layer in shared.items()}
+    kernels = {key: _int8_kernel(layer, activations) for key, layer in shared.items()}
     promote: Any = promote_around_int8
     for _, layer in layers:
         layer.kernel = kernels[id(layer.kernel)]
@@ -289,11 +285,9 @@ def _count_broken(kernel):
     return jnp.sum(~jnp.isfinite(kernel), dtype=jnp.int32)
 
 
-def _int8_kernel(layer, activations, scales) -> Int8Kernel:
-    kernel, axes = layer.kernel.get_value(), summed_axes(layer)
-    values, scale = round_to_int8(kernel, axes if scales == "channel" else tuple(range(kernel.ndim)))
-    if scales == "tensor":
-        scale = jnp.broadcast_to(scale, [1 if axis in axes else size for axis, size in enumerate(kernel.shape)])
+def _int8_kernel(layer, activations) -> Int8Kernel:
+    kernel = layer.kernel.get_value()
+    values, scale = round_to_int8(kernel, summed_axes(layer))
     return (Int8Operand if activations else Int8Kernel)(values, scale, kernel.dtype)
 
 

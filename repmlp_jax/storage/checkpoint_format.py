@@ -1,4 +1,8 @@
-"""One checkpoint on disk: written by Orbax with a digest of every array, not believed before they agree."""
+"""One checkpoint on disk: written by Orbax with a digest of every array, not believed before they agree.
+
+The digests are of arrays, not of files: Orbax's files depend on the processes and devices that write them, and an
+array's digest does not; and the error names the array.
+"""
 
 import hashlib
 import json

@@ -21,10 +21,12 @@ from repmlp_jax.quantisation.quantise import quantisation, quantise_params
 from repmlp_jax.storage.digest import describe, digests
 from repmlp_jax.version import versions
 
-FORMAT = 1
+FORMAT = 2
 DESCRIPTION = "model.json"
 WEIGHTS = "weights.safetensors"
-CONTENTS = {"format", "model", "arguments", "fused", "preprocessing", "arrays", "digests", "versions"}
+SHARED = {"format", "model", "arguments", "fused", "preprocessing", "arrays", "versions"}
+# Format → what it holds: format 1 has a digest of every array, format 2 one of the file of weights.
+CONTENTS = {1: SHARED | {"digests"}, 2: SHARED | {"weights_sha256"}}
 
 
 def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | None = None, overwrite: bool = False):
@@ -63,13 +65,13 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
         "quantised": quantisation(model),
         "preprocessing": preprocessing or {},
         "arrays": describe(arrays),
-        "digests": digests(arrays),
         "versions": versions(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{path.name}.partial.", dir=path.parent))
     try:
         save_file({name: np.asarray(array) for name, array in arrays.items()}, partial / WEIGHTS)
+        description["weights_sha256"] = _sha256(partial / WEIGHTS)
         (partial / DESCRIPTION).write_text(json.dumps(description | {"sha256": _seal(description)}, indent=1))
         partial.chmod(0o755)
         replaced = partial / "replaced"
@@ -134,9 +136,12 @@ def load(path: str | Path) -> SavedModel:
         raise ValueError(f"{path} is damaged: its weights cannot be read ({error})") from error
     if describe(arrays) != description["arrays"]:
         raise ValueError(f"{path} is damaged: {WEIGHTS} holds other arrays than {DESCRIPTION} says")
-    found = digests(arrays)
-    if changed := [name for name, digest in description["digests"].items() if digest != found[name]]:
-        raise ValueError(f"{path} is damaged: wrong values in {', '.join(changed[:5])}")
+    if description["format"] == 1:
+        damaged = description["digests"] != digests(arrays)
+    else:
+        damaged = description["weights_sha256"] != _sha256(path / WEIGHTS)
+    if damaged:
+        raise ValueError(f"{path} is damaged: {WEIGHTS} holds other values than were saved")
     restored = [(place, variable.replace(arrays[_name(place)])) for place, variable in wanted]
     model = seeded(abstract)
     nnx.update(model, nnx.from_flat_state(restored))
@@ -156,6 +161,11 @@ def _name(place: tuple) -> str:
     return ".".join(map(str, place))
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _seal(description: dict) -> str:
     return hashlib.sha256(json.dumps(description).encode()).hexdigest()
 
@@ -166,14 +176,15 @@ def _read_description(path):
     try:
         description = json.loads((path / DESCRIPTION).read_text())
         found = description["format"], description["model"]
-        if found[0] == FORMAT and (missing := CONTENTS - set(description)):
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        if found[0] == FORMAT and description.pop("sha256") != _seal(description):
-            raise ValueError("its digest is wrong")
+        if found[0] in CONTENTS:
+            if missing := CONTENTS[found[0]] - set(description):
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+            if description.pop("sha256") != _seal(description):
+                raise ValueError("its digest is wrong")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {DESCRIPTION} cannot be read ({error})") from error
-    if found[0] != FORMAT or found[1] not in _model_classes():
-        raise ValueError(f"{path} holds a {found[1]} of format {found[0]}; this version reads format {FORMAT}")
+    if found[0] not in CONTENTS or found[1] not in _model_classes():
+        raise ValueError(f"{path} holds a {found[1]} of format {found[0]}; this version reads formats 1 to {FORMAT}")
     return description
 
 

@@ -4,17 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import build, quick_jit, train
+from cases import build, quick_jit, random_array, train
 from flax import nnx
 from jax import lax
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close
 
-from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_groups, grouped_convolution, grouped_fc, ungroup
-
-
-def random_array(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape)
-
+from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_groups, grouped_fc, ungroup
 
 # The shape of the norm, that of its input, and the axes that statistics are taken over.
 NORMS = [
@@ -116,29 +111,6 @@ def test_the_mode_is_that_of_nnx():
     assert norm.use_running_average
     norm.train()
     assert not norm.use_running_average
-
-
-@pytest.mark.parametrize(("groups", "in_features", "out_features"), [(1, 3, 4), (2, 4, 6), (3, 6, 3), (4, 4, 8)])
-@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
-def test_grouped_convolution_is_that_of_lax(groups, in_features, out_features, strides):
-    x = jnp.asarray(random_array(2, 5, 6, in_features))
-    kernel = jnp.asarray(random_array(3, 5, in_features // groups, out_features, seed=1))
-    options = dict(padding=((1, 1), (2, 2)), feature_group_count=groups)
-
-    def ours(x, kernel):
-        return grouped_convolution(x, kernel, strides=strides, **options)
-
-    def theirs(x, kernel):
-        return lax.conv_general_dilated(x, kernel, strides, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
-
-    @functools.partial(quick_jit, static_argnums=0)
-    def value_and_gradients(convolve, x, kernel):
-        y, backward = jax.vjp(convolve, x, kernel)
-        return y, *backward(jnp.cos(y))
-
-    results = zip(value_and_gradients(ours, x, kernel), value_and_gradients(theirs, x, kernel), strict=True)
-    for actual, expected in results:
-        assert_close(actual, expected, ROUNDING_F64)
 
 
 @pytest.mark.parametrize(("groups", "in_features", "out_features"), [(1, 3, 2), (2, 4, 6), (4, 4, 4)])

@@ -61,15 +61,17 @@ CONVOLUTIONS = {
     "wide row": (2, 80, 4, 4, (3, 3), 2),
     "groups are channels": (4, 4, 4, 4, (3, 3), 4),
     "no groups": (4, 4, 3, 5, (3, 3), 1),
+    "fewer outputs": (5, 6, 6, 3, (3, 5), 3),
 }
 
 
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
 @pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
-def test_every_way_to_convolve_gives_what_lax_gives(case):
+def test_every_way_to_convolve_gives_what_lax_gives(case, strides):
     height, width, channels, outputs, sides, groups = case
     x, kernel = random(0, 2, height, width, channels), random(1, *sides, channels // groups, outputs)
     padding = tuple((side // 2, side // 2) for side in sides)
-    assert_as_lax(x, kernel, strides=(1, 1), padding=padding, feature_group_count=groups)
+    assert_as_lax(x, kernel, strides=strides, padding=padding, feature_group_count=groups)
 
 
 WINDOWS = {

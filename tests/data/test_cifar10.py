@@ -267,15 +267,15 @@ PREPARE_AND_DIE = """
 import os, sys
 from repmlp_jax.data import prepare_cifar10 as preparation
 
-encode, left = preparation._encode_png, [30]
+from_array, left = preparation.Image.fromarray, [30]
 
-def encode_thirty_then_die(image):
+def convert_thirty_then_die(image):
     left[0] -= 1
     if left[0] < 0:
         os._exit(9)
-    return encode(image)
+    return from_array(image)
 
-preparation._encode_png = encode_thirty_then_die
+preparation.Image.fromarray = convert_thirty_then_die
 preparation.prepare_cifar10(sys.argv[1], url=sys.argv[2], size=int(sys.argv[3]), sha256=sys.argv[4])
 """
 

@@ -182,14 +182,15 @@ def test_what_is_no_colour_picture_is_refused(name, image, random):
         POLICIES[name](image, random)
 
 
+def note(seen, name):
+    """A distortion that changes nothing and notes its name and strength."""
+    return lambda picture, strength, random: seen.append((name, strength)) or picture
+
+
 def test_auto_augment_applies_a_pair_with_its_probabilities_and_magnitudes(image, monkeypatch):
     seen = []
-
-    def note(name):
-        return lambda picture, strength, random: seen.append((name, strength)) or picture
-
     monkeypatch.setattr(policies, "IMAGENET_POLICY", ((("A", 1.0, 9), ("B", 0.25, 3)), (("C", 0.0, 1), ("D", 1.0, 0))))
-    monkeypatch.setattr(policies, "AUTO_AUGMENT", {name: note(name) for name in "ABCD"})
+    monkeypatch.setattr(policies, "AUTO_AUGMENT", {name: note(seen, name) for name in "ABCD"})
     random = np.random.default_rng(0)
     for _ in range(1000):
         auto_augment(image[:2, :2], random)
@@ -202,11 +203,7 @@ def test_auto_augment_applies_a_pair_with_its_probabilities_and_magnitudes(image
 
 def test_rand_augment_draws_distortions_and_magnitudes_alike(image, monkeypatch):
     seen = []
-
-    def note(name):
-        return lambda picture, strength, random: seen.append((name, strength)) or picture
-
-    monkeypatch.setattr(policies, "RAND_AUGMENT", tuple(map(note, "ABCD")))
+    monkeypatch.setattr(policies, "RAND_AUGMENT", tuple(note(seen, name) for name in "ABCD"))
     random = np.random.default_rng(0)
     for _ in range(1000):
         rand_augment(image[:2, :2], random, layers=3)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import build_block, quick_jit, random_input, randomised
+from cases import abstract, build_block, quick_jit, random_input, randomised
 from cases import evaluate as forward
 from flax import nnx
 from safetensors.numpy import load_file
@@ -59,7 +59,7 @@ every_batch = pytest.mark.parametrize("batch", [1, 5])
 
 def build(name, **options):
     """A net with random weights and statistics, as it comes from training."""
-    return randomised(nnx.eval_shape(lambda: NETS[name](**options, rngs=nnx.Rngs(0))))
+    return randomised(abstract(NETS[name], **options))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, build, build_block, quick_jit
+from cases import CASES, abstract, build, build_block, quick_jit, random_array
 from flax import nnx
 from jax import lax
 from jax.extend.core import jaxprs_in_params
@@ -14,11 +14,6 @@ from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close
 from repmlp_jax import RepMLP, conv_to_fc, fuse_params
 from repmlp_jax.blocks.layers import BatchNorm, fuse_fc3, grouped_fc, ungroup
 from repmlp_jax.fusing.algebra import add_kernels, fc_bias, fold_norm, scale_and_shift
-
-
-def random_array(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape)
-
 
 # Compiled as one: faster here than one operation after another.
 convert = quick_jit(conv_to_fc, static_argnums=(1, 2))
@@ -170,7 +165,7 @@ def test_fc_bias_is_the_channels_bias_at_every_pixel():
 )
 def test_fusing_fc3_needs_little_more_memory_than_its_kernel(in_features, out_features, groups):
     make = functools.partial(RepMLP, in_features, out_features, image_size=(8, 8), partition_size=(8, 8))
-    block = nnx.eval_shape(lambda: make(conv_kernels=(1, 3, 5, 7), groups=groups, rngs=nnx.Rngs(0)))
+    block = abstract(make, conv_kernels=(1, 3, 5, 7), groups=groups)
     branches = list(block.local_perceptron.values())
     fc3 = block.partition_perceptron.kernel.get_value(), block.partition_perceptron.norm
     memory = fuse_fc3.lower(fc3, branches, (8, 8), groups).compile().memory_analysis()
@@ -188,7 +183,7 @@ def equations(jaxpr):
 @pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
 def test_fusing_computes_in_float32_at_the_highest_precision(param_dtype):
     options = CASES["plain"] | dict(dtype=jnp.bfloat16, param_dtype=param_dtype)
-    block = nnx.eval_shape(lambda: RepMLP(**options, rngs=nnx.Rngs(0)))
+    block = abstract(RepMLP, **options)
     found = list(equations(jax.make_jaxpr(fuse_params)(block).jaxpr))
     products = [eqn for eqn in found if eqn.primitive.name in ("conv_general_dilated", "dot_general")]
     (shift_through_fc1,) = products

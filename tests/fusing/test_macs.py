@@ -1,7 +1,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
+from cases import abstract
 from jax import lax
 
 from repmlp_jax.blocks.layers import ConvBN
@@ -27,7 +27,7 @@ CONVOLUTIONS = [
 @pytest.mark.parametrize(("options", "expected"), CONVOLUTIONS)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_convolutions(options, expected, batch):
-    layer = nnx.eval_shape(lambda: ConvBN(4, 8, **options, rngs=nnx.Rngs(0)))
+    layer = abstract(ConvBN, 4, 8, **options)
     layer.eval()
     assert count_macs(lambda layer, x: layer(x), layer, array(batch, 5, 6, 4)) == batch * expected
 

@@ -2,7 +2,7 @@ import functools
 
 import jax.numpy as jnp
 import pytest
-from cases import CASES, build_block
+from cases import CASES, abstract, build_block
 from flax import nnx
 
 from repmlp_jax import RepMLP, RepMLPNet, fuse_params
@@ -11,10 +11,6 @@ from repmlp_jax.fusing.report import count_parameters
 from repmlp_jax.interop.report import fuse_report
 from repmlp_jax.interop.torch import deployed
 from repmlp_jax.models.cifar import PureMLP, WideConvNet
-
-
-def abstract(make, *arguments, **options):
-    return nnx.eval_shape(lambda: make(*arguments, **options, rngs=nnx.Rngs(0)))
 
 
 @functools.cache

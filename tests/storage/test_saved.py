@@ -1,13 +1,14 @@
 import hashlib
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from cases import randomised
+from cases import abstract, randomised
 from flax import nnx
-from tolerance import assert_identical
+from tolerance import ROUNDING_F32, assert_close, assert_identical
 
 from repmlp_jax import create_model, fuse_params, load_model, save_model
 from repmlp_jax.blocks.layers import ConvBN
@@ -28,8 +29,7 @@ def build(name="trained"):
     small = dict(image_size=(8, 8), in_features=1, widths=(4, 8))
     if kind != "wide_convnet":
         small |= dict(partition_size=(4, 4), conv_kernels=(1, 3))
-    model = nnx.eval_shape(lambda: create_model(kind, **small, **arguments, rngs=nnx.Rngs(0)))
-    return randomised(model)
+    return randomised(abstract(create_model, kind, **small, **arguments))
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,25 @@ def test_preprocessing_comes_back(tmp_path, model):
     assert saved_models.load(tmp_path / "model").preprocessing == preprocessing
 
 
+@pytest.fixture
+def stored(tmp_path):
+    """Models that an earlier version saved, and their logits: `one_scale` has one int8 scale for each kernel."""
+    with zipfile.ZipFile(Path(__file__).with_name("stored_models.zip")) as archive:
+        archive.extractall(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["trained", "one_scale", "one_scale_multiplied"])
+def test_models_of_an_earlier_version_are_read(stored, name):
+    x = jnp.linspace(-1, 1, 32, dtype=jnp.float32).reshape(2, 4, 4, 1)
+    expected = json.loads((stored / "logits.json").read_text())[name]
+    model, preprocessing = saved_models.load(stored / name)
+    assert_close(model(x), expected, ROUNDING_F32)
+    assert preprocessing == {"mean": [0.5]}
+    if name != "trained":
+        assert len(set(model.head.kernel.scale[...].ravel().tolist())) == 1
+
+
 def test_an_existing_folder_stays(folder, model, tmp_path):
     path = shutil.copytree(folder, tmp_path / "model")
     other = fuse_params(model)
@@ -100,9 +119,10 @@ def change(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(format=2), "holds a PureMLP of format 2; this version reads format 1"),
-        (dict(model="Net"), "holds a Net of format 1"),
-        (dict(digests=None), "is damaged: model.json cannot be read"),
+        (dict(format=3), "holds a PureMLP of format 3; this version reads formats 1 to 2"),
+        (dict(model="Net"), "holds a Net of format 2"),
+        (dict(weights_sha256=None), r"is damaged: model.json cannot be read \(it lacks weights_sha256\)"),
+        (dict(format=1), r"is damaged: model.json cannot be read \(it lacks digests\)"),
         (dict(arguments=dict(widths="x")), "is damaged: PureMLP does not take its arguments"),
         (dict(arguments=dict(width=[4])), "is damaged: PureMLP does not take its arguments"),
         (dict(fused=True), "is damaged: its arrays are not those of the PureMLP that it names"),
@@ -141,6 +161,16 @@ def test_a_flipped_bit_is_noticed(folder, tmp_path, file, place):
     (path / file).write_bytes(content)
     with pytest.raises(ValueError, match=f"{path} is damaged: "):
         load_model(path)
+
+
+def test_one_wrong_value_is_noticed_whichever_version_saved_it(folder, stored):
+    for path in (shutil.copytree(folder, stored / "of today"), stored / "trained", stored / "one_scale"):
+        weights = path / "weights.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path} is damaged: {weights.name} holds other values than were saved"):
+            load_model(path)
 
 
 def test_weights_cut_short_or_missing(folder, tmp_path):

@@ -89,7 +89,7 @@ def official_nets(name, model, options) -> dict[str, torch.nn.Module]:
 
 
 def compiled(nets) -> dict[str, torch.nn.Module]:
-    """The nets by `torch.compile`, for each batch size anew, as ours."""
+    """The nets by `torch.compile`, compiled for each batch size, as ours."""
     torch._dynamo.reset()  # else it gives up compiling after the eighth
     return {f"{name}, torch.compile": torch.compile(net, dynamic=False) for name, net in nets.items()}
 

@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def interleaved(functions: dict[str, Callable], runs: int) -> dict[str, dict]:
-    """Seconds of each function, warmed up once, then run in turn so that a drift of the machine meets all alike.
+    """Seconds of each function, warmed up once, then run in turn so that a drift of the machine meets all of them.
 
     Args:
         functions: name → function without arguments, whose result is waited for.

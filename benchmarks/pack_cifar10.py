@@ -3,7 +3,7 @@
     python benchmarks/pack_cifar10.py cifar10.npz
     python train.py --config=configs/cifar.py --config.data_dir=cifar10.npz
 
-It reads the dataset as TFDS prepared it, in the folder that TFDS_DATA_DIR names, and does not encode anything anew.
+It reads the dataset as TFDS prepared it, in the folder that TFDS_DATA_DIR names, and encodes nothing again.
 """
 
 import argparse

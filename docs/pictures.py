@@ -1,4 +1,4 @@
-"""The pictures in the pages, drawn anew whenever the pages are built (the README has a copy of `kernels`)."""
+"""The pictures in the pages, drawn whenever the pages are built (the README has a copy of `kernels`)."""
 
 import functools
 

@@ -140,7 +140,7 @@ def computed_once(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """`x`, bit for bit, which the CPU computes once: to be put at the end of a residual branch.
 
     XLA's CPU backend takes additions and multiplications for so cheap that each of a chain of residual blocks would
-    compute all the sums and norms before it anew, forwards and backwards: time grows with the square of the number
+    compute all the sums and norms before it again, forwards and backwards: time grows with the square of the number
     of blocks. It never repeats a division, be it by 1, as long as it cannot see that. (An `optimization_barrier` is
     taken away too early.) Programs for any batch size, which are exported to run elsewhere, go without.
     """

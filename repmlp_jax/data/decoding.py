@@ -1,4 +1,4 @@
-"""From an encoded picture to a part of it in a fixed size, drawn anew each time, on the host."""
+"""From an encoded picture to a part of it of a fixed size, drawn each time, on the host."""
 
 import math
 

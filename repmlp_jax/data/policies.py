@@ -91,7 +91,7 @@ def auto_augment(image: UInt8[np.ndarray, "H W 3"], random: np.random.Generator)
 def rand_augment(
     image: UInt8[np.ndarray, "H W 3"], random: np.random.Generator, *, layers: int = 2, magnitude: int = 15
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Applies distortions drawn anew for each image (arXiv 1909.13719), in RepMLPNet's way.
+    """Applies distortions drawn for each image (arXiv 1909.13719), in RepMLPNet's way.
 
     There "RandAugment 15" are two of 16 distortions, each applied for certain with a magnitude drawn from 0 to 14, of
     which 10 is strength 1. Here posterizing leaves one bit at least, where none made the picture black, and geometry

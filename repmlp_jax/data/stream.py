@@ -108,7 +108,7 @@ def make_stream(
         seed: of the order and of `random`, from 0 to 2³² - 1.
         start: number of the first batch, from 0.
         workers: processes that prepare batches, of each training process; 0: threads of this one. A script that
-            uses them needs `if __name__ == "__main__":`, as they import it anew.
+            uses them needs `if __name__ == "__main__":`, as they import it again.
         process_index: which part is read.
         process_count: number of training processes.
 

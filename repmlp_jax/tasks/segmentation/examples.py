@@ -60,7 +60,7 @@ def training_example(
 ) -> dict[str, np.ndarray]:
     """Decodes a record and makes a training example of it: scaled, cropped, mirrored, brighter or darker at random.
 
-    A picture that is smaller than the crop once it is scaled is padded on all sides alike, with the dataset's mean
+    A picture that is smaller than the crop once it is scaled is padded equally on all sides, with the dataset's mean
     colour and with labels that do not count. A crop may have no pixel that counts, rarely.
 
     Args:

@@ -16,6 +16,15 @@ CHOICES = {
     "augmentation": ("", "autoaugment", "randaugment"),
     "init_head": ("load", "skip"),
 }
+POSITIVE = (
+    *("batch_size", "eval_batch_size", "accumulate", "eval_every_epochs"),
+    *("learning_rate", "poly_power", "scale"),
+)
+NOT_NEGATIVE = (
+    *("epochs", "warmup_epochs", "weight_decay", "clip_norm", "crop_padding", "mixup", "cutmix", "num_people"),
+    *("margin", "auxiliary_weight", "workers", "steps_per_call", "log_every_steps", "profile_steps"),
+    *("checkpoint_every_steps", "checkpoint_every_seconds"),
+)
 
 
 def default_config() -> ConfigDict:
@@ -62,7 +71,7 @@ def default_config() -> ConfigDict:
             checkpoint_every_steps=0,  # besides that of every epoch's end; 0: none
             checkpoint_every_seconds=30.0,  # least time between two, but for the last; 0: no limit
             log_every_steps=0,  # a row of metrics.csv so often, besides that of every epoch's end; 0: none
-            profile_steps=0,  # training steps to trace with jax.profiler, after the first call; 0: none
+            profile_steps=0,  # how many training steps jax.profiler traces, after the first call; 0: none
             steps_per_call=0,  # training steps between two looks at the loss; 0: as many as take about a second
         )
     )
@@ -80,32 +89,8 @@ def check_config(config: ConfigDict) -> None:
     unknown = sorted(set(config) - set(known))
     problems = [f"there is no field {name!r}; the nearest is {nearest(name, known)!r}" for name in unknown]
     problems += [f"field {name!r} is missing" for name in sorted(set(known) - set(config))]
-    positive = (
-        "batch_size",
-        "eval_batch_size",
-        "learning_rate",
-        "accumulate",
-        "poly_power",
-        "eval_every_epochs",
-        "scale",
-    )
-    problems += [f"{name}={config[name]} must be above 0" for name in positive if not config.get(name, 1) > 0]
-    not_negative = (
-        *("epochs", "weight_decay", "warmup_epochs", "crop_padding", "checkpoint_every_steps", "steps_per_call"),
-        *(
-            "checkpoint_every_seconds",
-            "log_every_steps",
-            "profile_steps",
-            "workers",
-            "clip_norm",
-            "mixup",
-            "cutmix",
-            "num_people",
-            "margin",
-            "auxiliary_weight",
-        ),
-    )
-    problems += [f"{name}={config[name]} must not be below 0" for name in not_negative if not config.get(name, 0) >= 0]
+    problems += [f"{name}={config[name]} must be above 0" for name in POSITIVE if not config.get(name, 1) > 0]
+    problems += [f"{name}={config[name]} must not be below 0" for name in NOT_NEGATIVE if not config.get(name, 0) >= 0]
     for name, works in CHOICES.items():
         if config.get(name, works[0]) not in works:
             problems.append(

@@ -125,8 +125,8 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
             epoch = step // steps_per_epoch + 1
             bar.set_description(f"epoch {epoch}/{config.epochs}")
             stop = _next_stop(step, steps_per_epoch, config)
-            count = profiler.limit(min(pace.steps, stop - step))
-            with pace.timed(count), profiler.trace(step):
+            count = min(pace.steps, stop - step)
+            with pace.timed(count), profiler.trace(step, count):
                 state, seen = fetch_metrics(train_steps(state, step, count))
             step = seen.step
             bar.set_postfix(loss=f"{seen.loss:.4f}", accuracy=f"{seen.accuracy:.2%}", refresh=False)
@@ -146,6 +146,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
                 model = task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
                 scores = task.evaluator.evaluate(model)
             tested = {f"test_{name}": scores[name] for name in task.scores if name in scores}
+            images_per_second = config.batch_size / pace.seconds_per_step
             if metrics is not None and (is_end_of_epoch or _is_multiple(step, config.log_every_steps)):
                 metrics.add(
                     epoch=epoch,
@@ -153,11 +154,11 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
                     learning_rate=float(learning_rate(step - 1)),
                     train_loss=seen.loss,
                     train_accuracy=seen.accuracy,
-                    images_per_second=config.batch_size / pace.seconds_per_step,
+                    images_per_second=images_per_second,
                     **tested,
                 )
-            if is_end_of_epoch:
-                bar.write(_line_of_epoch(epoch, seen, task.scores, scores, config.batch_size / pace.seconds_per_step))
+            if is_chief and is_end_of_epoch:
+                bar.write(_line_of_epoch(epoch, seen, task.scores, scores, images_per_second))
             # After the row: a checkpoint of an epoch's end without its row could not make it again.
             must = asked_to_stop or step == final_step
             if must or is_end_of_epoch or _is_multiple(step, config.checkpoint_every_steps):
@@ -187,7 +188,7 @@ def _refuse_another_configuration(workdir: Path, wanted: dict):
     if path.exists() and (found := differences(wanted, json.loads(path.read_text()))):
         raise ValueError(
             f"{workdir} holds a run of another configuration: {'; '.join(found)}. "
-            f"Choose another workdir, or go on with that run by its own configuration"
+            f"Choose another workdir, or resume that run with its own configuration"
         )
 
 

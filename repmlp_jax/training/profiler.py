@@ -7,11 +7,11 @@ import jax
 
 
 class Profiler:
-    """A context that traces the first steps of a run after the first call, which compiles; each is a call of its own.
+    """A context in which `trace` traces calls of the training steps, after the first, which compiles.
 
     Args:
         folder: where the trace is written.
-        steps: how many steps to trace; 0: none.
+        steps: calls are traced until they have done so many steps; 0: none is.
     """
 
     def __init__(self, folder: Path, steps: int):
@@ -26,24 +26,20 @@ class Profiler:
     def __exit__(self, *_) -> None:
         self._stop()
 
-    def limit(self, count: int) -> int:
-        """How many steps to do in the next call, of `count` that could be done."""
-        return 1 if self._remaining else count
-
     @contextlib.contextmanager
-    def trace(self, step: int):
-        """A context in which the step after `step` is done and waited for."""
-        if not (self._remaining and self._is_compiled):
+    def trace(self, step: int, count: int):
+        """A context in which `count` steps from `step` on are done and waited for."""
+        if self._remaining <= 0 or not self._is_compiled:
             yield
             self._is_compiled = True
             return
         if not self._is_tracing:
             jax.profiler.start_trace(self._folder)
             self._is_tracing = True
-        with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
-        self._remaining -= 1
-        if not self._remaining:
+        self._remaining -= count
+        if self._remaining <= 0:
             self._stop()
 
     def _stop(self):

@@ -48,7 +48,7 @@ def test_it_holds_the_package_whole_and_no_test(wheel):
     package = {path for path in (ROOT / "repmlp_jax").rglob("*") if path.suffix in (".py", ".typed")}
     expected = {str(path.relative_to(ROOT)) for path in package}
     assert "repmlp_jax/py.typed" in expected
-    assert "repmlp_jax/training/tasks/classification.py" in expected
+    assert "repmlp_jax/tasks/classification.py" in expected
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
 
 

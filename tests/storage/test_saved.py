@@ -169,7 +169,14 @@ def test_one_wrong_value_is_noticed_whichever_version_saved_it(folder, stored):
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         weights.write_bytes(content)
-        with pytest.raises(ValueError, match=f"{path} is damaged: {weights.name} holds other values than were saved"):
+        with pytest.raises(ValueError, match=f"{path} is damaged: {weights.name} does not hold what was saved"):
+            load_model(path)
+
+
+def test_weights_of_another_model_are_noticed_whichever_version_saved_it(folder, stored):
+    for path in (shutil.copytree(folder, stored / "of today"), stored / "trained"):
+        shutil.copy(stored / "one_scale" / "weights.safetensors", path)
+        with pytest.raises(ValueError, match=r"is damaged: weights\.safetensors does not hold what was saved"):
             load_model(path)
 
 

@@ -1,4 +1,4 @@
-"""Is what is compiled for this device right, and does a killed run end as an unbroken one, bit for bit?"""
+"""Is what is compiled for this device right, and does a killed run end with the bits of an unbroken one?"""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from nets import ours
 
-from on_accelerator.killed_runs import KilledRuns, missing_for_whole_runs
+from on_accelerator.killed_runs import NAME, PATIENCE, KilledRuns, missing_for_whole_runs
 from on_accelerator.timing import compiled
 from repmlp_jax import create_model, fuse_params
 from repmlp_jax.blocks.layers import BatchNorm
@@ -19,59 +19,71 @@ from repmlp_jax.fusing.host import host, is_accelerator
 from repmlp_jax.models.resampling import adaptive_average, enlarge
 
 PART = "check"
+FORMS = "forms for this device"
 # Of the largest value: sums of hundreds of terms in float32 in another order, forwards and backwards.
 ROUNDING = 3e-5
 # bfloat16 keeps 8 bits, and each of dozens of layers rounds a few times.
 ROUNDING_BF16 = 0.1
+ALLOWED = {"highest": ROUNDING, "bfloat16": ROUNDING_BF16}
 
 SMALL_MLP = dict(image_size=(8, 8), in_features=1, widths=(16, 32), partition_size=(4, 4), conv_kernels=(1, 3))
 SMALL_RESNET = dict(
     stage_sizes=(1, 2, 1, 1), num_classes=5, image_size=(32, 32), partition_size=(2, 2), groups=(2, 2)
 ) | dict(widths=(16, 32, 64, 64))
 SMALL_NET = dict(stage_sizes=(1, 2), widths=(8, 16), partition_sizes=((4, 4), (2, 2)), sharesets=(2, 4), num_classes=5)
-NETS = {
-    "pure_mlp": {},
+SMALL = {
+    "pure_mlp": SMALL_MLP,
     "RepMLPNet-T224": SMALL_NET,
+    "RepMLPNet-B224": SMALL_NET,
     "RepMLP-Res50-light-224": SMALL_RESNET,
     "RepMLP-Res50-bottleneck-224": SMALL_RESNET,
 }
+# The pure MLP as it is. The others are small, so that they compile in time.
+NETS = {
+    "pure_mlp": {},
+    "small RepMLPNet-T224": SMALL_NET,
+    "small RepMLP-Res50-light-224": SMALL_RESNET,
+    "small RepMLP-Res50-bottleneck-224": SMALL_RESNET,
+}
+QUICK_NETS = {"small pure_mlp": SMALL_MLP, "small RepMLPNet-T224": SMALL_NET}
 
 
-def check(journal, options) -> bool:
-    """Runs all checks; whether all of them held."""
-    first_times(journal, options.quick)
-    held = []
+def check(journal, options) -> None:
+    """Runs all checks that there is time for; one that fails stops no other."""
+    quick = options.quick
+    first_times(journal, quick)
     with contextlib.ExitStack() as stack:
         runs = None
-        name = "killed and unbroken run"
         if missing := missing_for_whole_runs():
-            journal.add(PART, name, left_out=f"it needs {' and '.join(missing)}")
-        elif journal.has_time(PART, name, 20 if options.quick else 90):
-            runs = stack.enter_context(KilledRuns(options))
-        held.append(forms(journal))
-        held.append(fused_is_trained(journal, options.quick))
+            journal.add(PART, NAME, left_out=f"it needs {' and '.join(missing)}")
+        elif journal.has_time(PART, NAME, 20 if quick else 90):
+            with journal.attempt(PART, NAME):
+                runs = stack.enter_context(KilledRuns(options, min(journal.left(), PATIENCE)))
+        if journal.has_time(PART, FORMS, 5 if quick else 20):
+            with journal.attempt(PART, FORMS):
+                forms(journal)
+        fused_is_trained(journal, quick)
         if runs is not None:
-            held.append(runs.compare(journal, PART))
-    return all(held)
+            with journal.attempt(PART, NAME):
+                runs.compare(journal, PART)
 
 
-def first_times(journal, quick: bool):
+def first_times(journal, quick: bool) -> None:
     """Seconds of the first `create_model` and `fuse_params` of a process, and of the next; on an idle machine."""
-    for name in ("pure_mlp", "RepMLPNet-T224"):
-        arguments = ({"pure_mlp": SMALL_MLP, "RepMLPNet-T224": SMALL_NET} if quick else {}).get(name, {})
-        model, created = _seconds(lambda name=name, arguments=arguments: _created(name, arguments))
-        fused, first = _seconds(lambda model=model: fuse_params(model))
-        _, again = _seconds(lambda model=model: fuse_params(model))
-        graphdef, state = nnx.split(model)
-        on_host = fuse_params(nnx.merge(graphdef, jax.device_put(state, host())))
-        journal.add(
-            PART,
-            f"{name}, the first of the process" if name == "pure_mlp" else f"{name}, after that",
-            create_model_s=created,
-            fuse_first_s=first,
-            fuse_again_s=again,
-            fused_as_on_the_host=_same_bits(fused, on_host),
-        )
+    for name, when in (("pure_mlp", "the first of the process"), ("RepMLPNet-T224", "after that")):
+        line = f"{'small ' if quick else ''}{name}, {when}"
+        if not journal.has_time(PART, line, 5 if quick else 15):
+            continue
+        with journal.attempt(PART, line):
+            arguments = SMALL[name] if quick else {}
+            model, created = _seconds(lambda name=name, arguments=arguments: _created(name, arguments))
+            fused, first = _seconds(lambda model=model: fuse_params(model))
+            _, again = _seconds(lambda model=model: fuse_params(model))
+            graphdef, state = nnx.split(model)
+            on_host = fuse_params(nnx.merge(graphdef, jax.device_put(state, host())))
+            same = _same_bits(fused, on_host)
+            times = dict(create_model_s=created, fuse_first_s=first, fuse_again_s=again)
+            journal.add(PART, line, right=same, **times, fused_as_on_the_host=same)
 
 
 def _created(name, arguments):
@@ -131,7 +143,7 @@ OPERATIONS = {
 }
 
 
-def forms(journal) -> bool:
+def forms(journal) -> None:
     """Compares every operation that has forms for platforms, and its gradients, with the host's form."""
 
     def everything(operands):
@@ -144,17 +156,10 @@ def forms(journal) -> bool:
     with jax.default_matmul_precision("highest"):
         found = jax.jit(everything)(jax.device_put(operands, jax.devices()[0]))
         expected = jax.jit(everything)(jax.device_put(operands, host()))
-    errors = {name: max(map(_error, *map(jax.tree.leaves, (found[name], expected[name])))) for name in OPERATIONS}
+    errors = {name: _largest_error(found[name], expected[name]) for name in OPERATIONS}
     wrong = {name: error for name, error in errors.items() if not error <= ROUNDING}
-    journal.add(
-        PART,
-        "forms for this device",
-        right=not wrong,
-        largest_error=max(errors.values()),
-        allowed=ROUNDING,
-        wrong=wrong,
-    )
-    return not wrong
+    largest = float(np.max(list(errors.values())))
+    journal.add(PART, FORMS, right=not wrong, largest_error=largest, allowed=ROUNDING, wrong=wrong)
 
 
 def _value_and_gradients(function, operands):
@@ -166,41 +171,63 @@ def _value_and_gradients(function, operands):
     return jax.grad(weighed, argnums=tuple(range(len(operands))), has_aux=True)(*operands)
 
 
+def _largest_error(found, expected) -> float:
+    # NumPy's maximum, which is NaN where one of them is.
+    return float(np.max(list(map(_error, *map(jax.tree.leaves, (found, expected))))))
+
+
 def _error(found, expected) -> float:
     found, expected = (np.asarray(array, np.float64) for array in (found, expected))
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
 
 
-def fused_is_trained(journal, quick: bool) -> bool:
+def fused_is_trained(journal, quick: bool) -> None:
     """Compares fused and trained outputs at the highest precision, as the device runs them, and in bfloat16."""
-    programs, found = {}, {}
-    nets = {"pure_mlp": SMALL_MLP, "RepMLPNet-T224": SMALL_NET} if quick else NETS
-    for name, arguments in nets.items():
-        models = {
-            "highest": ours(name, **arguments),
-            "bfloat16": ours(name, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, **arguments),
-        }
-        if is_accelerator(jax.devices()[0]):
-            models["default"] = models["highest"]
-        images = _random(1, 4, *models["highest"].input_shape)
-        for precision, model in models.items():
-            call = functools.partial(_outputs, model, fuse_params(model), images, precision)
-            programs[name, precision] = functools.partial(found.__setitem__, (name, precision)), call
+    calls, outputs = {}, {}
+    for net, arguments in (QUICK_NETS if quick else NETS).items():
+        if journal.has_time(PART, f"{net}: fused against trained", 5 if quick else 15):
+            with journal.attempt(PART, f"{net}: fused against trained"):
+                calls |= {_place(net, precision): call for precision, call in _calls(net, arguments).items()}
 
     def keep(place):
-        put, call = programs[place]
-        return lambda: put(call())
+        return lambda: outputs.__setitem__(place, calls[place]())
 
-    places = list(programs)
+    places, done = list(calls), {}
     for start in range(0, len(places), 6):
-        compiled({place: keep(place) for place in places[start : start + 6]}, journal, PART)
-    held = True
-    for name in nets:
-        errors = {precision: _error(*found[which, precision]) for which, precision in found if which == name}
-        right = errors["highest"] <= ROUNDING and errors["bfloat16"] <= ROUNDING_BF16
-        journal.add(PART, f"{name}: fused against trained", right=right, difference_of_the_largest_output=errors)
-        held &= right
-    return held
+        group = places[start : start + 6]
+        if journal.has_time(PART, ", ".join(group), 1):
+            done |= compiled({place: keep(place) for place in group}, journal, PART)
+    for net in NETS | QUICK_NETS:
+        # Programs that failed or were late have lines of their own.
+        errors = {
+            precision: _error(*outputs[_place(net, precision)])
+            for precision in ("highest", "default", "bfloat16")
+            if _place(net, precision) in done
+        }
+        held = [errors[precision] <= allowed for precision, allowed in ALLOWED.items() if precision in errors]
+        judged = dict(right=all(held)) if held else {}
+        if errors:
+            journal.add(PART, f"{net}: fused against trained", **judged, difference_of_the_largest_output=errors)
+
+
+def _place(net, precision) -> str:
+    return f"{net}: fused against trained, {precision}"
+
+
+def _calls(net, arguments) -> dict:
+    """Functions that give a net's outputs, fused and trained, by the precision that they compute in."""
+    name = net.removeprefix("small ")
+    models = {
+        "highest": ours(name, **arguments),
+        "bfloat16": ours(name, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, **arguments),
+    }
+    if is_accelerator(jax.devices()[0]):
+        models["default"] = models["highest"]
+    images = _random(1, 4, *models["highest"].input_shape)
+    return {
+        precision: functools.partial(_outputs, model, fuse_params(model), images, precision)
+        for precision, model in models.items()
+    }
 
 
 def _outputs(trained, fused, images, precision):

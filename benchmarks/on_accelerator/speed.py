@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from nets import ours, training_steps
 
-from on_accelerator.check import SMALL_MLP, SMALL_NET, SMALL_RESNET, first_times
+from on_accelerator.check import SMALL, first_times
 from on_accelerator.killed_runs import missing_for_whole_runs
 from on_accelerator.timing import compiled, timed
 from repmlp_jax import fuse_params
@@ -27,13 +27,6 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Of a call, as the loop on the device does a second's worth of them.
 STEPS = 10
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
-SMALL = {
-    "pure_mlp": SMALL_MLP,
-    "RepMLPNet-T224": SMALL_NET,
-    "RepMLPNet-B224": SMALL_NET,
-    "RepMLP-Res50-light-224": SMALL_RESNET,
-    "RepMLP-Res50-bottleneck-224": SMALL_RESNET,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +102,14 @@ def speed(journal, options):
         if journal.has_time(PART, f"group {number + 1} of {len(groups)}: {', '.join(map(str, rows))}", compiling):
             programs(journal, rows, options.quick)
         if number == 0:
-            ceilings(journal, options.quick)
-            official(journal, options)
+            if journal.has_time(PART, "matrix products", 1 if options.quick else 15):
+                with journal.attempt(PART, "matrix products"):
+                    ceilings(journal, options.quick)
+            with journal.attempt(PART, "official PyTorch"):
+                official(journal, options)
         if number == min(1, len(groups) - 1) and journal.has_time(PART, "whole epochs", 20 if options.quick else 60):
-            epochs(journal, options)
+            with journal.attempt(PART, "whole epochs"):
+                epochs(journal, options)
 
 
 def ceilings(journal, quick: bool):
@@ -139,11 +136,15 @@ def programs(journal, rows, quick: bool):
     if quick:
         rows = [dataclasses.replace(row, batch=min(row.batch, 4)) for row in rows]
     kind = "small " if quick else ""
-    functions = compiled({f"{kind}{row}": _function(row, models, quick) for row in rows}, journal, PART)
-    for name, function in functions.items():
+    functions = {}
+    for row in rows:
+        with journal.attempt(PART, f"{kind}{row}"):
+            functions[f"{kind}{row}"] = _function(row, models, quick)
+    for name, function in compiled(functions, journal, PART).items():
         steps = STEPS if "step" in name else 1
         runs, calls = (3, 1) if quick else (15, 1 if steps > 1 else 10)
-        journal.add(PART, name, **timed(function, runs=runs, calls=calls, repeats=steps))
+        with journal.attempt(PART, name):
+            journal.add(PART, name, **timed(function, runs=runs, calls=calls, repeats=steps))
 
 
 def _function(row: Row, models: dict, quick: bool):
@@ -189,7 +190,7 @@ def epochs(journal, options):
     if options.cifar and not options.quick:
         config.data_dir = str(options.cifar)
     else:
-        config.dataset, config.model_arguments, config.flip = "digits", SMALL_MLP, False
+        config.dataset, config.model_arguments, config.flip = "digits", SMALL["pure_mlp"], False
         config.eval_batch_size = 360
     ends = []
 

@@ -19,7 +19,7 @@ PART = "table1"
 def table1(journal, options):
     """Trains each variant with each seed, in processes, and reports accuracies, images/s and how far seeds differ."""
     runs = list(itertools.product(options.variants, options.seeds))
-    folder = Path(options.workdir)
+    folder = options.workdir
     finished, waiting, running = {}, list(runs), {}
     if missing := missing_for_whole_runs():
         journal.add(PART, f"{len(runs)} runs", left_out=f"they need {' and '.join(missing)}")
@@ -32,7 +32,9 @@ def table1(journal, options):
             running[run] = _start(run, folder, options, len(runs))
         for run, process in list(running.items()):
             if process.poll() is not None:
-                finished[run] = _result(journal, folder, run, running.pop(run))
+                process = running.pop(run)
+                with journal.attempt(PART, _name(run)):
+                    finished[run] = _result(journal, folder, run, process)
         if journal.left() < 5:
             for run, process in running.items():
                 process.terminate()
@@ -44,7 +46,7 @@ def table1(journal, options):
             break
         time.sleep(0.2)
     for variant in options.variants:
-        accuracies = [found for (name, _), found in finished.items() if name == variant and found is not None]
+        accuracies = [found for (name, _), found in finished.items() if name == variant]
         if len(accuracies) > 1:
             journal.add(
                 PART,
@@ -70,9 +72,11 @@ def _start(run, folder, options, number):
     workdir = _workdir(folder, run)
     workdir.parent.mkdir(parents=True, exist_ok=True)
     if options.quick:
-        recipe = ["--config=configs/digits.py", f"--config.model={'pure_mlp' + (variant and '_' + variant)}"]
+        recipe = [f"--config=benchmarks/on_accelerator/small_table1.py{variant and ':' + variant}"]
     else:
-        recipe = [f"--config=configs/cifar.py{variant and ':' + variant}", f"--config.data_dir={options.cifar}"]
+        recipe = [f"--config=configs/cifar.py{variant and ':' + variant}"]
+        # Without it, train.py looks where TensorFlow Datasets has its folder.
+        recipe += [f"--config.data_dir={options.cifar}"] if options.cifar else []
     arguments = [*recipe, f"--workdir={workdir}", f"--config.epochs={options.epochs}", f"--config.seed={seed}"]
     share = 0.9 / min(number, options.at_once)
     environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.2f}"}
@@ -82,12 +86,12 @@ def _start(run, folder, options, number):
         )
 
 
-def _result(journal, folder, run, process):
+def _result(journal, folder, run, process) -> float:
+    """The fused accuracy of a run that has ended; all that is known of it becomes a line."""
     workdir = _workdir(folder, run)
     if process.returncode:
-        log = workdir.with_suffix(".log").read_text()
-        journal.add(PART, _name(run), failed=f"exit code {process.returncode}: {log.strip().splitlines()[-1][:300]}")
-        return None
+        lines = workdir.with_suffix(".log").read_text().strip().splitlines() or ["it wrote nothing"]
+        raise RuntimeError(f"exit code {process.returncode}: {lines[-1]}")
     results = json.loads((workdir / "results.json").read_text())
     rows = list(csv.DictReader((workdir / "metrics.csv").open()))
     journal.add(
@@ -107,5 +111,6 @@ def _result(journal, folder, run, process):
 def _report_unfinished(journal, folder, run):
     path = _workdir(folder, run) / "metrics.csv"
     rows = list(csv.DictReader(path.open())) if path.exists() else []
-    last = {name: float(rows[-1][name]) for name in ("epoch", "test_accuracy")} if rows else {}
-    journal.add(PART, _name(run), unfinished="its time is over", **last)
+    # A row of an epoch that was not evaluated has an empty cell.
+    last = {name: float(rows[-1][name]) for name in ("epoch", "test_accuracy") if rows[-1][name]} if rows else {}
+    journal.add(PART, _name(run), left_out="its time is over", **last)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import jax
 
+from on_accelerator.journal import one_line
+
 AT_ONCE = 10
 
 
@@ -29,7 +31,7 @@ def compiled(functions: dict[str, Callable], journal, part: str) -> dict[str, Ca
         except concurrent.futures.TimeoutError:
             journal.add(part, str(name), left_out="it was not compiled in time")
         except Exception as error:  # of one program that is too large, say; the others are measured all the same
-            journal.add(part, str(name), failed=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            journal.add(part, str(name), failed=one_line(error))
         else:
             done[name] = functions[name]
     # A compilation cannot be stopped; one that is late has used up the time of whatever would follow.

@@ -13,6 +13,8 @@ from absl import logging as absl_logging
 from repmlp_jax.nearest import nearest
 from repmlp_jax.storage.checkpoint_format import CheckpointError
 
+logger = logging.getLogger("repmlp_jax")
+
 BAD_INPUT = 2
 
 
@@ -39,12 +41,34 @@ def parse_flags(arguments: list[str]) -> list[str]:
 def ask_for_deterministic_algorithms():
     """Makes XLA compile the same arithmetic for a GPU in every process, unless the user's XLA_FLAGS say otherwise.
 
-    By itself it chooses algorithms by timing them, and adds up in any order: a run that is resumed would differ in its
-    last bits from one that was not interrupted. To be called before JAX looks for devices.
+    By itself it chooses algorithms by timing them, and adds up in any order: two runs then differ in their last bits.
+    To be called before JAX looks for devices.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+        os.environ["XLA_FLAGS"] = with_xla_flag(flags, "--xla_gpu_deterministic_ops=true")
+
+
+def with_xla_flag(flags: str, flag: str) -> str:
+    """A value of XLA_FLAGS with one more flag.
+
+    XLA takes a value that does not start with "--" for the name of a file of flags. Such a value stays as it is, and a
+    warning says what to add to the file, unless the file has the flag.
+    """
+    if is_file_of_xla_flags(flags):
+        try:
+            found = Path(flags).read_text()
+        except OSError:
+            found = ""  # XLA itself will say that it cannot read the file.
+        if flag.partition("=")[0] not in found:
+            logger.warning("XLA_FLAGS names the file %s, which is left as it is: add %s to it", flags, flag)
+        return flags
+    return f"{flags} {flag}".strip()
+
+
+def is_file_of_xla_flags(flags: str) -> bool:
+    """Whether a value of XLA_FLAGS is the name of a file, by XLA's rule."""
+    return bool(flags.strip()) and not flags.strip().startswith("--")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,6 @@
 import importlib.util
+import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from flax import nnx
 
 from repmlp_jax.models.registry import create_model
 from repmlp_jax.storage.checkpoint_format import CheckpointError
-from repmlp_jax.training.command_line import parse_flags, report_errors
+from repmlp_jax.training.command_line import ask_for_deterministic_algorithms, parse_flags, report_errors
 from repmlp_jax.training.config import check_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -145,3 +147,41 @@ def test_flags_change_a_recipe(parse):
     assert flags.FLAGS.config.model == "wide_convnet"
     assert flags.FLAGS.config.seed == 3
     assert flags.FLAGS.workdir == "x"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "--xla_gpu_deterministic_ops=true"),
+        ("  ", "--xla_gpu_deterministic_ops=true"),
+        ("--xla_a=1", "--xla_a=1 --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
+    ],
+)
+def test_deterministic_algorithms_are_asked_for(monkeypatch, caplog, before, after):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    ask_for_deterministic_algorithms()
+    assert os.environ["XLA_FLAGS"] == after
+    assert not caplog.records
+
+
+def test_a_file_of_xla_flags_stays_as_it_is(monkeypatch, caplog, tmp_path):
+    path = tmp_path / "flags"
+    path.write_text("--xla_cpu_enable_fast_math=false")
+    monkeypatch.setenv("XLA_FLAGS", str(path))
+    with caplog.at_level(logging.WARNING, "repmlp_jax"):
+        ask_for_deterministic_algorithms()
+    assert os.environ["XLA_FLAGS"] == str(path)
+    (record,) = caplog.records
+    assert f"the file {path}" in record.getMessage()
+    assert "add --xla_gpu_deterministic_ops=true to it" in record.getMessage()
+    # What it says is right: XLA takes the file, with what was there and with what is added, and then no warning comes.
+    path.write_text(path.read_text() + "\n--xla_gpu_deterministic_ops=true\n")
+    caplog.clear()
+    ask_for_deterministic_algorithms()
+    assert not caplog.records
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """RepMLP (arXiv 2105.01883, Section 3): the block with its three perceptrons, and the three FCs that it fuses to."""
 
+import dataclasses
 import functools
 import math
 import operator
@@ -97,6 +98,17 @@ class PartitionPerceptron(nnx.Module):
         """Applies FC3 and its norm to partitions."""
         x, kernel = promote_dtype((x, self.kernel[...]), dtype=self.dtype)
         return ungroup(self.norm(grouped_fc(x, kernel)))
+
+
+@dataclasses.dataclass(frozen=True)
+class RepMLPConfig:
+    """What a RepMLP is configured with wherever it is in a model; it is built with `**vars(config)`, see `RepMLP`."""
+
+    partition_size: tuple[int, int]
+    conv_kernels: Sequence[int] = (1, 3, 5)
+    groups: int = 1
+    reduction: int = 1
+    pad: bool = False
 
 
 class RepMLP(nnx.Module):

@@ -6,41 +6,18 @@ directions, so what goes out comes back bit for bit.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import einops
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
-from repmlp_jax.fusing.fuse import is_fusable, replace_modules
+from repmlp_jax.fusing.fuse import dotted, is_fusable, replace_modules
 from repmlp_jax.interop.mmpretrain import is_mmpretrain, official_keys
 from repmlp_jax.interop.official_names import OfficialArray, official_names
-from repmlp_jax.models.randomness import seeded, weights
-
-
-class Leaf(NamedTuple):
-    """An array here and there: its place in our model, its official key, and the axes of both."""
-
-    place: tuple
-    key: str
-    axes: str
-
-    def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """Our array with the official axes."""
-        return einops.rearrange(array, self.axes)
-
-    def from_torch(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The official array with our axes, of that shape."""
-        ours, theirs = self.axes.split(" -> ")
-        sizes = {name: size for name, size in zip(ours.split(), shape, strict=True) if name != "1"}
-        return einops.rearrange(array, f"{theirs} -> {ours}", **sizes)
-
-    def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The official shape of an array that has this shape here."""
-        return einops.rearrange(np.broadcast_to(np.False_, shape), self.axes).shape
+from repmlp_jax.models.randomness import weights
+from repmlp_jax.models.state import Leaf, arrays_of, head_places, load_state
 
 
 def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head: str = "load") -> nnx.Module:
@@ -80,30 +57,8 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
     if deployed_keys and not deployed_keys & {leaf.key for leaf in leaves.values()}:
         model = nnx.eval_shape(deployed, model)
         leaves = official_leaves(model)
-    graphdef, state, *others = nnx.split(seeded(model), weights, ...)
-    variables = {place: variable for place, variable in nnx.to_flat_state(state)}
-    kept = _places_to_keep(model, variables) if head == "skip" else set()
-    ignored = {leaves[place].key for place in kept}
-    keys = {leaf.key for leaf in leaves.values()}
-    problems = [f"missing: {key}" for key in keys - arrays.keys() - ignored]
-    problems += [f"not used by the model: {key}" for key in arrays.keys() - keys]
-    converted = {}
-    for place, leaf in leaves.items():
-        if leaf.key not in arrays or place in kept:
-            continue
-        here, array = variables[place], arrays[leaf.key]
-        expected = leaf.torch_shape(here.shape)
-        if array.shape != expected:
-            hint = '; head="skip" leaves it as it is' if place in head_places(model) else ""
-            problems.append(f"{leaf.key} has shape {array.shape}, the model {expected}{hint}")
-        elif not _fits(array, here.dtype):
-            problems.append(f"{leaf.key} holds {array.dtype}, the model {here.dtype}: cast one of them")
-        else:
-            converted[place] = jnp.asarray(leaf.from_torch(array, here.shape), here.dtype)
-    if problems:
-        raise ValueError(f"state_dict does not fit {type(model).__name__}:\n  " + "\n  ".join(sorted(problems)))
-    new = [(place, here.replace(converted.get(place, here.get_value()))) for place, here in variables.items()]
-    return nnx.merge(graphdef, nnx.from_flat_state(new), *others)
+    kept = _places_to_keep(model) if head == "skip" else ()
+    return load_state(model, arrays, "state_dict", leaves=leaves, kept=kept)
 
 
 def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -117,7 +72,7 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     leaves = official_leaves(model)
     state_dict = {}
     for place, variable in nnx.to_flat_state(nnx.state(model, weights)):
-        array = leaves[place].to_torch(np.asarray(variable[...]))
+        array = leaves[place].stored(np.asarray(variable[...]))
         state_dict[leaves[place].key] = (
             array.astype(np.int64) if array.dtype == np.int32 else np.ascontiguousarray(array)
         )
@@ -137,27 +92,13 @@ def deployed(model: nnx.Module) -> nnx.Module:
     return result
 
 
-def head_places(model: nnx.Module) -> set[tuple]:
-    """Where the arrays of the model's classifier are; empty where it has none."""
-    head = getattr(model, "head", None)
-    linear = ("head", "linear") if hasattr(head, "linear") else ("head",)
-    return {(*linear, name) for name in ("kernel", "bias")} if head is not None else set()
-
-
-def _places_to_keep(model, variables) -> set[tuple]:
+def _places_to_keep(model) -> set[tuple]:
     places = head_places(model)
     if not places:
         raise ValueError(f'head="skip": a {type(model).__name__} has no classifier')
-    if any(isinstance(variables[place].get_value(), jax.ShapeDtypeStruct) for place in places):
+    if any(isinstance(arrays_of(model)[dotted(place)], jax.ShapeDtypeStruct) for place in places):
         raise ValueError('head="skip" keeps the classifier, but that of an abstract model has no values; build it')
     return places
-
-
-def _fits(array, dtype):
-    """Whether no value can change; PyTorch's int64 batch counters fit our int32 ones where the value does."""
-    if np.issubdtype(array.dtype, np.integer) and np.issubdtype(dtype, np.integer):
-        return np.all(array <= np.iinfo(dtype).max)
-    return np.can_cast(array.dtype, dtype, "safe")
 
 
 def official_leaves(model) -> dict[tuple, Leaf]:
@@ -166,7 +107,7 @@ def official_leaves(model) -> dict[tuple, Leaf]:
     Raises:
         TypeError: if an array has no official name.
     """
-    leaves = {leaf.place: leaf for leaf in _walk(model, (), "")}
+    leaves = dict(_walk(model, (), ""))
     without = [place for place, _ in nnx.to_flat_state(nnx.state(model, weights)) if place not in leaves]
     if without:
         raise TypeError(
@@ -176,7 +117,7 @@ def official_leaves(model) -> dict[tuple, Leaf]:
     return leaves
 
 
-def _walk(module, place, prefix) -> Iterator[Leaf]:
+def _walk(module, place, prefix) -> Iterator[tuple[tuple, Leaf]]:
     for name, official in official_names(module).items():
         part: Any = module
         parts: tuple[Any, ...] = tuple(int(key) if key.isdecimal() else key for key in name.split("."))
@@ -186,6 +127,6 @@ def _walk(module, place, prefix) -> Iterator[Leaf]:
                 break
         else:
             if isinstance(official, OfficialArray):
-                yield Leaf((*place, *parts), prefix + official.name, official.axes)
+                yield (*place, *parts), Leaf(prefix + official.name, official.axes)
             else:
                 yield from _walk(part, (*place, *parts), prefix + official)

@@ -2,14 +2,22 @@
 
 import inspect
 import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
 
-def arguments_text(model, scope: dict) -> str:
+def arguments_for(function: Callable, scope: Mapping[str, Any]) -> dict[str, Any]:
+    """What a function takes of a constructor's `locals()`, by name: to hand it on, all at once."""
+    names = inspect.signature(function).parameters
+    return {name: scope[name] for name in names if name in scope and name != "self"}
+
+
+def arguments_text(model, scope: Mapping[str, Any]) -> str:
     """The constructor's arguments out of its `locals()`, as JSON: text, because a module's attributes are hashed."""
-    names = inspect.signature(type(model).__init__).parameters
-    return json.dumps({name: _plain(scope[name]) for name in names if name not in ("self", "rngs")})
+    arguments = arguments_for(type(model).__init__, scope)
+    return json.dumps({name: _plain(value) for name, value in arguments.items() if name != "rngs"})
 
 
 def arguments_from_text(text: str) -> dict:

@@ -5,11 +5,12 @@ from flax import nnx
 from repmlp_jax.fusing.fuse import dotted
 from repmlp_jax.models.randomness import weights
 from repmlp_jax.models.resnet import RepMLPResNet, ResNetStages
+from repmlp_jax.models.state import arrays_of, load_state
 
 BACKBONE = ("stem", "stages")
 
 
-def with_backbone_of(model: ResNetStages, classifier: RepMLPResNet) -> ResNetStages:
+def with_backbone_of(model: ResNetStages, classifier: RepMLPResNet) -> nnx.Module:
     """The model with the weights and statistics of a classifier's stem and stages.
 
     FC1 and FC2 of the Global Perceptrons, whose size is that of the image in partitions, come along where that is the
@@ -20,28 +21,13 @@ def with_backbone_of(model: ResNetStages, classifier: RepMLPResNet) -> ResNetSta
         classifier: of the same blocks, partitions and groups, trained.
 
     Raises:
-        ValueError: if one has arrays that the other lacks, or other than of FC1 and FC2 differ in shape or dtype.
+        ValueError: as `load_state`; FC1 and FC2 may differ in shape.
     """
-    graphdef, state, *rest = nnx.split(model, weights, ...)
-    here = dict(nnx.to_flat_state(state))
-    there = {place: array for place, array in nnx.to_flat_state(nnx.state(classifier, weights)) if place[0] in BACKBONE}
-    wanted = {place for place in here if place[0] in BACKBONE}
-    problems = [f"only one of them has {dotted(place)}" for place in wanted ^ there.keys()]
-    differing = {
+    stored = {name: array for name, array in arrays_of(classifier).items() if name.startswith(BACKBONE)}
+    other = {name for name, array in arrays_of(model).items() if name in stored and stored[name].shape != array.shape}
+    kept = {
         place
-        for place in wanted & there.keys()
-        if (here[place].shape, here[place].dtype) != (there[place].shape, there[place].dtype)
+        for place, _ in nnx.to_flat_state(nnx.state(model, weights))
+        if place[0] not in BACKBONE or ({"fc1", "fc2"} & set(place) and dotted(place) in other)
     }
-    problems += [
-        f"{dotted(place)} is {there[place].dtype}{there[place].shape}, in the model "
-        f"{here[place].dtype}{here[place].shape}"
-        for place in differing
-        if not {"fc1", "fc2"} & set(place)
-    ]
-    if problems:
-        raise ValueError("the classifier's stages do not fit the model:\n  " + "\n  ".join(sorted(problems)))
-    new = [
-        (place, array.replace(there[place].get_value()) if place in wanted - differing else array)
-        for place, array in here.items()
-    ]
-    return nnx.merge(graphdef, nnx.from_flat_state(new), *rest)
+    return load_state(model, stored, "the classifier", kept=kept)

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from repmlp_jax.blocks.initializers import classifier_init
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.operations import halve
-from repmlp_jax.blocks.repmlp import RepMLP
-from repmlp_jax.models.arguments import arguments_text
+from repmlp_jax.blocks.repmlp import RepMLP, RepMLPConfig
+from repmlp_jax.models.arguments import arguments_for, arguments_text
 
 ABLATIONS = ("no_local", "no_global", "fc3_conv9", "conv9")
 
@@ -126,30 +126,15 @@ class PureMLP(StagedNet):
             if ablation == "conv9":
                 return ConvBN(features, features, 9, groups=groups, **options)
             kernels = {"no_local": (), "fc3_conv9": (*conv_kernels, 9)}.get(ablation or "", conv_kernels)
-            block = RepMLP(
-                features,
-                features,
-                image_size=image_size,
-                partition_size=partition_size,
-                conv_kernels=kernels,
-                groups=groups,
-                reduction=reduction,
-                **options,
-            )
+            config = RepMLPConfig(partition_size, kernels, groups, reduction)
+            block = RepMLP(features, features, image_size=image_size, **vars(config), **options)
             if ablation == "no_global":
                 block.global_perceptron = None
             if ablation == "fc3_conv9":
                 block.partition_perceptron = None
             return block
 
-        super().__init__(
-            make_mixer,
-            num_classes=num_classes,
-            image_size=image_size,
-            in_features=in_features,
-            widths=widths,
-            **options,
-        )
+        super().__init__(**arguments_for(StagedNet.__init__, locals()))
 
 
 class WideConvNet(StagedNet):
@@ -180,9 +165,5 @@ class WideConvNet(StagedNet):
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         super().__init__(
             lambda features, image_size: ConvBN(features, features, 3, **options),
-            num_classes=num_classes,
-            image_size=image_size,
-            in_features=in_features,
-            widths=widths,
-            **options,
+            **arguments_for(StagedNet.__init__, locals()),
         )

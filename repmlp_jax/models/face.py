@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.layers import ConvBN
+from repmlp_jax.blocks.repmlp import RepMLPConfig
 from repmlp_jax.fusing import algebra
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock
@@ -88,18 +89,15 @@ class FaceResNet(nnx.Module):
         _check_stages(stage_sizes, widths, mid_widths, image_size)
         self.arguments = arguments_text(self, locals())
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        repmlp: dict[str, Any] = dict(
-            partition_size=partition_size, conv_kernels=conv_kernels, groups=groups, reduction=reduction
-        )
+        config = RepMLPConfig(partition_size, conv_kernels, groups, reduction, pad)
 
         def make_block(stage, inputs, strides):
             mid_features, features = mid_widths[stage], widths[stage]
             if block == "base" or strides > 1 or stage == len(widths) - 1:
                 return BaseBlock(inputs, mid_features, features, strides=strides, **options)
             map_size = tuple(side // (4 * 2**stage) for side in image_size)
-            return BottleneckBlock(
-                inputs, mid_features, features, r=r, image_size=map_size, pad=pad, **repmlp, **options
-            )
+            repmlp: dict[str, Any] = dict(r=r, image_size=map_size, **vars(config))
+            return BottleneckBlock(inputs, mid_features, features, **repmlp, **options)
 
         self.input_shape = (*image_size, in_features)
         self.embedding_features = embedding_features

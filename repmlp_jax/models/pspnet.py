@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.initializers import classifier_init
 from repmlp_jax.blocks.layers import ConvBN
-from repmlp_jax.models.arguments import arguments_text
+from repmlp_jax.models.arguments import arguments_for, arguments_text
 from repmlp_jax.models.resampling import adaptive_average, enlarge
 from repmlp_jax.models.resnet import OUTPUT_STRIDES, ResNetStages
 
@@ -188,25 +188,7 @@ class PSPNet(ResNetStages):
         self.arguments = arguments_text(self, locals())
         if block != "base" and not pad and output_stride in OUTPUT_STRIDES:
             _check_maps(image_size, partition_size, output_stride)
-        super().__init__(
-            stage_sizes,
-            block=block,
-            image_size=image_size,
-            partition_size=partition_size,
-            conv_kernels=conv_kernels,
-            groups=groups,
-            reduction=reduction,
-            r=r,
-            widths=widths,
-            in_features=in_features,
-            stem_features=stem_features,
-            output_stride=output_stride,
-            pad=pad,
-            rematerialise=rematerialise,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+        super().__init__(**arguments_for(ResNetStages.__init__, locals()))
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         *_, c4, c5 = widths
         self.pyramid = PyramidPooling(c5, bins, **options)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.operations import computed_once
-from repmlp_jax.blocks.repmlp import RepMLP
+from repmlp_jax.blocks.repmlp import RepMLP, RepMLPConfig
 
 
 def _shortcut(in_features, out_features, strides=1, **options):
@@ -99,19 +99,10 @@ class LightBlock(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        config = RepMLPConfig(partition_size, conv_kernels, groups, reduction, pad)
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.conv1 = ConvBN(in_features, mid_features, 1, **options)
-        self.repmlp = RepMLP(
-            mid_features,
-            mid_features,
-            image_size=image_size,
-            partition_size=partition_size,
-            conv_kernels=conv_kernels,
-            groups=groups,
-            reduction=reduction,
-            pad=pad,
-            **options,
-        )
+        self.repmlp = RepMLP(mid_features, mid_features, image_size=image_size, **vars(config), **options)
         self.conv3 = ConvBN(mid_features, out_features, 1, **options)
         self.shortcut = _shortcut(in_features, out_features, **options)
 
@@ -164,21 +155,12 @@ class BottleneckBlock(nnx.Module):
     ):
         if r < 1 or mid_features % r:
             raise ValueError(f"r={r} does not divide mid_features={mid_features}")
+        config = RepMLPConfig(partition_size, conv_kernels, groups, reduction, pad)
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         inner = mid_features // r
         self.conv1 = ConvBN(in_features, mid_features, 1, **options)
         self.conv2 = ConvBN(mid_features, inner, 3, kernel_dilation=dilation, **options)
-        self.repmlp = RepMLP(
-            inner,
-            inner,
-            image_size=image_size,
-            partition_size=partition_size,
-            conv_kernels=conv_kernels,
-            groups=groups,
-            reduction=reduction,
-            pad=pad,
-            **options,
-        )
+        self.repmlp = RepMLP(inner, inner, image_size=image_size, **vars(config), **options)
         self.conv4 = ConvBN(inner, mid_features, 3, kernel_dilation=dilation, **options)
         self.conv5 = ConvBN(mid_features, out_features, 1, **options)
         self.shortcut = _shortcut(in_features, out_features, **options)

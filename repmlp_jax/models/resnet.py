@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from repmlp_jax.blocks.initializers import classifier_init
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.operations import max_pool
-from repmlp_jax.models.arguments import arguments_text
+from repmlp_jax.blocks.repmlp import RepMLPConfig
+from repmlp_jax.models.arguments import arguments_for, arguments_text
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock, LightBlock
 
 BLOCKS = ("base", "light", "bottleneck")
@@ -80,14 +81,8 @@ class ResNetStages(nnx.Module):
             if block == "base" or not index or stage not in (1, 2):
                 halves = stage and not index and dilation == 1
                 return BaseBlock(inputs, width // 4, width, strides=2 if halves else 1, dilation=dilation, **options)
-            repmlp: dict[str, Any] = dict(
-                image_size=tuple(-(-side // stride) for side in image_size),
-                partition_size=partition_size,
-                conv_kernels=conv_kernels,
-                groups=groups[stage - 1],
-                reduction=reduction[stage - 1],
-                pad=pad,
-            )
+            config = RepMLPConfig(partition_size, conv_kernels, groups[stage - 1], reduction[stage - 1], pad)
+            repmlp: dict[str, Any] = dict(image_size=tuple(-(-side // stride) for side in image_size), **vars(config))
             if block == "light":
                 return LightBlock(inputs, width // 8, width, **repmlp, **options)
             return BottleneckBlock(inputs, width // 4, width, r=r[stage - 1], dilation=dilation, **repmlp, **options)
@@ -166,23 +161,7 @@ class RepMLPResNet(ResNetStages):
                 f"image_size {tuple(image_size)} must be multiples of 32, by which the net shrinks the map"
             )
         self.arguments = arguments_text(self, locals())
-        super().__init__(
-            stage_sizes,
-            block=block,
-            image_size=image_size,
-            partition_size=partition_size,
-            conv_kernels=conv_kernels,
-            groups=groups,
-            reduction=reduction,
-            r=r,
-            widths=widths,
-            in_features=in_features,
-            pad=pad,
-            rematerialise=rematerialise,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+        super().__init__(**arguments_for(ResNetStages.__init__, locals()))
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.head = nnx.Linear(widths[-1], num_classes, kernel_init=classifier_init, **options)
 

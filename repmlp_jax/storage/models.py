@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from repmlp_jax.fusing.fuse import fuse_params
 from repmlp_jax.models.arguments import arguments_from_text
-from repmlp_jax.models.randomness import seeded, weights
 from repmlp_jax.models.registry import MODELS
+from repmlp_jax.models.state import arrays_of, load_state
 from repmlp_jax.quantisation.quantise import quantisation, quantise_params
 from repmlp_jax.storage.digest import describe, digests
 from repmlp_jax.version import versions
@@ -56,7 +56,7 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
     path = Path(path).absolute()
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
-    arrays = _arrays(model)
+    arrays = arrays_of(model)
     description = {
         "format": FORMAT,
         "model": type(model).__name__,
@@ -127,8 +127,7 @@ def load(path: str | Path) -> SavedModel:
         )
     except Exception as error:
         raise ValueError(f"{path} is damaged: {description['model']} does not take its arguments ({error})") from error
-    wanted = nnx.to_flat_state(nnx.state(abstract, weights))
-    if describe(_by_name(wanted)) != description["arrays"]:
+    if describe(arrays_of(abstract)) != description["arrays"]:
         raise ValueError(f"{path} is damaged: its arrays are not those of the {description['model']} that it names")
     try:
         arrays = {name: jnp.asarray(array) for name, array in load_file(path / WEIGHTS).items()}
@@ -140,23 +139,9 @@ def load(path: str | Path) -> SavedModel:
         same = _sha256(path / WEIGHTS) == description["weights_sha256"]
     if not same:
         raise ValueError(f"{path} is damaged: {WEIGHTS} does not hold what was saved")
-    restored = [(place, variable.replace(arrays[_name(place)])) for place, variable in wanted]
-    model = seeded(abstract)
-    nnx.update(model, nnx.from_flat_state(restored))
+    model = load_state(abstract, arrays, str(path))
     model.eval()
     return SavedModel(model, description["preprocessing"])
-
-
-def _arrays(model) -> dict:
-    return _by_name(nnx.to_flat_state(nnx.state(model, weights)))
-
-
-def _by_name(flat_state) -> dict:
-    return {_name(place): variable.get_value() for place, variable in flat_state}
-
-
-def _name(place: tuple) -> str:
-    return ".".join(map(str, place))
 
 
 def _sha256(path: Path) -> str:
@@ -203,8 +188,8 @@ def _is_fused(model) -> bool:
     model_class = _model_classes().get(type(model).__name__)
     if model_class is not type(model):
         raise TypeError(f"save_model knows the models of list_models(), and a {type(model).__name__} is none of them")
-    found, quantised = describe(_arrays(model)), quantisation(model)
+    found, quantised = describe(arrays_of(model)), quantisation(model)
     for fused in (True,) if quantised else (False, True):
-        if found == describe(_arrays(_abstract(model_class, model.arguments, fused, quantised))):
+        if found == describe(arrays_of(_abstract(model_class, model.arguments, fused, quantised))):
             return fused
     raise TypeError(f"the modules of this {type(model).__name__} were changed since it was built: it cannot be saved")

@@ -39,7 +39,7 @@ def build(name):
 
 def keys_and_shapes(model):
     variables = dict(nnx.to_flat_state(nnx.state(model)))
-    return {leaf.key: list(leaf.torch_shape(variables[place].shape)) for place, leaf in official_leaves(model).items()}
+    return {leaf.key: list(leaf.stored_shape(variables[place].shape)) for place, leaf in official_leaves(model).items()}
 
 
 @every_official_model

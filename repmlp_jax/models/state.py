@@ -1,0 +1,98 @@
+"""The weights and statistics of a model: what they are called, and how others take their place."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import einops
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from repmlp_jax.fusing.fuse import dotted
+from repmlp_jax.models.randomness import seeded, weights
+
+
+class Leaf(NamedTuple):
+    """How an array is stored: its key, and the axes in the model and in storage, as einops takes them."""
+
+    key: str
+    axes: str = "... -> ..."
+
+    def stored(self, array: Any) -> Any:
+        """The model's array with the axes of storage."""
+        return einops.rearrange(array, self.axes)
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in storage of an array that has this shape in the model."""
+        return self.stored(np.broadcast_to(np.False_, shape)).shape
+
+    def restored(self, array: Any, shape: tuple[int, ...]) -> Any:
+        """The stored array with the model's axes, of that shape."""
+        ours, theirs = self.axes.split(" -> ")
+        sizes = {name: size for name, size in zip(ours.split(), shape, strict=False) if name.isidentifier()}
+        return einops.rearrange(array, f"{theirs} -> {ours}", **sizes)
+
+
+def arrays_of(model: nnx.Module) -> dict[str, Any]:
+    """The weights and statistics of a model, which may be abstract, by their dotted paths."""
+    return {dotted(place): variable.get_value() for place, variable in nnx.to_flat_state(nnx.state(model, weights))}
+
+
+def load_state(
+    model: nnx.Module,
+    arrays: Mapping[str, Any],
+    source: str,
+    *,
+    leaves: Mapping[tuple, Leaf] | None = None,
+    kept: Collection[tuple] = (),
+) -> nnx.Module:
+    """The model with stored weights and statistics; what an abstract model draws random numbers from is seeded.
+
+    Args:
+        model: stays as it is; it may be abstract.
+        arrays: name → array.
+        source: where they are from, for messages.
+        leaves: path of each array of the model → how it is stored; None: as `arrays_of` gives it.
+        kept: paths of arrays that stay those of the model, whether or not they are stored.
+
+    Raises:
+        ValueError: if arrays are missing or left over, a shape differs, or a dtype would lose precision; all of them
+            in one message.
+    """
+    graphdef, state, *rest = nnx.split(seeded(model), weights, ...)
+    variables = nnx.to_flat_state(state)
+    leaves = leaves or {place: Leaf(dotted(place)) for place, _ in variables}
+    problems = [f"not used by the model: {key}" for key in arrays.keys() - {leaf.key for leaf in leaves.values()}]
+    loaded = []
+    for place, here in variables:
+        leaf, shape = leaves[place], here.shape
+        array, stored_shape = arrays.get(leaf.key), leaf.stored_shape(shape)
+        if place in kept:
+            pass
+        elif array is None:
+            problems.append(f"missing: {leaf.key}")
+        elif array.shape != stored_shape:
+            hint = '; head="skip" leaves it as it is' if place in head_places(model) else ""
+            problems.append(f"{leaf.key} has shape {array.shape}, the model {stored_shape}{hint}")
+        elif not _fits(array, here.dtype):
+            problems.append(f"{leaf.key} holds {array.dtype}, the model {here.dtype}: cast one of them")
+        else:
+            here = here.replace(jnp.asarray(leaf.restored(array, shape), here.dtype))
+        loaded.append((place, here))
+    if problems:
+        raise ValueError(f"{source} does not fit {type(model).__name__}:\n  " + "\n  ".join(sorted(problems)))
+    return nnx.merge(graphdef, nnx.from_flat_state(loaded), *rest, copy=True)
+
+
+def head_places(model: nnx.Module) -> set[tuple]:
+    """The paths of the arrays of the model's classifier; empty where it has none."""
+    head = getattr(model, "head", None)
+    linear = ("head", "linear") if hasattr(head, "linear") else ("head",)
+    return {(*linear, name) for name in ("kernel", "bias")} if head is not None else set()
+
+
+def _fits(array, dtype):
+    """Whether no value can change; PyTorch's int64 batch counters fit our int32 ones where the value does."""
+    if np.issubdtype(array.dtype, np.integer) and np.issubdtype(dtype, np.integer):
+        return np.all(array <= np.iinfo(dtype).max)
+    return np.can_cast(array.dtype, dtype, "safe")

@@ -1,5 +1,7 @@
 """RepMLP for JAX: train fully-connected layers beside convolutions, run three fully-connected layers."""
 
+from typing import TYPE_CHECKING
+
 from repmlp_jax.blocks.repmlp import RepMLP
 from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
 from repmlp_jax.deploy.onnx import export_onnx
@@ -20,6 +22,9 @@ from repmlp_jax.models.resnet import RepMLPResNet
 from repmlp_jax.quantisation.quantise import quantise_params
 from repmlp_jax.storage.models import load_model, save_model
 from repmlp_jax.version import __version__
+
+if TYPE_CHECKING:
+    from repmlp_jax.tasks import train_and_evaluate
 
 __all__ = [
     "BottleneckBlock",
@@ -48,4 +53,14 @@ __all__ = [
     "quantise_params",
     "save_model",
     "to_torch",
+    "train_and_evaluate",
 ]
+
+
+def __getattr__(name: str):
+    """Imports `train_and_evaluate` when it is asked for: it needs libraries that a model alone does not."""
+    if name == "train_and_evaluate":
+        from repmlp_jax.tasks import train_and_evaluate
+
+        return train_and_evaluate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

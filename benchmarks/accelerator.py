@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--out", type=Path, help="file of JSON lines to append to; by default one in results/")
     parser.add_argument("--official", nargs="*", type=Path, default=[], help="folders of the official PyTorch code")
     parser.add_argument("--cifar", type=Path, help="CIFAR-10 as pack_cifar10.py packs it, or a folder of TFDS datasets")
-    parser.add_argument("--variants", nargs="+", default=["", "no_local"], help="of configs/cifar.py")
+    parser.add_argument("--variants", nargs="+", help='of configs/cifar.py; by default "" and no_local, or "" if quick')
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--at_once", type=int, default=4, help="runs of table1 beside each other")
@@ -79,6 +79,7 @@ def _complete(options, parser):
         _refuse(parser, f"--cifar: there is no file or folder {options.cifar}")
     if options.at_once < 1:
         _refuse(parser, f"--at_once must be at least 1, got {options.at_once}")
+    options.variants = options.variants or ([""] if options.quick else ["", "no_local"])
     if options.quick:
         options.epochs = 1
 

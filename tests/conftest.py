@@ -25,6 +25,14 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
+def pytest_configure(config):
+    """The fast loop is compiled without optimisation, which takes half the time; the whole suite as users have it."""
+    if "not slow" in config.option.markexpr:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # also for the processes that tests start
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 

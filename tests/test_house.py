@@ -43,6 +43,8 @@ def imports(name: str, source: ast.Module, modules) -> set[str]:
             # `from a import b` imports module a.b where there is one, else a name in a.
             whole = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {one if one in modules else node.module for one in whole}
+        elif isinstance(node, ast.Constant) and node.value in modules and node.value != PACKAGE:
+            found.add(node.value)  # for importlib
     return {one for one in found if one.split(".")[0] == PACKAGE}
 
 
@@ -114,6 +116,7 @@ def written(folder: Path, **sources: str) -> dict[str, ast.Module]:
         "from repmlp_jax.blocks.layers import ConvBN",
         "def later():\n    from repmlp_jax.blocks.layers import ConvBN",
         "if TYPE_CHECKING:\n    from repmlp_jax.blocks.layers import ConvBN",
+        "importlib.import_module('repmlp_jax.blocks.layers')",
     ],
 )
 def test_an_arrow_that_points_up_is_found(tmp_path, source):

@@ -37,7 +37,7 @@ def key(seed=3):
     return jax.random.key(seed)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("ours", "theirs", "shape"), SAME)
 def test_the_weights_are_those_of_flax_bit_for_bit(ours, theirs, shape, dtype):
     found = ours(key(), shape, dtype)

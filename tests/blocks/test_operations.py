@@ -65,7 +65,7 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("strides", [(1, 1), pytest.param((2, 1), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_every_way_to_convolve_gives_what_lax_gives(case, strides):
     height, width, channels, outputs, sides, groups = case

@@ -63,16 +63,19 @@ def expected(name, quantity):
     return tensors.get(f"fixed.{quantity}", tensors[quantity])
 
 
-every_block = pytest.mark.parametrize("name", BLOCKS)
-# Compiling is slow, so the fast loop has float32 for one case alone: that with C ≠ O.
-FAST_IN_FLOAT32 = "v1_block_nogp_c4o8"
+# Compiling is slow, so the fast loop has the three cases that differ most, and float32 for that with C ≠ O alone.
+FAST = {"v1_block_gp_g4", "v1_block_nonsquare_g3", "v1_block_nogp_c4o8"}
+FAST_IN_FLOAT32 = {"v1_block_nogp_c4o8"}
 every_block_in_both_dtypes = pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        pytest.param(name, dtype, marks=[] if dtype == "float64" or name == FAST_IN_FLOAT32 else pytest.mark.slow)
+        pytest.param(name, dtype, marks=[] if name in fast else pytest.mark.slow)
         for name in BLOCKS
-        for dtype in ("float64", "float32")
+        for dtype, fast in (("float64", FAST), ("float32", FAST_IN_FLOAT32))
     ],
+)
+every_block = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in BLOCKS]
 )
 
 

@@ -32,7 +32,7 @@ def build(name, **options):
     return model, jax.random.normal(jax.random.key(1), (2, *model.input_shape), jnp.float64)
 
 
-@every_net
+@pytest.mark.parametrize("name", [pytest.param("light", marks=pytest.mark.slow), "bottleneck", "RepMLPNet"])
 def test_fusing_is_exact_and_complete(name):
     model, x = build(name)
     fused = fuse_params(model)

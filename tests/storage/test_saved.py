@@ -22,6 +22,7 @@ MODELS = {
     "ablation": ("pure_mlp_no_global", {}),
     "convolutions": ("wide_convnet", {}),
 }
+SLOW = {"float64", "ablation", "convolutions"}
 
 
 def build(name="trained"):
@@ -46,7 +47,9 @@ def folder(model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["trained", "fused"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in MODELS]
+)
 def test_round_trip_is_bit_equal(tmp_path, name, fused):
     model = build(name)
     model.eval()

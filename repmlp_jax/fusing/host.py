@@ -36,18 +36,18 @@ def transformed_on_host(transform: Callable[[nnx.Module], nnx.Module], model: nn
     (accelerator,) = accelerators if len(accelerators) == 1 else (None,)
     if accelerator is None or host() is None:
         return transform(model)
-    numbers = [array for array in arrays if not _is_key(array)]
+    numbers = [array for array in arrays if not is_key(array)]
     # All at once: one by one, each array would wait for the one before.
     on_host = jax.device_put(jax.device_get(numbers), host())
     if any(isinstance(array, jax.core.Tracer) for array in on_host):
         return transform(model)  # Within a traced function nothing is put anywhere yet.
     copies = iter(on_host)
-    there = jax.tree.unflatten(structure, [array if _is_key(array) else next(copies) for array in arrays])
+    there = jax.tree.unflatten(structure, [array if is_key(array) else next(copies) for array in arrays])
     with jax.default_device(host()):
         graphdef, state = nnx.split(transform(nnx.merge(graphdef, there)))
     arrays, structure = jax.tree.flatten(state)
     back = {id(copy): array for copy, array in zip(on_host, numbers, strict=True)}
-    new = [array for array in arrays if id(array) not in back and not _is_key(array)]
+    new = [array for array in arrays if id(array) not in back and not is_key(array)]
     if any(array.committed for array in numbers):
         placed = jax.device_put(new, accelerator)
     else:
@@ -57,7 +57,8 @@ def transformed_on_host(transform: Callable[[nnx.Module], nnx.Module], model: nn
     return nnx.merge(graphdef, jax.tree.unflatten(structure, [back.get(id(array), array) for array in arrays]))
 
 
-def _is_key(array) -> bool:
+def is_key(array) -> bool:
+    """Whether an array holds random keys."""
     return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 

@@ -7,9 +7,13 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
+from repmlp_jax.models.registry import create_model
+
 
 class Task(Protocol):
     """Data, loss and scores. A task is created from the configuration, the mesh and a key.
+
+    A subclass with a `_config` inherits methods that train the configured model as it is and draw no pictures.
 
     Attributes:
         feed: compiles and feeds the training steps, like `feed.ResidentFeed` and `feed.StreamedFeed`.
@@ -20,6 +24,7 @@ class Task(Protocol):
         correct_dtype: dtype of the number of correct examples: int32, or float32 if an example may be partly correct.
     """
 
+    _config: Any
     feed: Any
     evaluator: Any
     scores: tuple[str, ...]
@@ -28,16 +33,19 @@ class Task(Protocol):
     correct_dtype: DTypeLike
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The model that is trained."""
+        """Builds the model that is trained."""
+        return create_model(self._config.model, rngs=rngs, **self._config.model_arguments)
 
     def result(self, model: nnx.Module) -> nnx.Module:
         """The part of the trained model that is saved, fused and evaluated."""
+        return model
 
     def loss(self, model: nnx.Module, batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The mean loss of a batch, and its number of correct examples in `correct_dtype`."""
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Name → scores that a model has to beat."""
+        return {}
 
     def draw(self, workdir: Path, model: nnx.Module) -> None:
         """Draws pictures of the model's outputs into the run's folder."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written atomically."""
 
 import contextlib
 import os
@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
-    """Gives the path to write to; what is there becomes `path` when the block ends, and is removed if it fails.
+    """Yields a path to write to, which replaces `path` when the block ends and is removed if it fails.
 
     Args:
-        path: the file; its parents are made.
+        path: the file; missing parents are created.
         overwrite: replace the file if it exists.
 
     Raises:

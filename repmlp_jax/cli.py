@@ -19,9 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 plot = typer.Typer(
-    help="Draw what a model has learnt, and how it is fused, as a picture.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+    help="Draw what a model has learnt, and how it is fused, as a picture.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(plot, name="plot")
 
@@ -312,10 +310,9 @@ def _report(model: str):
 
     from repmlp_jax import create_model, fuse_report, load_model
 
-    def build():
-        return create_model(model, rngs=nnx.Rngs(0))
-
-    return fuse_report(load_model(model) if Path(model).is_dir() else nnx.eval_shape(build))
+    if Path(model).is_dir():
+        return fuse_report(load_model(model))
+    return fuse_report(nnx.eval_shape(lambda: create_model(model, rngs=nnx.Rngs(0))))
 
 
 def _block(folder: Path, number: int):

@@ -26,9 +26,7 @@ class GlobalPerceptron(nnx.Module):
         features: channels C.
         counts: number of partitions down and across.
         reduction: factor by which the hidden features are fewer than C·down·across.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+        dtype, param_dtype, rngs: as of `RepMLP`.
     """
 
     def __init__(self, features, counts, *, reduction=1, dtype=None, param_dtype=jnp.float32, rngs):
@@ -64,9 +62,7 @@ class PartitionPerceptron(nnx.Module):
         out_features: channels O.
         partition_size: (h, w) of a partition.
         groups: groups g of channels.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+        dtype, param_dtype, rngs: as of `RepMLP`.
     """
 
     def __init__(

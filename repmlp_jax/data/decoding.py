@@ -31,11 +31,7 @@ def decode(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def draw_box(
-    height: int,
-    width: int,
-    random: np.random.Generator,
-    *,
-    scale: tuple[float, float] = (0.08, 1.0),
+    height: int, width: int, random: np.random.Generator, *, scale: tuple[float, float] = (0.08, 1.0)
 ) -> tuple[int, int, int, int]:
     """Draws a box in a picture, as in the training of Inception (arXiv 1409.4842, Section 6) and in torchvision.
 

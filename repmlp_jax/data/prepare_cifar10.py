@@ -34,11 +34,7 @@ NETWORK_TIMEOUT_SECONDS = 30
 
 
 def prepare_cifar10(
-    data_dir: str | Path,
-    *,
-    url: str = ARCHIVE_URL,
-    size: int = ARCHIVE_SIZE,
-    sha256: str = ARCHIVE_SHA256,
+    data_dir: str | Path, *, url: str = ARCHIVE_URL, size: int = ARCHIVE_SIZE, sha256: str = ARCHIVE_SHA256
 ) -> Path:
     """Prepares CIFAR-10 for `tfds.data_source("cifar10", data_dir=data_dir)` unless it is prepared already.
 

@@ -101,14 +101,8 @@ def _convert(converter, model, input_shape, preprocessing) -> bytes:
 
     plain = replace_modules(model, _is_padded_in_numbers, lambda path, conv: PlainConvolution(conv))
     try:
-        file = converter.to_onnx(
-            as_compiled_for("cpu", plain),
-            [("N", *input_shape)],
-            model_name=type(model).__name__,
-            opset=OPSET,
-            input_names=["images"],
-            output_names=["outputs"],
-        )
+        names = dict(model_name=type(model).__name__, input_names=["images"], output_names=["outputs"])
+        file = converter.to_onnx(as_compiled_for("cpu", plain), [("N", *input_shape)], opset=OPSET, **names)
     except Exception as error:  # a converter raises any kind of error
         raise ValueError(f"jax2onnx cannot convert this {type(model).__name__}: {error}") from error
     del file.graph.value_info[:]  # Some of its inner shapes are wrong; readers infer them anyway.

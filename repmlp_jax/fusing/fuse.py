@@ -88,9 +88,7 @@ def fusable_modules(model: nnx.Module) -> list[tuple[tuple, nnx.Module]]:
 
 
 def replace_modules(
-    model: nnx.Module,
-    chosen: Callable[[object], bool],
-    replacement: Callable[[tuple, Any], nnx.Module],
+    model: nnx.Module, chosen: Callable[[object], bool], replacement: Callable[[tuple, Any], nnx.Module]
 ) -> nnx.Module:
     """Copies a model and replaces each outermost chosen module by `replacement(path, module)`.
 

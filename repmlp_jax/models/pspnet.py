@@ -31,9 +31,7 @@ class PyramidPooling(nnx.Module):
     Args:
         features: channels C of the map; each level has C / levels.
         bins: number of windows along each side, for each level.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+        dtype, param_dtype, rngs: as of `PSPNet`.
 
     Raises:
         ValueError: if the levels do not divide the channels.
@@ -66,9 +64,7 @@ class PixelHead(nnx.Module):
         mid_features: channels of the convolution.
         num_classes: number of classes.
         dropout: share of the channels that are dropped in training.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+        dtype, param_dtype, rngs: as of `PSPNet`.
     """
 
     def __init__(

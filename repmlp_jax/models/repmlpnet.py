@@ -38,9 +38,7 @@ class RepMLPNetUnit(nnx.Module):
         features: channels C.
         expansion: factor by which the feed-forward net has more hidden features than C.
         drop_rate: probability of dropping each branch for an image in training; kept branches are scaled up.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+        dtype, param_dtype, rngs: as of `RepMLPNet`.
         block: arguments of the RepMLPNetBlock.
     """
 
@@ -121,9 +119,7 @@ class Head(nnx.Module):
     Args:
         features: input channels.
         num_classes: number of classes.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+        dtype, param_dtype, rngs: as of `RepMLPNet`.
     """
 
     def __init__(self, features, num_classes, *, dtype=None, param_dtype=jnp.float32, rngs):

@@ -66,11 +66,7 @@ def fc3_parts(block: TRAINED) -> dict[str, Float[np.ndarray, "g h w c h w o"]]:
 
 
 def fc3_kernels(
-    block: TRAINED,
-    pixel: tuple[int, int] | None = None,
-    *,
-    input_channel: int | None = None,
-    output_channel: int = 0,
+    block: TRAINED, pixel: tuple[int, int] | None = None, *, input_channel: int | None = None, output_channel: int = 0
 ) -> Figure:
     """Draws FC3's weights from an input channel to an output point: trained, convolutions, and fused (Figure 5).
 

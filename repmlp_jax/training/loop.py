@@ -85,15 +85,8 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
     graphdef = nnx.graphdef(nnx.eval_shape(make_model, init_key))
     abstract_state = jax.eval_shape(make_state, init_key)
     shardings = sharding.state_shardings(abstract_state, mesh)
-    one_step = make_step(
-        graphdef,
-        optimizer,
-        task.loss,
-        batch_size=config.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        accumulate=config.accumulate,
-        mesh=mesh,
-    )
+    sizes = dict(batch_size=config.batch_size, steps_per_epoch=steps_per_epoch, accumulate=config.accumulate)
+    one_step = make_step(graphdef, optimizer, task.loss, **sizes, mesh=mesh)
     train_steps = task.feed.compile(one_step, step_key, shardings)
     pace = Pace(config.steps_per_call)
     if is_chief:
@@ -210,14 +203,8 @@ def _line_of_epoch(epoch, seen, names, scores, images_per_second) -> str:
 
 
 def _progress_bar(batch_size: int, step: int, final_step: int) -> tqdm:
-    return tqdm(
-        total=final_step * batch_size,
-        initial=step * batch_size,
-        unit=" images",
-        unit_scale=True,
-        dynamic_ncols=True,
-        disable=jax.process_index() > 0,
-    )
+    sizes = dict(total=final_step * batch_size, initial=step * batch_size)
+    return tqdm(**sizes, unit=" images", unit_scale=True, dynamic_ncols=True, disable=jax.process_index() > 0)
 
 
 def _check_damaged(seen, batch_size):

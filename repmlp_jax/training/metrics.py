@@ -11,13 +11,7 @@ from tensorboardX import SummaryWriter
 
 from repmlp_jax import plots
 
-COLUMNS = {
-    "epoch": int,
-    "step": int,
-    "learning_rate": float,
-    "train_loss": float,
-    "train_accuracy": float,
-}
+COLUMNS = {"epoch": int, "step": int, "learning_rate": float, "train_loss": float, "train_accuracy": float}
 """The columns of every task; a column `test_NAME` for each of its scores follows."""
 
 SECONDS_BETWEEN_PICTURES = 60

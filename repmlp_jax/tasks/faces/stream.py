@@ -13,11 +13,7 @@ from repmlp_jax.data.stream import BadExample, Stream, make_stream
 
 
 def stream_faces(
-    name: str,
-    data_dir: str | Path | None,
-    image_size: tuple[int, int],
-    num_people: int,
-    **options,
+    name: str, data_dir: str | Path | None, image_size: tuple[int, int], num_people: int, **options
 ) -> tuple[Callable[[int, int], Stream], int]:
     """Opens the training split of a dataset of faces with features "image" and "label".
 

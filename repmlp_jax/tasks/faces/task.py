@@ -71,16 +71,9 @@ class Faces(Task):
             )
         # The images' own mean and deviation are not known without reading all of them.
         self._mean = self._std = (0.5,) * input_shape[-1]
-        open_stream, examples = stream_faces(
-            config.dataset,
-            config.data_dir or None,
-            input_shape[:2],
-            config.num_people,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        part = dict(process_index=jax.process_index(), process_count=jax.process_count(), workers=config.workers)
+        dataset = config.dataset, config.data_dir or None, input_shape[:2], config.num_people
+        open_stream, examples = stream_faces(*dataset, batch_size=config.batch_size, **part)
         seed = int(jax.random.bits(order_key, dtype=jnp.uint32))
         self.feed = StreamedFeed(lambda step: open_stream(seed, step), examples, mesh)
 

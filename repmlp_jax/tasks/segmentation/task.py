@@ -56,18 +56,10 @@ class Segmentation(Task):
             training_example, dataset=self._scenes, crop_size=net.input_shape[:2], scale=tuple(config.crop_scale)
         )
         seed = int(jax.random.bits(order_key, dtype=jnp.uint32))
+        part = dict(process_index=jax.process_index(), process_count=jax.process_count(), workers=config.workers)
 
         def open_stream(step):
-            return make_stream(
-                splits["train"],
-                transform,
-                batch_size=config.batch_size,
-                seed=seed,
-                start=step,
-                workers=config.workers,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
+            return make_stream(splits["train"], transform, batch_size=config.batch_size, seed=seed, start=step, **part)
 
         self.feed = StreamedFeed(open_stream, len(splits["train"]), mesh)
         self.preprocessing = dict(mean=self._scenes.mean, std=self._scenes.std, class_names=self._scenes.class_names)

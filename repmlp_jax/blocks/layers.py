@@ -271,7 +271,7 @@ def check_groups(groups: int, *channel_counts: int):
     if groups < 1 or any(channels % groups for channels in channel_counts):
         common = math.gcd(*channel_counts)
         works = [divisor for divisor in range(1, common + 1) if common % divisor == 0]
-        raise ValueError(f"groups={groups} does not divide the channels {channel_counts}: what divides them is {works}")
+        raise ValueError(f"groups={groups} does not divide the channels {channel_counts}: use one of {works}")
 
 
 def check_kernel_size(kernel_size: int | tuple[int, int]):

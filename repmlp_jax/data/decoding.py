@@ -26,7 +26,7 @@ def decode(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
     except cv2.error as error:
         raise BadExample(f"{len(encoded)} bytes cannot be decoded: {error.err}") from None
     if image is None:
-        raise BadExample(f"{len(encoded)} bytes are no whole picture")
+        raise BadExample(f"{len(encoded)} bytes are not a complete picture")
     return image
 
 

@@ -121,5 +121,5 @@ POLICIES: dict[str, Callable] = {"autoaugment": auto_augment, "randaugment": ran
 
 def _picture(image):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"the image is {image.dtype} {image.shape}; what can be augmented is uint8 (H, W, 3)")
+        raise ValueError(f"the image is {image.dtype} {image.shape}; augmentation takes uint8 (H, W, 3)")
     return Image.fromarray(image)

@@ -117,12 +117,12 @@ def _compare(content, images, outputs):
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": images})
     if found.shape != outputs.shape:
-        raise ValueError(f"what jax2onnx makes of the model gives {found.shape}, the model {outputs.shape}")
+        raise ValueError(f"the converted model returns shape {found.shape}, the model {outputs.shape}")
     difference, largest = np.abs(found - outputs).max(), np.abs(outputs).max()
     if not difference <= TOLERANCE * largest:
         raise ValueError(
-            f"what jax2onnx makes of the model differs from it by {difference:.3g} at outputs of up to {largest:.3g}; "
-            f"allowed are {TOLERANCE} of these"
+            f"the converted model differs from the model by {difference:.3g} at outputs of up to {largest:.3g}; "
+            f"the limit is {TOLERANCE} of these"
         )
 
 

@@ -141,12 +141,12 @@ def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
         ValueError: as `fuse_params`.
     """
     if not isinstance(model, nnx.Module):
-        raise TypeError(f"what is exported is an nnx.Module, not {type(model).__name__}")
+        raise TypeError(f"export needs an nnx.Module, not {type(model).__name__}")
     if not hasattr(model, "input_shape"):
         raise TypeError(f"{type(model).__name__} has no input_shape: set it to the (height, width, channels) it takes")
     if wide := [name for name, array in _arrays(model).items() if array.dtype == jnp.float64]:
         raise TypeError(
-            f"{len(wide)} arrays hold float64, {wide[0]} among them, and what is exported takes float32: build the "
+            f"{len(wide)} arrays hold float64, {wide[0]} among them, and exported models take float32: build the "
             f"model with param_dtype=float32"
         )
     if fusable_modules(model):

@@ -42,7 +42,7 @@ def load_torch_file(path: str | Path) -> dict[str, np.ndarray]:
         state_dict = {key: _to_numpy(tensor) for key, tensor in _unpickle(path).items()}
     else:
         suffixes = ", ".join((".safetensors", *PICKLED))
-        raise ValueError(f"{path} ends in {path.suffix or 'no suffix'!r}; what can be read ends in {suffixes}")
+        raise ValueError(f"{path} ends in {path.suffix or 'no suffix'!r}; load_torch_file reads {suffixes}")
     if all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): array for key, array in state_dict.items()}
     return state_dict

@@ -44,8 +44,8 @@ def fc3_parts(block: TRAINED) -> dict[str, Float[np.ndarray, "g h w c h w o"]]:
     """
     if isinstance(block, FUSED):
         raise TypeError(
-            f"a {type(block).__name__} is fused: its kernel is a sum, of which the parts are not known any more. "
-            f"The model as it was trained (of a run, the folder model) has them"
+            f"a {type(block).__name__} is fused: its kernel no longer holds the separate parts. "
+            f"Pass the trained model (the folder model of a run)"
         )
     if not isinstance(block, TRAINED):
         raise TypeError(f"takes a RepMLP or RepMLPNetBlock, not a {type(block).__name__}")

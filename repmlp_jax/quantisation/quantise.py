@@ -111,7 +111,7 @@ def dequantise_params(model: nnx.Module) -> nnx.Module:
         ValueError: if the model is not quantised, or multiplies in int8.
     """
     if quantisation(model) != {"activations": None}:
-        raise ValueError("only what quantise_params(model, activations=None) returns is made floating-point again")
+        raise ValueError("dequantise_params takes only models of quantise_params(model, activations=None)")
     return transformed_on_host(_dequantised, model)
 
 

@@ -187,7 +187,7 @@ def _abstract(model_class, arguments_text, fused, quantised):
 def _is_fused(model) -> bool:
     model_class = _model_classes().get(type(model).__name__)
     if model_class is not type(model):
-        raise TypeError(f"save_model knows the models of list_models(), and a {type(model).__name__} is none of them")
+        raise TypeError(f"save_model takes models of list_models(), and a {type(model).__name__} is not one of them")
     found, quantised = describe(arrays_of(model)), quantisation(model)
     for fused in (True,) if quantised else (False, True):
         if found == describe(arrays_of(_abstract(model_class, model.arguments, fused, quantised))):

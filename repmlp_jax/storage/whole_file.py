@@ -20,7 +20,7 @@ def whole_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, and what is written is a file")
+        raise IsADirectoryError(f"{path} is a folder; choose the path of a file")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def make_mesh(data: int = 0, fsdp: int = 1, devices=None) -> Mesh:
     count = len(devices) if devices is not None else jax.device_count()
     if fsdp < 1 or data < 0 or (data or max(1, count // fsdp)) * fsdp != count:
         works = ", ".join(f"({count // size}, {size})" for size in range(1, count + 1) if count % size == 0)
-        raise ValueError(f"mesh (data={data}, fsdp={fsdp}) does not fit {count} devices; what fits is {works}")
+        raise ValueError(f"mesh (data={data}, fsdp={fsdp}) does not fit {count} devices; use one of {works}")
     shape = (data or count // fsdp, fsdp)
     return jax.make_mesh(shape, ("data", "fsdp"), devices=devices, axis_types=(AxisType.Auto,) * 2)
 

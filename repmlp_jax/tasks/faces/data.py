@@ -130,7 +130,7 @@ def _read(name, source, image_size):
             labels.append(example["label"])
     channels = {image.shape[-1] for image in images}
     if len(channels) != 1:
-        raise ValueError(f"the {len(images)} images of a split of {name} have {sorted(channels)} channels, not as one")
+        raise ValueError(f"the {len(images)} images of a split of {name} have {sorted(channels)} channels, not one")
     return np.stack(images), np.array(labels, np.int32)
 
 

@@ -15,10 +15,10 @@ from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
-from repmlp_jax.training.task import Task
+from repmlp_jax.training.task import ConfiguredTask
 
 
-class Classification(Task):
+class Classification(ConfiguredTask):
     """One label for each image; the loss is the softmax cross-entropy.
 
     Args:

@@ -13,8 +13,6 @@ from repmlp_jax.models.registry import create_model
 class Task(Protocol):
     """Data, loss and scores. A task is created from the configuration, the mesh and a key.
 
-    A subclass with a `_config` inherits methods that train the configured model as it is and draw no pictures.
-
     Attributes:
         feed: compiles and feeds the training steps, like `feed.ResidentFeed` and `feed.StreamedFeed`.
         evaluator: evaluates a model and compares two, like `evaluation.Evaluator`.
@@ -24,7 +22,6 @@ class Task(Protocol):
         correct_dtype: dtype of the number of correct examples: int32, or float32 if an example may be partly correct.
     """
 
-    _config: Any
     feed: Any
     evaluator: Any
     scores: tuple[str, ...]
@@ -34,7 +31,6 @@ class Task(Protocol):
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
         """Builds the model that is trained."""
-        return create_model(self._config.model, rngs=rngs, **self._config.model_arguments)
 
     def result(self, model: nnx.Module) -> nnx.Module:
         """The part of the trained model that is saved, fused and evaluated."""
@@ -49,3 +45,13 @@ class Task(Protocol):
 
     def draw(self, workdir: Path, model: nnx.Module) -> None:
         """Draws pictures of the model's outputs into the run's folder."""
+
+
+class ConfiguredTask(Task):
+    """A task that trains the model of its configuration."""
+
+    _config: Any
+
+    def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Builds the configured model."""
+        return create_model(self._config.model, rngs=rngs, **self._config.model_arguments)

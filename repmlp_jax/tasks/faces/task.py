@@ -16,12 +16,12 @@ from repmlp_jax.tasks.faces.stream import stream_faces
 from repmlp_jax.tasks.faces.verification import cosine_similarities, roc, verification_report
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
-from repmlp_jax.training.task import Task
+from repmlp_jax.training.task import ConfiguredTask
 
 BASELINES = {"pixels": pixels, "pixels less their mean": centred_pixels}
 
 
-class Faces(Task):
+class Faces(ConfiguredTask):
     """AM-Softmax over the people of the training split; verification and identification on those of the test split.
 
     Args:

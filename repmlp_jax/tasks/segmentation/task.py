@@ -22,12 +22,12 @@ from repmlp_jax.training.evaluation import Comparison, images_per_second, in_eva
 from repmlp_jax.training.feed import StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
 from repmlp_jax.training.sharding import make_mesh, on_this_process, put_everywhere, split_batch
-from repmlp_jax.training.task import Task
+from repmlp_jax.training.task import ConfiguredTask
 
 PICTURES_DRAWN = 4
 
 
-class Segmentation(Task):
+class Segmentation(ConfiguredTask):
     """Cross-entropy of the pixels that count, for both heads; the score is the mean intersection over union.
 
     Args:

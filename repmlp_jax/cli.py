@@ -150,7 +150,7 @@ def fuse(
         if not fusable_modules(saved.model):
             raise ValueError(f"{model} is fused already")
         report = fuse_report(saved.model)
-        assert report.macs is not None, "every model of list_models() says what it takes"
+        assert report.macs is not None, "every model of list_models() has an input_shape"
         save_model(out, fuse_params(saved.model), preprocessing=saved.preprocessing, overwrite=overwrite)
         for name, (before, after) in (("parameters", report.parameters), ("multiply-accumulates", report.macs)):
             print(f"{name:22}{before:>16,} → {after:,}")

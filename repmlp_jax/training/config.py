@@ -34,7 +34,7 @@ def default_config() -> ConfigDict:
             task="classification",  # "classification", "faces" or "segmentation"
             seed=0,  # of initial weights, order and augmentation
             model="pure_mlp",  # one of list_models()
-            model_arguments={},  # of the model's class, besides those of the name
+            model_arguments={},  # of the model's class, in addition to those of its name
             init_from="",  # weights to start from: a saved model's folder, or a file of official PyTorch weights
             init_head="load",  # "skip": the classifier keeps its initial weights, as it has other classes
             dataset="cifar10",  # "cifar10", "digits", or the name of a TFDS dataset, which is streamed

@@ -1,4 +1,4 @@
-"""`python -m repmlp_jax`."""
+"""Runs the command line for `python -m repmlp_jax`."""
 
 from repmlp_jax.cli import main
 

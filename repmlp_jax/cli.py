@@ -1,9 +1,10 @@
-"""The command line: `python -m repmlp_jax`, installed as `repmlp-jax` too."""
+"""The command line `repmlp-jax`, which is also `python -m repmlp_jax`."""
 
 import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,9 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 plot = typer.Typer(
-    help="Draw what a model has learnt, and how it is fused, as a picture.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+    help="Draw what a model has learnt, and how it is fused, as a picture.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(plot, name="plot")
 
@@ -32,7 +31,7 @@ Block = Annotated[int, typer.Option(min=0, help="Which RepMLP block, counted fro
 
 @contextlib.contextmanager
 def one_line_errors():
-    """Ends the program with one line for what a user can mend; REPMLP_JAX_DEBUG=1 shows where it was raised."""
+    """Ends the program with one line on an error that a user can fix; REPMLP_JAX_DEBUG=1 shows the traceback."""
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -54,7 +53,7 @@ def _print_version(wanted: bool) -> bool:
     try:
         devices = jax.devices()
         found = f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})"
-    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS may name what is not here
+    except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS may name a missing platform
         found = f"none: {str(error).strip().splitlines()[0] if str(error).strip() else 'JAX found none'}"
     print(f"{'devices':12}{found}")
     raise typer.Exit()
@@ -74,7 +73,7 @@ def options(
 
 @app.command("list")
 def list_command():
-    """Lists the published models, with the class and the arguments that each is made by.
+    """Lists the published models with their classes and arguments.
 
     Example: repmlp-jax list
     """
@@ -121,7 +120,7 @@ def import_command(
         def build():
             return create_model(model, rngs=nnx.Rngs(0), **options)
 
-        # Only of a classifier that the file does not give are weights drawn.
+        # Weights are drawn only for a classifier that the file does not provide.
         net = build() if skip_head else nnx.eval_shape(build)
         net = from_torch(net, state_dict, head="skip" if skip_head else "load")
         if any(key.endswith("fc3.bias") for key in state_dict):
@@ -151,7 +150,7 @@ def fuse(
         if not fusable_modules(saved.model):
             raise ValueError(f"{model} is fused already")
         report = fuse_report(saved.model)
-        assert report.macs is not None, "every model of list_models() says what it takes"
+        assert report.macs is not None, "every model of list_models() has an input_shape"
         save_model(out, fuse_params(saved.model), preprocessing=saved.preprocessing, overwrite=overwrite)
         for name, (before, after) in (("parameters", report.parameters), ("multiply-accumulates", report.macs)):
             print(f"{name:22}{before:>16,} → {after:,}")
@@ -166,7 +165,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
-    """Evaluates a saved model on a dataset's test images; of imagenet2012 and its like on the validation split.
+    """Evaluates a saved model on a dataset's test images, or on its validation split, as for imagenet2012.
 
     Example: repmlp-jax evaluate runs/digits/fused --dataset digits
     """
@@ -189,8 +188,8 @@ def predict(
 ):
     """Classifies pictures: the most probable classes of each.
 
-    A picture's shorter side is brought to the model's size over 0.875 and its centre cut out, as ImageNet is evaluated;
-    one that is not larger than the model's images is only brought to their size.
+    A picture is resized and its centre is cropped, as in the evaluation of ImageNet: the shorter side becomes the
+    model's size / 0.875. A picture that is not larger than the model's images is only resized to their size.
 
     Example: repmlp-jax predict t224 cat.jpg dog.jpg
     """
@@ -217,7 +216,7 @@ def export(
     ] = "jax",
     overwrite: Overwrite = False,
 ):
-    """Exports a saved model as one file, to run without this library; to JAX and ONNX it is fused first.
+    """Exports a saved model as one file that runs without this library; for JAX and ONNX it is fused first.
 
     Example: repmlp-jax export fused fused.onnx --format onnx
     """
@@ -245,47 +244,35 @@ def plot_kernels(
     input_channel: Annotated[int | None, typer.Option(min=0, help="The channel that it sees.")] = None,
     overwrite: Overwrite = False,
 ):
-    """Draws what an output point of FC3 sees: as trained, by the convolutions, and fused (Figure 5 of the paper).
+    """Draws FC3's weights for an output point: trained, convolutions, and fused (Figure 5 of the paper).
 
-    MODEL is as it was trained, not fused. Without options the point is the middle of the partition in channel 0, and
-    it is shown what it sees of the first channel of its group.
+    MODEL is a trained model, not a fused one. By default the point is the middle of the partition in channel 0, and the
+    weights are those of the first channel of its group.
 
     Example: repmlp-jax plot kernels runs/digits/model kernels.png --pixel 1 2
     """
-    with one_line_errors():
-        from repmlp_jax import plots
-
-        _refuse_picture(out, overwrite)
-        channels: dict[str, Any] = dict(input_channel=input_channel, output_channel=output_channel)
-        _save_picture(plots.fc3_kernels(_block(model, block), pixel, **channels), out)
+    channels: dict[str, Any] = dict(input_channel=input_channel, output_channel=output_channel)
+    _save_picture(lambda plots: plots.fc3_kernels(_block(model, block), pixel, **channels), out, overwrite)
 
 
 @plot.command("receptive-field")
 def plot_receptive_field(model: ModelFolder, out: Picture, block: Block = 0, overwrite: Overwrite = False):
-    """Draws how large the weights are that lead from each pixel of a partition to nine output pixels.
+    """Draws the size of the weights from each pixel of a partition to nine output pixels.
 
-    MODEL may be fused; of one that is not, the fused weights are drawn.
+    MODEL may be trained or fused; the picture shows the fused weights.
 
     Example: repmlp-jax plot receptive-field runs/digits/fused field.png
     """
-    with one_line_errors():
-        from repmlp_jax import plots
-
-        _refuse_picture(out, overwrite)
-        _save_picture(plots.receptive_fields(_block(model, block)), out)
+    _save_picture(lambda plots: plots.receptive_fields(_block(model, block)), out, overwrite)
 
 
 @plot.command("identity")
 def plot_identity(out: Picture, overwrite: Overwrite = False):
-    """Draws how a convolution becomes a fully-connected layer: it is applied to the identity, step by step.
+    """Draws how a convolution, applied to the identity, becomes a fully-connected layer.
 
     Example: repmlp-jax plot identity identity.png
     """
-    with one_line_errors():
-        from repmlp_jax import plots
-
-        _refuse_picture(out, overwrite)
-        _save_picture(plots.identity_trick(), out)
+    _save_picture(lambda plots: plots.identity_trick(), out, overwrite)
 
 
 @plot.command("report")
@@ -301,11 +288,7 @@ def plot_report(
 
     Example: repmlp-jax plot report RepMLPNet-T224 report.png --depth 2
     """
-    with one_line_errors():
-        from repmlp_jax import plots
-
-        _refuse_picture(out, overwrite)
-        _save_picture(plots.fuse_bars(_report(model), depth), out)
+    _save_picture(lambda plots: plots.fuse_bars(_report(model), depth), out, overwrite)
 
 
 @plot.command("curves")
@@ -318,27 +301,22 @@ def plot_curves(
 
     Example: repmlp-jax plot curves runs/digits curves.png
     """
-    with one_line_errors():
-        from repmlp_jax import plots
-
-        _refuse_picture(out, overwrite)
-        _save_picture(plots.learning_curves(plots.read_rows(run)), out)
+    _save_picture(lambda plots: plots.learning_curves(plots.read_rows(run)), out, overwrite)
 
 
 def _report(model: str):
-    """What fusing does to a model, given by its name or its folder."""
+    """The fuse report of a model, given by its name or its folder."""
     from flax import nnx
 
     from repmlp_jax import create_model, fuse_report, load_model
 
-    def build():
-        return create_model(model, rngs=nnx.Rngs(0))
-
-    return fuse_report(load_model(model) if Path(model).is_dir() else nnx.eval_shape(build))
+    if Path(model).is_dir():
+        return fuse_report(load_model(model))
+    return fuse_report(nnx.eval_shape(lambda: create_model(model, rngs=nnx.Rngs(0))))
 
 
 def _block(folder: Path, number: int):
-    """The RepMLP block of that number in a saved model; says which one it is."""
+    """The RepMLP block with this number in a saved model; prints its path."""
     from flax import nnx
 
     from repmlp_jax import load_model
@@ -357,16 +335,18 @@ def _block(folder: Path, number: int):
     return block
 
 
-def _refuse_picture(out: Path, overwrite: bool):
-    _refuse_existing(out, overwrite)
-    if not out.suffix:
-        raise ValueError(f"{out} has no ending that says which picture it is: use {out}.png, or .svg or .pdf")
+def _save_picture(draw: Callable, out: Path, overwrite: bool):
+    """Saves the figure of `draw(plots)`, unless the file exists or its name has no suffix."""
+    with one_line_errors():
+        from repmlp_jax import plots
 
-
-def _save_picture(figure, out: Path):
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
-    print(f"saved: {out}")
+        _refuse_existing(out, overwrite)
+        if not out.suffix:
+            raise ValueError(f"{out} has no ending that says which picture it is: use {out}.png, or .svg or .pdf")
+        figure = draw(plots)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=120)
+        print(f"saved: {out}")
 
 
 def _refuse_existing(out: Path, overwrite: bool):
@@ -375,7 +355,7 @@ def _refuse_existing(out: Path, overwrite: bool):
 
 
 def main():
-    """Runs the command line; a mistake in the arguments, too, ends it with one line."""
+    """Runs the command line; a usage error also ends it with one line."""
     try:
         code = app(standalone_mode=False)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What somebody may have meant who wrote a name that does not exist."""
+"""The known name that is nearest to an unknown one."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -8,15 +8,15 @@ Value = TypeVar("Value")
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.0) -> str | None:
-    """The known name that is most similar; None if none is at least as similar as `cutoff`, a share from 0 to 1."""
+    """The most similar known name; None if no similarity, from 0 to 1, reaches `cutoff`."""
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 
 
 def lookup(table: Mapping[str, Value], name: str, what: str) -> Value:
-    """The entry of that name.
+    """Looks up a name in a table.
 
     Raises:
-        ValueError: if there is none; the message says of what, and has the nearest name and all names.
+        ValueError: if there is no such name; the message lists the nearest name and all names.
     """
     if name not in table:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The version: the only place that states it, for the package too, so that a checkout needs no installation."""
+"""The version of the library, defined only here."""
 
 import flax
 import jax
@@ -7,5 +7,5 @@ __version__ = "0.1.0"
 
 
 def versions() -> dict[str, str]:
-    """Of this library and of the two that decide what a file of it means."""
+    """The versions of this library, JAX and Flax, which saved files record."""
     return {"repmlp_jax": __version__, "jax": jax.__version__, "flax": flax.__version__}

@@ -142,7 +142,7 @@ def test_points_that_there_are_not(arguments, message):
 @pytest.mark.usefixtures("unchecked_types")
 def test_blocks_without_the_parts():
     block = build_block()
-    with pytest.raises(TypeError, match=r"a FusedRepMLP is fused.*The model as it was trained"):
+    with pytest.raises(TypeError, match=r"a FusedRepMLP is fused.*Pass the trained model"):
         plots.fc3_kernels(block.fused())
     with pytest.raises(TypeError, match="takes a RepMLP or RepMLPNetBlock, not a Linear"):
         plots.fc3_kernels(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
@@ -461,7 +461,7 @@ def test_a_block_inside_a_larger_one_is_found(tmp_path):
 def test_what_cannot_be_drawn_is_one_line(folders, tmp_path):
     out = tmp_path / "no.png"
     fused = run("plot", "kernels", folders / "fused", out)
-    assert_refused(fused, "a FusedRepMLP is fused: its kernel is a sum, of which the parts are not known any more")
+    assert_refused(fused, "a FusedRepMLP is fused: its kernel no longer holds the separate parts")
     assert_refused(run("plot", "kernels", tmp_path, out), "holds no model.json")
     assert_refused(run("plot", "report", folders / "fused", out), "the model is fused already")
     assert_refused(run("plot", "report", "wide_convnt", out), "the nearest is 'wide_convnet'")

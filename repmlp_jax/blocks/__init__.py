@@ -1,1 +1,1 @@
-"""The blocks of both papers, as they train and as they run, and the layers that they are made of."""
+"""The blocks of both papers, trained and fused, and their layers."""

@@ -1,9 +1,9 @@
-"""Initial weights: drawn in float32 or wider whatever the parameters' dtype, and by few programs.
+"""Initial weights, drawn in float32 or wider for every dtype of the parameters, and with few compiled programs.
 
-A program that draws random numbers takes 0.3 s to compile, on an accelerator more, and a model has dozens of shapes.
-With JAX's default random numbers a longer draw begins with the shorter one, bit for bit. So what can be drawn now is
-the beginning of a draw whose length is a power of two, and a few programs serve all shapes. They run on the host: the
-bits are the same on every platform.
+A program that draws random numbers takes 0.3 s or more to compile, and a model has dozens of shapes. With JAX's default
+random numbers a longer draw begins with the shorter one, bit for bit. So each array is the beginning of a draw whose
+length is a power of two, and a few programs serve all shapes. They run on the host, so the bits are the same on every
+platform.
 """
 
 import functools
@@ -17,40 +17,40 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from repmlp_jax.fusing.algebra import fusing_dtype
-from repmlp_jax.fusing.host import host
+from repmlp_jax.fusing.host import host, is_key
 
-# Small arrays share a program, which draws so many in a millisecond.
+# Smaller arrays share one program, which draws this many numbers in a millisecond.
 FEWEST_DRAWN = 2**18
-# That of a normal distribution of deviation 1 that is cut off at -2 and 2.
+# The standard deviation of a standard normal distribution that is truncated at -2 and 2.
 DEVIATION_OF_CUT_NORMAL = 0.87962566103423978
 
 
 def kernel_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
-    """The initialisation of the official code (PyTorch's for convolutions and FCs): U(-b, b), b = 1/sqrt(fan_in).
+    """The initialisation of the official code, PyTorch's for convolutions and FCs: U(-b, b), b = 1/sqrt(fan_in).
 
-    Every layer but the last is followed by a norm, where the size of the weights sets the effective learning rate, so
-    the papers' recipes ask for it. All axes but the last are inputs.
+    A norm follows every layer but the last, so the size of the weights sets the effective learning rate, and the
+    papers' recipes rely on this initialisation. All axes but the last are inputs.
     """
     return _uniform(key, shape, math.prod(shape[:-1]), dtype)
 
 
 def shared_kernel_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
-    """The same for the kernels of share-sets, (S, h, w, h, w), each by itself as the official grouped convolution."""
+    """`kernel_init` for the kernels of share-sets, (S, h, w, h, w), with the fan-in of a single share-set."""
     return _uniform(key, shape, math.prod(shape[1:3]), dtype)
 
 
 def classifier_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
-    """Flax's default for linear layers, LeCun's: normal of variance 1/fan_in, cut off at two deviations."""
+    """Flax's default for linear layers, LeCun normal: variance 1/fan_in, truncated at two deviations."""
     wide = fusing_dtype(dtype)
     deviation = np.sqrt(np.array(1 / math.prod(shape[:-1]), wide)) / np.array(DEVIATION_OF_CUT_NORMAL, wide)
     return _finished(_draw(_cut_normal, key, shape, deviation), dtype)
 
 
 def fc3_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Float[Array, "g h w c h w o"]:
-    """FC3's initialisation in the official code: a random orthogonal matrix over the outputs of all groups together.
+    """FC3's initialisation in the official code: a random orthogonal matrix over the outputs of all groups.
 
-    The matrix (all outputs, inputs of a group) has orthonormal columns, or rows where these are fewer; of these, any is
-    equally probable.
+    The matrix (all outputs, inputs of a group) has orthonormal columns, or orthonormal rows if there are fewer rows. It
+    is uniformly distributed among such matrices.
     """
     groups, columns, outputs = shape[0], math.prod(shape[1:4]), math.prod(shape[4:])
     rows = groups * outputs
@@ -63,7 +63,7 @@ def fc3_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.flo
 
 
 def constant(value: float, shape: Sequence[int], dtype: DTypeLike) -> Array:
-    """An array of one value, for whose shape nothing is compiled."""
+    """An array of one value, without compiling a program."""
     return jax.device_put(np.full(shape, value, dtype))
 
 
@@ -83,18 +83,18 @@ def _cut_normal(key, shape, dtype):
 @jax.jit
 def _with_orthonormal_columns(normal):
     q, r = jnp.linalg.qr(normal)
-    return q * jnp.sign(jnp.diagonal(r))[None]  # which of the decompositions it is must not depend on LAPACK
+    return q * jnp.sign(jnp.diagonal(r))[None]  # a unique decomposition, independent of LAPACK
 
 
 def _draw(sample: Callable, key, shape, scale):
-    """`sample(key, shape, dtype) * scale`; where it can be drawn now, a NumPy array, of which nothing is compiled."""
+    """`sample(key, shape, dtype) * scale`, as a NumPy array unless it is traced."""
     if isinstance(key, jax.core.Tracer) or not _begins_with_the_shorter(key):
         return _on_host(_scaled(sample, tuple(shape), key, scale))
     size = math.prod(shape)
     length = max(FEWEST_DRAWN, 2 ** (size - 1).bit_length())
     with jax.default_device(host()):
         longer = _scaled(sample, (length,), jax.device_put(key, host()), scale)
-    if isinstance(longer, jax.core.Tracer):  # within a function that is traced, whose key is not
+    if isinstance(longer, jax.core.Tracer):  # in a traced function whose key is a constant
         return _scaled(sample, tuple(shape), key, scale)
     return np.asarray(longer)[:size].reshape(shape)
 
@@ -105,10 +105,9 @@ def _scaled(sample, shape, key, scale):
 
 
 def _begins_with_the_shorter(key) -> bool:
-    """Whether a draw by this key begins with every shorter one."""
-    is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    """Whether a draw with this key begins with every shorter draw."""
     partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined, unused-ignore]  # of jax 0.10
-    return is_typed and jax.random.key_impl(key) == "threefry2x32" and partitionable
+    return is_key(key) and jax.random.key_impl(key) == "threefry2x32" and partitionable
 
 
 def _on_host(array):
@@ -116,5 +115,5 @@ def _on_host(array):
 
 
 def _finished(array, dtype):
-    """An array of JAX; one that was drawn now is copied out of the longer one."""
+    """The draw as a JAX array; a NumPy array is copied out of the longer draw."""
     return array.astype(dtype) if isinstance(array, jax.core.Tracer) else jax.device_put(np.array(array, dtype))

@@ -1,9 +1,9 @@
-"""The bricks under every block: batch norm, grouped convolution, convolution with batch norm, grouped FC."""
+"""The layers of the blocks: batch norm, grouped convolution, convolution with batch norm, grouped FC."""
 
 import functools
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +21,20 @@ Layer = TypeVar("Layer", nnx.Conv, nnx.Linear, nnx.LinearGeneral)
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation whose running variance is the unbiased one, as in the official code.
+    """Batch normalisation with an unbiased running variance, as in the official code.
 
-    The shape of its parameters says what it normalises: aligned to the right with the input's, it takes statistics
-    over every axis where it is 1 or absent. `(C,)` is the usual norm over N, H, W, C; `(g, 1, h, w, O)` the one of
-    FC3, with statistics over the partitions alone.
+    The shape of its parameters, aligned to the right with the input's, determines the axes of the statistics: those
+    where it is 1 or absent. `(C,)` is the usual norm of (N, H, W, C); `(g, 1, h, w, O)` is that of FC3, with statistics
+    over the partitions.
 
-    Inputs are normalised with the biased variance. Under `jit` with a sharded batch the statistics are those of
-    the whole batch.
+    Inputs are normalised with the biased variance. Under `jit` with a sharded batch the statistics are those of the
+    whole batch.
 
     Args:
         shape: shape of scale, bias and the running statistics.
         epsilon: added to the variance.
         momentum: share of the old running statistics that a training step keeps (0.9 is PyTorch's 0.1).
-        dtype: dtype of the output; None: that of the input. Statistics are taken in float32 or wider.
+        dtype: dtype of the output; None: that of the input. Statistics are computed in float32 or wider.
         param_dtype: dtype of scale and bias.
     """
 
@@ -65,10 +65,10 @@ class BatchNorm(nnx.Module):
             self.use_running_average = use_running_average
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Normalises `x`; in training also updates the running statistics.
+        """Normalises `x`; in training it also updates the running statistics.
 
         Raises:
-            ValueError: in training, if there is one value a feature, whose variance is not defined.
+            ValueError: in training, if there are fewer than two values for each feature.
         """
         statistics_dtype = self.mean[...].dtype
         shape = (1,) * (x.ndim - self.scale[...].ndim) + self.scale[...].shape
@@ -102,7 +102,7 @@ class BatchNorm(nnx.Module):
 
 
 def _conv_general_dilated(x, kernel, strides, padding, *, feature_group_count, dimension_numbers, **options):
-    del dimension_numbers  # nnx.Conv has no other than NHWC, HWIO
+    del dimension_numbers  # nnx.Conv always uses NHWC and HWIO
     return grouped_convolution(
         x,
         kernel,
@@ -114,23 +114,16 @@ def _conv_general_dilated(x, kernel, strides, padding, *, feature_group_count, d
 
 
 def conv(in_features, out_features, kernel_size, *, padded=True, **options) -> nnx.Conv:
-    """An `nnx.Conv` over NHWC with the official padding, k // 2 zeros at each side (or none), and initialisation."""
+    """An `nnx.Conv` over NHWC with the official initialisation and padding: k // 2 zeros at each side, or none."""
     kernel_size = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
     dilation = options.get("kernel_dilation", 1)
     padding = tuple((size // 2 * dilation if padded else 0,) * 2 for size in kernel_size)
-    return nnx.Conv(
-        in_features,
-        out_features,
-        kernel_size,
-        padding=padding,
-        kernel_init=kernel_init,
-        conv_general_dilated=_conv_general_dilated,
-        **options,
-    )
+    options |= dict(padding=padding, kernel_init=kernel_init, conv_general_dilated=_conv_general_dilated)
+    return nnx.Conv(in_features, out_features, kernel_size, **options)
 
 
 class ConvBN(nnx.Module):
-    """A convolution without bias, zero padding k // 2, and its batch norm.
+    """A convolution without bias, with zero padding k // 2, and its batch norm.
 
     Args:
         in_features: input channels C.
@@ -138,8 +131,8 @@ class ConvBN(nnx.Module):
         kernel_size: odd side of the kernel, or (height, width).
         strides: stride in both directions, or (down, across).
         groups: groups of channels, contiguous.
-        kernel_dilation: distance between the kernel's pixels.
-        padded: whether there is padding; without it the kernel may be even.
+        kernel_dilation: dilation of the kernel.
+        padded: whether to pad; without padding the kernel may be even.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
@@ -165,41 +158,31 @@ class ConvBN(nnx.Module):
         check_groups(groups, in_features, out_features)
         if padded:
             check_kernel_size(kernel_size)
-        self.conv = conv(
-            in_features,
-            out_features,
-            kernel_size,
-            padded=padded,
-            strides=strides,
-            feature_group_count=groups,
-            kernel_dilation=kernel_dilation,
-            use_bias=False,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-        self.norm = BatchNorm(out_features, dtype=dtype, param_dtype=param_dtype)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
+        layout = dict(padded=padded, strides=strides, feature_group_count=groups, kernel_dilation=kernel_dilation)
+        self.conv = conv(in_features, out_features, kernel_size, **layout, use_bias=False, **options, rngs=rngs)
+        self.norm = BatchNorm(out_features, **options)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 O"]:
         """Convolves and normalises."""
         return self.norm(self.conv(x))
 
     def fused(self) -> nnx.Conv:
-        """The same as one convolution with a bias."""
+        """The equivalent convolution with a bias."""
         kernel, bias = algebra.fold_norm(self.conv.kernel[...], self.norm)
         return with_kernel(self.conv, kernel, bias)
 
     def folds(self) -> dict[str, str]:
-        """Where each batch norm goes."""
+        """Part → where it is folded."""
         return {"norm": "folded into conv"}
 
 
 class ScaleAndShift(nnx.Module):
-    """A factor and a summand for each channel: what is left of a norm that can be folded into nothing.
+    """A scale and a shift for each channel: a norm that cannot be folded into another layer.
 
     Args:
-        scale: the factors (C,).
-        shift: the summands (C,).
+        scale: factors, (C,).
+        shift: summands, (C,).
         dtype: dtype to compute in; None: that of input and parameters.
     """
 
@@ -210,7 +193,7 @@ class ScaleAndShift(nnx.Module):
 
     @classmethod
     def of(cls, norm: BatchNorm) -> "ScaleAndShift":
-        """What a norm does in evaluation mode."""
+        """The scale and shift of a norm in evaluation mode."""
         scale, shift = (array.astype(norm.scale.dtype) for array in algebra.scale_and_shift(norm))
         return cls(scale, shift, norm.dtype)
 
@@ -221,9 +204,9 @@ class ScaleAndShift(nnx.Module):
 
 
 def with_kernel(layer: Layer, kernel: Array, bias: Array) -> Layer:
-    """A copy of a convolution or FC with this kernel and bias, in the dtype of its parameters."""
+    """A copy of a convolution or FC with another kernel and bias, in the dtype of its parameters."""
     copy = nnx.clone(layer)
-    # New variables: writing into the clone's would change the given model where its arrays are NumPy's.
+    # New variables, since NumPy arrays of the clone are shared with the given model.
     copy.kernel = nnx.Param(kernel.astype(layer.param_dtype))
     copy.bias = nnx.Param(bias.astype(layer.param_dtype))
     copy.use_bias = True
@@ -231,12 +214,12 @@ def with_kernel(layer: Layer, kernel: Array, bias: Array) -> Layer:
 
 
 def with_norm_before(fc: Layer, norm: BatchNorm) -> Layer:
-    """A copy of an FC with a bias into which the norm before it is folded."""
+    """A copy of an FC with a bias, with the norm before it folded in."""
     assert fc.bias is not None
     return with_kernel(fc, *algebra.fold_norm_before(norm, fc.kernel[...], fc.bias[...]))
 
 
-# Compiled as one, so that it needs little more memory than the kernel twice.
+# One program, so that it needs little more memory than two copies of the kernel.
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def fuse_fc3(
     fc3: tuple[Float[Array, "groups ..."], BatchNorm] | None,
@@ -244,18 +227,21 @@ def fuse_fc3(
     partition_size: Sequence[int],
     groups: int,
 ) -> tuple[Float[Array, "groups inputs outputs"], Float[Array, "groups outputs"]]:
-    """FC3 and the convolutions beside it as one FC, in float32 or wider (paper, Section 3.2).
+    """Merges FC3 and the parallel convolutions into one FC, in float32 or wider (paper, Section 3.2).
 
     Args:
-        fc3: the kernel, with the inputs of a group before its outputs, and the norm after it; None without FC3.
+        fc3: the kernel, with the inputs of a group before its outputs, and the norm after it; None: no FC3.
         convolutions: the Local Perceptron.
         partition_size: (h, w) of a partition.
         groups: groups of channels.
+
+    Returns:
+        The kernel and the bias of the merged FC.
     """
     kernels, biases = [], []
     if fc3 is not None:
         kernel, norm = fc3
-        inputs = math.prod(kernel.shape[1 : 1 + kernel.ndim // 2])  # as many axes as of outputs
+        inputs = math.prod(kernel.shape[1 : 1 + kernel.ndim // 2])  # the other half are outputs
         scale, shift = (array.reshape(groups, 1, -1) for array in algebra.scale_and_shift(norm))
         kernels.append(algebra.widened(kernel).reshape(groups, inputs, -1) * scale)
         biases.append(shift[:, 0])
@@ -268,17 +254,14 @@ def fuse_fc3(
 
 
 def grouped_fc(x: Float[Array, "M h w C"], kernel: Float[Array, "g h w c h2 w2 o"]) -> Float[Array, "g M h2 w2 o"]:
-    """Applies FC3: every group of channels of every partition to all pixels of the group's output channels.
-
-    The result keeps the groups in front, where the batched matmul leaves them.
-    """
+    """Applies FC3 to partitions, group by group; the groups are the first axis of the result."""
     groups, h, w, c, *out = kernel.shape
     x = x.reshape(-1, h * w, groups, c).transpose(2, 0, 1, 3).reshape(groups, -1, h * w * c)
     return grouped_product(x, kernel.reshape(groups, h * w * c, -1)).reshape(groups, -1, *out)
 
 
 def ungroup(y: Float[Array, "g M h w o"]) -> Float[Array, "M h w O"]:
-    """Puts the groups of `grouped_fc` back beside each other in the channels."""
+    """Moves the groups of `grouped_fc` back into the channels."""
     groups, m, h, w, o = y.shape
     return y.transpose(1, 2, 3, 0, 4).reshape(m, h, w, groups * o)
 
@@ -288,7 +271,7 @@ def check_groups(groups: int, *channel_counts: int):
     if groups < 1 or any(channels % groups for channels in channel_counts):
         common = math.gcd(*channel_counts)
         works = [divisor for divisor in range(1, common + 1) if common % divisor == 0]
-        raise ValueError(f"groups={groups} does not divide the channels {channel_counts}: what divides them is {works}")
+        raise ValueError(f"groups={groups} does not divide the channels {channel_counts}: use one of {works}")
 
 
 def check_kernel_size(kernel_size: int | tuple[int, int]):

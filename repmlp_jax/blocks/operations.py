@@ -1,7 +1,7 @@
-"""The operations whose fastest form depends on the platform: the only place that tells platforms apart.
+"""Operations whose fastest form depends on the platform.
 
-The platform is the one that a program is compiled for, not the process's own: a model on the CPU of a machine with a
-GPU gets the CPU's form, and one exported program holds the forms of all its platforms.
+The platform is the one that a program is compiled for, not the default of the process: a model on the CPU of a machine
+with a GPU uses the CPU's form, and an exported program holds the forms of all its platforms.
 """
 
 import functools
@@ -16,16 +16,16 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.fusing import algebra
 
-# Up to so many numbers a row of pixels, a convolution over rows beats one over pixels on the CPU.
+# Up to this many numbers in a row of pixels, a convolution over rows is faster than one over pixels on the CPU.
 NARROW_ROW = 128
 
 
 def _by_platform(*operands, cpu: Callable[..., Array], default: Callable[..., Array]) -> Array:
-    """Gives `cpu(*operands)` in programs for the CPU, and `default(*operands)` in all others.
+    """Computes `cpu(*operands)` in programs for the CPU, and `default(*operands)` in all others.
 
-    Its callers are jitted. Where a jitted function is differentiated, `lax.platform_dependent` alone hands the choice
-    from the forward to the backward pass as a number: there XLA compiles a conditional, in which the CPU's convolutions
-    run on one core, 20 times slower. Under `jax.checkpoint` the backward pass chooses by itself.
+    Its callers are jitted. If a jitted function is differentiated, `lax.platform_dependent` alone passes the choice
+    from the forward to the backward pass as a number. There XLA compiles a conditional, in which convolutions on the
+    CPU run on one core, 20 times slower. Under `jax.checkpoint` the backward pass makes its own choice.
     """
     choose = functools.partial(lax.platform_dependent, cpu=cpu, default=default)
     return jax.checkpoint(choose, prevent_cse=False)(*operands)
@@ -35,16 +35,16 @@ def _by_platform(*operands, cpu: Callable[..., Array], default: Callable[..., Ar
 def grouped_convolution(x, kernel, *, strides, padding, feature_group_count, options=()):
     """Convolves NHWC `x` with an HWIO kernel.
 
-    XLA's CPU backend runs the backward pass of a grouped convolution 20 to 40 times slower than one dense
-    convolution a group, so there it is split. Since convolutions of few channels are slow there too, narrow maps, as
-    partitions are, are convolved row by row; and one whose windows do not overlap, as of 1×1 pixels or of patches, is a
-    matrix product. (It is jitted so that it keeps its name in a jaxpr, by which `macs.py` counts it.)
+    XLA's CPU backend runs the backward pass of a grouped convolution 20 to 40 times slower than one dense convolution
+    for each group, so the CPU's form splits it. Convolutions of few channels are slow there too, so narrow maps, such
+    as partitions, are convolved row by row. A convolution without overlapping windows (1×1 or patches) is a matrix
+    product. (The function is jitted to keep its name in a jaxpr, by which `macs.py` counts it.)
 
     Args:
         x: images, (N, H, W, C).
         kernel: (kh, kw, C / groups, O).
         strides: (down, across).
-        padding: ((top, bottom), (left, right)), or XLA's name for it.
+        padding: ((top, bottom), (left, right)), or a name such as "SAME".
         feature_group_count: groups of channels, contiguous.
         options: further arguments of `lax.conv_general_dilated`, as pairs.
     """
@@ -78,11 +78,11 @@ def _convolve_group_by_group(convolve, feature_group_count, x, kernel):
 def multiply_windows(
     x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"], strides: tuple[int, int]
 ) -> Float[Array, "N H2 W2 O"]:
-    """A convolution without padding whose windows do not overlap: the kernel is no larger than the strides."""
+    """A convolution without padding and without overlapping windows: the kernel is not larger than the strides."""
     n, height, width, channels = x.shape
     (kh, kw), (down, across) = kernel.shape[:2], strides
     h, w = (height - kh) // down + 1, (width - kw) // across + 1
-    # Crops what no window reaches, or completes the last window's strides.
+    # Crops pixels outside all windows, or completes the strides of the last window.
     borders = ((0, 0, 0), (0, h * down - height, 0), (0, w * across - width, 0), (0, 0, 0))
     x = lax.pad(x, jnp.zeros((), x.dtype), borders)
     windows = x.reshape(n, h, down, w, across, channels)[:, :, :kh, :, :kw].transpose(0, 1, 3, 2, 4, 5)
@@ -91,9 +91,9 @@ def multiply_windows(
 
 
 def convolve_rows(x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"]) -> Float[Array, "N H W O"]:
-    """A convolution of stride 1 and 'same' padding that takes a row of pixels for one pixel with W·C channels.
+    """A convolution of stride 1 and 'same' padding that treats a row of pixels as one pixel with W·C channels.
 
-    Within a row the convolution is an FC, made as the paper makes FCs of convolutions.
+    Within a row the convolution is an FC, constructed by `conv_to_fc`.
     """
     n, height, width, channels = x.shape
     kh, kw, _, features = kernel.shape
@@ -110,9 +110,9 @@ def convolve_rows(x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw C O"])
 
 
 def halve(x: Float[Array, "N H W C"]) -> Float[Array, "N H//2 W//2 C"]:
-    """Max-pools 2×2 pixels to one, for even H and W.
+    """Max-pools 2×2 windows with stride 2, for even H and W.
 
-    The backward pass of XLA's own pooling is 18 times slower on the CPU.
+    The backward pass of `nnx.max_pool` is 18 times slower on the CPU.
     """
     x = jnp.maximum(x[:, ::2], x[:, 1::2])
     return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
@@ -120,12 +120,12 @@ def halve(x: Float[Array, "N H W C"]) -> Float[Array, "N H//2 W//2 C"]:
 
 @jax.jit
 def max_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C"]:
-    """Max-pools 3×3 windows, two pixels apart, as ResNet's stem, in the map and a border that never wins.
+    """Max-pools 3×3 windows with stride 2 and padding 1, as in ResNet's stem.
 
-    H2 and W2 are H/2 and W/2, rounded up. On the CPU the backward pass of XLA's own pooling is four times slower than
-    that of maxima down and across.
+    H2 and W2 are H/2 and W/2, rounded up. On the CPU the backward pass of `nnx.max_pool` is four times slower than that
+    of maxima down and across.
     """
-    # Padded by itself, which XLA undoes: the converter to ONNX would leave out padding that the pooling is given.
+    # A separate pad, which XLA fuses: the converter to ONNX would ignore the padding of the pooling.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     return _by_platform(x, cpu=_maxima, default=functools.partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2)))
 
@@ -137,12 +137,12 @@ def _maxima(x):
 
 @jax.jit
 def computed_once(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x`, bit for bit, which the CPU computes once: to be put at the end of a residual branch.
+    """Returns `x`, bit for bit, and makes the CPU compute it only once; for the end of a residual branch.
 
-    XLA's CPU backend takes additions and multiplications for so cheap that each of a chain of residual blocks would
-    compute all the sums and norms before it again, forwards and backwards: time grows with the square of the number
-    of blocks. It never repeats a division, be it by 1, as long as it cannot see that. (An `optimization_barrier` is
-    taken away too early.) Programs for any batch size, which are exported to run elsewhere, go without.
+    XLA's CPU backend considers additions and multiplications cheap, so every block of a chain of residual blocks would
+    recompute all sums and norms before it: time grows with the square of the number of blocks. It never repeats a
+    division, so the CPU's form divides by a 1 that XLA cannot recognise. (XLA removes an `optimization_barrier` too
+    early.) Exported programs for any batch size do without.
     """
     if not all(isinstance(side, int) for side in x.shape):
         return x
@@ -158,8 +158,8 @@ def _divided_by_one(x):
 def grouped_product(x: Float[Array, "g M K"], kernel: Float[Array, "g K N"]) -> Float[Array, "g M N"]:
     """The matrix product of each group.
 
-    XLA's CPU backend multiplies a single row by a matrix on one core, so there it is split into four products and
-    their sum, which run at once.
+    XLA's CPU backend multiplies a single row by a matrix on one core, so the CPU's form sums four products that run in
+    parallel.
     """
     _, m, k = x.shape
     if m == 1 and k % 4 == 0:

@@ -1,4 +1,4 @@
-"""Cutting a feature map into partitions and putting it together again."""
+"""Splitting a feature map into partitions and joining them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from jaxtyping import Array, Float
 
 @dataclasses.dataclass(frozen=True)
 class Partitioning:
-    """A feature map of one size and the partitions that it is cut into.
+    """The size of a feature map and of its partitions.
 
     Args:
         image_size: (height, width) of the feature map.
         partition_size: (height, width) of a partition.
-        pad: whether a map that does not divide is zero-padded at its bottom and right, and the output cropped.
+        pad: zero-pad a map that partitions do not divide at its bottom and right, and crop the output.
 
     Raises:
         ValueError: if a size is not positive, or the partitions do not divide the map and `pad` is off.
@@ -47,7 +47,7 @@ class Partitioning:
         return -(-height // h), -(-width // w)
 
     def split(self, x: Float[Array, "N H W C"]) -> Float[Array, "N down across h w C"]:
-        """Cuts maps into their partitions."""
+        """Splits maps into their partitions."""
         (down, across), (h, w) = self.counts, self.partition_size
         margins = [
             (0, count * part - whole) for count, part, whole in zip((down, across), (h, w), x.shape[1:3], strict=True)
@@ -56,14 +56,14 @@ class Partitioning:
         return x.reshape(x.shape[0], down, h, across, w, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5)
 
     def join(self, y: Float[Array, "M h w O"]) -> Float[Array, "N H W O"]:
-        """Puts the partitions of all maps, one after another, back together."""
+        """Joins the partitions of all maps."""
         (down, across), (height, width) = self.counts, self.image_size
         _, h, w, features = y.shape
         y = y.reshape(-1, down, across, h, w, features).transpose(0, 1, 3, 2, 4, 5)
         return y.reshape(-1, down * h, across * w, features)[:, :height, :width]
 
     def check(self, x: Array, features: int):
-        """Raises unless `x` is a batch of floating-point maps of this size with that many channels."""
+        """Raises TypeError or ValueError unless `x` is a batch of float maps of this size with `features` channels."""
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"takes floating-point maps, not {x.dtype}: convert and normalise images first")
         expected = (*self.image_size, features)

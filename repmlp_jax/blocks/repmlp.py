@@ -1,10 +1,10 @@
-"""RepMLP (arXiv 2105.01883, Section 3): the block with its three perceptrons, and the three FCs that it fuses to."""
+"""RepMLP (arXiv 2105.01883, Section 3): the block with three perceptrons, and its fused form of three FCs."""
 
 import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,30 +14,19 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from repmlp_jax.blocks import layers
 from repmlp_jax.blocks.initializers import fc3_init, kernel_init
-from repmlp_jax.blocks.layers import (
-    BatchNorm,
-    ConvBN,
-    check_groups,
-    check_kernel_size,
-    fuse_fc3,
-    grouped_fc,
-    ungroup,
-    with_norm_before,
-)
 from repmlp_jax.blocks.partition import Partitioning
 
 
 class GlobalPerceptron(nnx.Module):
-    """Lets the partitions see each other: average pool, norm, FC1, ReLU, FC2 (Section 3.1).
+    """Connects the partitions: average pool, norm, FC1, ReLU, FC2 (Section 3.1).
 
     Args:
         features: channels C.
         counts: number of partitions down and across.
         reduction: factor by which the hidden features are fewer than C·down·across.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+        dtype, param_dtype, rngs: as of `RepMLP`.
     """
 
     def __init__(self, features, counts, *, reduction=1, dtype=None, param_dtype=jnp.float32, rngs):
@@ -48,40 +37,32 @@ class GlobalPerceptron(nnx.Module):
                 f"reduction={reduction} leaves {hidden} hidden features of {math.prod(everything)}: "
                 f"use 1 to {math.prod(everything)}"
             )
-        bias_init = nnx.initializers.zeros
-        fc = functools.partial(
-            nnx.LinearGeneral,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-        self.norm = BatchNorm(features, dtype=dtype, param_dtype=param_dtype)
+        options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
+        init: dict[str, Any] = dict(kernel_init=kernel_init, bias_init=nnx.initializers.zeros)
+        fc: Callable[..., nnx.LinearGeneral] = functools.partial(nnx.LinearGeneral, **init, **options, rngs=rngs)
+        self.norm = layers.BatchNorm(features, **options)
         self.fc1 = fc(everything, hidden, axis=(-3, -2, -1))
         self.fc2 = fc(hidden, everything)
 
     @jax.named_scope("global_perceptron")
     def __call__(self, x: Float[Array, "N down across h w C"]) -> Float[Array, "N down across C"]:
-        """What is added to every pixel of each partition."""
+        """The values to add to every pixel of each partition."""
         return self.fc2(nnx.relu(self.fc1(self.norm(x.mean((3, 4))))))
 
     def fused(self) -> "FusedGlobalPerceptron":
-        """The same with the norm folded into FC1."""
-        return FusedGlobalPerceptron(with_norm_before(self.fc1, self.norm), nnx.clone(self.fc2))
+        """The equivalent `FusedGlobalPerceptron`, with the norm folded into FC1."""
+        return FusedGlobalPerceptron(layers.with_norm_before(self.fc1, self.norm), nnx.clone(self.fc2))
 
 
 class PartitionPerceptron(nnx.Module):
-    """FC3 from all pixels of a partition to all pixels, group by group of channels, and its norm (Section 3.1).
+    """FC3, which connects all pixels of a partition within each group of channels, and its norm (Section 3.1).
 
     Args:
         in_features: channels C.
         out_features: channels O.
         partition_size: (h, w) of a partition.
         groups: groups g of channels.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+        dtype, param_dtype, rngs: as of `RepMLP`.
     """
 
     def __init__(
@@ -90,19 +71,19 @@ class PartitionPerceptron(nnx.Module):
         inputs = (*partition_size, in_features // groups)
         outputs = (*partition_size, out_features // groups)
         self.kernel = nnx.Param(fc3_init(rngs.params(), (groups, *inputs, *outputs), param_dtype))
-        self.norm = BatchNorm((groups, 1, *outputs), dtype=dtype, param_dtype=param_dtype)
+        self.norm = layers.BatchNorm((groups, 1, *outputs), dtype=dtype, param_dtype=param_dtype)
         self.dtype = dtype
 
     @jax.named_scope("partition_perceptron")
     def __call__(self, x: Float[Array, "M h w C"]) -> Float[Array, "M h w O"]:
         """Applies FC3 and its norm to partitions."""
         x, kernel = promote_dtype((x, self.kernel[...]), dtype=self.dtype)
-        return ungroup(self.norm(grouped_fc(x, kernel)))
+        return layers.ungroup(self.norm(layers.grouped_fc(x, kernel)))
 
 
 @dataclasses.dataclass(frozen=True)
 class RepMLPConfig:
-    """What a RepMLP is configured with wherever it is in a model; it is built with `**vars(config)`, see `RepMLP`."""
+    """The arguments of `RepMLP` that do not depend on its place in a model; pass them as `**vars(config)`."""
 
     partition_size: tuple[int, int]
     conv_kernels: Sequence[int] = (1, 3, 5)
@@ -112,30 +93,30 @@ class RepMLPConfig:
 
 
 class RepMLP(nnx.Module):
-    """The RepMLP block: fully-connected layers that train beside convolutions and take them in afterwards.
+    """The RepMLP block: fully-connected layers, trained in parallel with convolutions that are merged into them.
 
-    The map is cut into partitions. The Global Perceptron adds to each what it learns of all; the Partition
-    Perceptron (FC3) and the Local Perceptron (convolutions on each partition alone) see one partition at a time, and
-    their sum is the output. There is no activation after it: models put a ReLU there. `fuse_params` turns the block
-    into three FCs, exactly.
+    The map is split into partitions. The Global Perceptron adds to each partition values that depend on all of them.
+    The Partition Perceptron (FC3) and the Local Perceptron (convolutions) process each partition separately, and their
+    sum is the output. The block has no activation after it; models add a ReLU. `fuse_params` turns it into three FCs
+    that compute the same function.
 
     Args:
         in_features: input channels C.
         out_features: output channels O.
-        image_size: (height, width) of the feature map, the only one the block then accepts.
-        partition_size: (h, w) of a partition; that of the map: one partition, and no Global Perceptron.
+        image_size: (height, width) of the feature map; the block accepts no other size.
+        partition_size: (h, w) of a partition. If it equals `image_size`, there is no Global Perceptron.
         conv_kernels: odd sides of the Local Perceptron's kernels, which may exceed the partition; () for none.
         groups: groups of channels of FC3 and of the convolutions.
         reduction: factor by which FC1's output is smaller than its input.
-        pad: zero-pad a map that partitions do not divide, and crop the output. Padding takes part in averages
-            and in the statistics of the norms, as any other pixel.
+        pad: zero-pad a map that partitions do not divide, and crop the output. Padding counts in averages and in the
+            statistics of the norms.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: if the partitions do not divide the map, the groups the channels, a kernel is even or there
-            twice, or `reduction` is below 1 or leaves no hidden feature.
+        ValueError: if the partitions do not divide the map or the groups the channels, a kernel is even or repeated, or
+            `reduction` is below 1 or leaves no hidden feature.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -161,9 +142,9 @@ class RepMLP(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_groups(groups, in_features, out_features)
+        layers.check_groups(groups, in_features, out_features)
         for size in conv_kernels:
-            check_kernel_size(size)
+            layers.check_kernel_size(size)
         if len(set(conv_kernels)) < len(conv_kernels):
             raise ValueError(f"conv_kernels {tuple(conv_kernels)} names a size twice")
         if reduction < 1:
@@ -182,8 +163,8 @@ class RepMLP(nnx.Module):
         self.partition_perceptron: PartitionPerceptron | None = nnx.data(
             PartitionPerceptron(in_features, out_features, partition_size, groups=groups, **options)
         )
-        self.local_perceptron: nnx.Dict[ConvBN] = nnx.Dict(
-            {f"{k}x{k}": ConvBN(in_features, out_features, k, groups=groups, **options) for k in conv_kernels}
+        self.local_perceptron: nnx.Dict[layers.ConvBN] = nnx.Dict(
+            {f"{k}x{k}": layers.ConvBN(in_features, out_features, k, groups=groups, **options) for k in conv_kernels}
         )
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W O"]:
@@ -209,14 +190,10 @@ class RepMLP(nnx.Module):
         return height, width, self.in_features
 
     def fused(self) -> "FusedRepMLP":
-        """The same as three FCs without norms and convolutions (Section 3.2)."""
+        """The equivalent `FusedRepMLP`: three FCs without norms and convolutions (Section 3.2)."""
         perceptron, partition_size = self.partition_perceptron, self.partitioning.partition_size
-        kernel, bias = fuse_fc3(
-            None if perceptron is None else (perceptron.kernel[...], perceptron.norm),
-            list(self.local_perceptron.values()),
-            partition_size,
-            self.groups,
-        )
+        fc3 = None if perceptron is None else (perceptron.kernel[...], perceptron.norm)
+        kernel, bias = layers.fuse_fc3(fc3, list(self.local_perceptron.values()), partition_size, self.groups)
         inputs = (*partition_size, self.in_features // self.groups)
         outputs = (*partition_size, self.out_features // self.groups)
         return FusedRepMLP(
@@ -229,7 +206,7 @@ class RepMLP(nnx.Module):
         )
 
     def folds(self) -> dict[str, str]:
-        """Where each batch norm and each convolution goes."""
+        """Part → where it is folded."""
         places = {}
         if self.global_perceptron is not None:
             places["global_perceptron.norm"] = "folded into fc1"
@@ -241,11 +218,11 @@ class RepMLP(nnx.Module):
 
 
 class FusedGlobalPerceptron(nnx.Module):
-    """FC1 and FC2 over the averages of all partitions.
+    """The fused Global Perceptron: FC1 and FC2 on the averages of all partitions.
 
     Args:
         fc1: FC from (down, across, C) to the hidden features.
-        fc2: FC from these to (down, across, C).
+        fc2: FC from the hidden features to (down, across, C).
     """
 
     def __init__(self, fc1: nnx.LinearGeneral, fc2: nnx.LinearGeneral):
@@ -254,17 +231,17 @@ class FusedGlobalPerceptron(nnx.Module):
 
     @jax.named_scope("global_perceptron")
     def __call__(self, x: Float[Array, "N down across h w C"]) -> Float[Array, "N down across C"]:
-        """What is added to every pixel of each partition."""
+        """The values to add to every pixel of each partition."""
         return self.fc2(nnx.relu(self.fc1(x.mean((3, 4)))))
 
 
 class FusedRepMLP(nnx.Module):
-    """The fused RepMLP block: what `RepMLP.fused` returns.
+    """The fused RepMLP block, which `RepMLP.fused` returns.
 
     Args:
-        partitioning: the feature map's size and its partitions.
+        partitioning: sizes of the feature map and its partitions.
         in_features: input channels C.
-        global_perceptron: FC1 and FC2, or None without a Global Perceptron.
+        global_perceptron: FC1 and FC2; None: no Global Perceptron.
         kernel: FC3's kernel, (g, h, w, C/g, h, w, O/g).
         bias: FC3's bias, (g, h, w, O/g).
         dtype: dtype to compute in; None: that of input and parameters.
@@ -299,5 +276,5 @@ class FusedRepMLP(nnx.Module):
             x = x + self.global_perceptron(x)[:, :, :, None, None, :]
         partitions = x.reshape(-1, *x.shape[3:])
         with jax.named_scope("partition_perceptron"):
-            y = ungroup(grouped_fc(partitions, kernel) + bias[:, None])
+            y = layers.ungroup(layers.grouped_fc(partitions, kernel) + bias[:, None])
         return self.partitioning.join(y)

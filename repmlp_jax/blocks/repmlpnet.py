@@ -1,4 +1,4 @@
-"""RepMLPNet's block (arXiv 2112.11081, Section 3): its Global Perceptron is a gate, and channels share its FC3."""
+"""RepMLPNet's block (arXiv 2112.11081, Section 3): the Global Perceptron is a gate, and channels share FC3."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ from repmlp_jax.blocks.partition import Partitioning
 
 
 class Gate(nnx.Module):
-    """A factor from 0 to 1 for each channel, of what the whole map holds: average pool, FC1, ReLU, FC2, sigmoid.
+    """A factor from 0 to 1 for each channel of the map: average pool, FC1, ReLU, FC2, sigmoid.
 
     Args:
         fc1: FC from C to the hidden features.
-        fc2: FC from these to C.
+        fc2: FC from the hidden features to C.
     """
 
     def __init__(self, fc1: nnx.Linear, fc2: nnx.Linear):
@@ -30,22 +30,22 @@ class Gate(nnx.Module):
 
     @jax.named_scope("global_perceptron")
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N 1 1 C"]:
-        """The factors, to be multiplied with every pixel."""
+        """The factors of every pixel."""
         return nnx.sigmoid(self.fc2(nnx.relu(self.fc1(x.mean((1, 2), keepdims=True)))))
 
 
 class RepMLPNetBlock(nnx.Module):
-    """RepMLPNet's block: FC3 and convolutions that channels share, times a gate that sees the whole map (Section 3).
+    """RepMLPNet's block: FC3 and convolutions shared between channels, times a gate on the whole map (Section 3).
 
-    Channel c uses the share-set c mod S. Each share-set has one (h·w)×(h·w) matrix and one kernel of each size, for
-    all its channels and partitions. Maps may have any size that the partitions divide.
+    Channel c uses share-set c mod S. Each share-set has one (h·w)×(h·w) matrix and one kernel of each size for all its
+    channels and partitions. Maps may have any size that the partitions divide.
 
     Args:
         features: channels C, of input and output.
         partition_size: (h, w) of a partition.
         conv_kernels: odd sides of the Local Perceptron's kernels; () for none.
         reduction: factor by which the gate has fewer hidden features than C.
-        sharesets: number S of share-sets, which divides C.
+        sharesets: number S of share-sets; it must divide C.
         pad: zero-pad maps that partitions do not divide, and crop the output.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
@@ -114,7 +114,7 @@ class RepMLPNetBlock(nnx.Module):
         return partitioning.join(unshare(y, self.features)) * self.gate(x)
 
     def fused(self) -> "FusedRepMLPNetBlock":
-        """The same as the gate and one FC without norms and convolutions."""
+        """The equivalent `FusedRepMLPNetBlock`: the gate and one FC without norms and convolutions."""
         fc3, convolutions = (self.kernel[...], self.norm), list(self.local_perceptron.values())
         kernel, bias = fuse_fc3(fc3, convolutions, self.partition_size, self.sharesets)
         return FusedRepMLPNetBlock(
@@ -128,13 +128,13 @@ class RepMLPNetBlock(nnx.Module):
         )
 
     def folds(self) -> dict[str, str]:
-        """Where each batch norm and each convolution goes."""
+        """Part → where it is folded."""
         convs = {f"local_perceptron.{size}": "conv and norm added to fc3" for size in self.local_perceptron}
         return {"norm": "folded into fc3", **convs}
 
 
 class FusedRepMLPNetBlock(nnx.Module):
-    """The fused block of RepMLPNet: what `RepMLPNetBlock.fused` returns.
+    """The fused block of RepMLPNet, which `RepMLPNetBlock.fused` returns.
 
     Args:
         features: channels C.
@@ -180,7 +180,7 @@ class FusedRepMLPNetBlock(nnx.Module):
 
 
 def share(x: Float[Array, "N down across h w C"], sharesets: int) -> Float[Array, "S B h w"]:
-    """All one-channel partitions by their share-set: channel c belongs to set c mod S."""
+    """Groups all one-channel partitions by share-set: channel c belongs to set c mod S."""
     h, w, features = x.shape[3:]
     x = x.reshape(-1, h, w, features // sharesets, sharesets)
     return x.transpose(4, 0, 3, 1, 2).reshape(sharesets, -1, h, w)
@@ -194,7 +194,7 @@ def shared_fc(x: Float[Array, "S B h w"], kernel: Float[Array, "S h w h2 w2"]) -
 
 
 def unshare(y: Float[Array, "S B h w"], features: int) -> Float[Array, "M h w C"]:
-    """The inverse of `share`, up to the partitions' places in the map."""
+    """The inverse of `share`, with the partitions along one axis."""
     sharesets, _, h, w = y.shape
     y = y.reshape(sharesets, -1, features // sharesets, h, w)
     return y.transpose(1, 3, 4, 2, 0).reshape(-1, h, w, features)

@@ -1,4 +1,4 @@
-"""The datasets that fit in memory, by name."""
+"""Datasets: those that fit in memory by name, and opening others for streaming."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,10 +14,10 @@ class Dataset(NamedTuple):
 
     Attributes:
         train: images uint8 (examples, H, W, C) and labels int32 (examples,).
-        test: the same, of examples that are not in `train`.
-        mean: of each channel, images scaled to [0, 1].
+        test: other examples in the same format.
+        mean: of each channel of images that are scaled to [0, 1].
         std: standard deviation of each channel.
-        class_names: what the labels mean.
+        class_names: name of each label.
     """
 
     train: tuple[np.ndarray, np.ndarray]
@@ -41,25 +41,25 @@ def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
         data_dir: folder of TFDS datasets; None: the environment's TFDS_DATA_DIR, or TFDS's default.
 
     Raises:
-        ValueError: if there is no such dataset; the message has the nearest name.
-        FileNotFoundError: if it is not there and cannot be downloaded.
+        ValueError: if there is no such dataset; the message names the nearest.
+        FileNotFoundError: if it is not prepared and cannot be downloaded.
     """
     module, splits = lookup(LOADERS, name, "dataset")(data_dir)
     return Dataset(splits["train"], splits["test"], module.MEAN, module.STD, module.CLASS_NAMES)
 
 
 def open_dataset(name: str, data_dir: str | None = None):
-    """Reads a dataset into memory if it is one of those that fit, and else opens it to be streamed.
+    """Reads a dataset into memory if it fits, and otherwise opens it for streaming.
 
     Args:
-        name: as of `load_dataset`, or that of a TFDS dataset of images with one label each.
+        name: as of `load_dataset`, or the name of a TFDS dataset of images with one label each.
         data_dir: as of `load_dataset`.
 
     Returns:
-        A `Dataset`, or the `imagenet.EncodedImages`.
+        A `Dataset`, or `imagenet.EncodedImages`.
 
     Raises:
-        ValueError: if the name is nearly that of a dataset that fits in memory; the message has it.
+        ValueError: if the name resembles that of a dataset that fits in memory; the message names it.
         FileNotFoundError: if the dataset is not prepared in the folder.
     """
     if name in LOADERS:
@@ -70,5 +70,5 @@ def open_dataset(name: str, data_dir: str | None = None):
         return load_imagenet(data_dir, name)
     except FileNotFoundError:
         if nearest(name, LOADERS, cutoff=0.6):
-            load_dataset(name)  # raises, and says what the nearest is called
+            load_dataset(name)  # raises an error that names the nearest
         raise

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 
 def pad_and_crop(key: PRNGKeyArray, images: UInt8[Array, "N H W C"], padding: int) -> UInt8[Array, "N H W C"]:
-    """Zero-pads each side by `padding` pixels and crops to the old size, at a place drawn for each image."""
+    """Zero-pads each side by `padding` pixels and crops each image to its original size at a random position."""
     padded = jnp.pad(images, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
     corners = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1)
 
@@ -27,7 +27,7 @@ def flip(key: PRNGKeyArray, images: UInt8[Array, "N H W C"]) -> UInt8[Array, "N 
 def crop_and_flip(
     key: PRNGKeyArray, images: UInt8[Array, "N H W C"], *, padding: int, flipped: bool
 ) -> UInt8[Array, "N H W C"]:
-    """Crops at random after padding, unless that is 0, and mirrors half of the images, if they are to be."""
+    """Applies `pad_and_crop` unless `padding` is 0, and `flip` if `flipped` is set."""
     crop_key, flip_key = jax.random.split(key)
     if padding:
         images = pad_and_crop(crop_key, images, padding)
@@ -37,6 +37,6 @@ def crop_and_flip(
 def normalise(
     images: UInt8[Array, "N H W C"], mean: Sequence[float], std: Sequence[float], dtype=jnp.float32
 ) -> Float[Array, "N H W C"]:
-    """Scales to [0, 1], then to mean 0 and standard deviation 1 of each channel."""
+    """Scales images to [0, 1], then subtracts `mean` and divides by `std`, one value for each channel."""
     offset, scale = (jnp.asarray(values, dtype).reshape(1, 1, 1, -1) for values in (mean, std))
     return (images.astype(dtype) / 255 - offset) / scale

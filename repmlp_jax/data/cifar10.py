@@ -10,8 +10,8 @@ from repmlp_jax.data.packed import read_packed
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-# Per channel (red, green, blue), over the training images scaled to [0, 1]. Measured on JPEG copies of them,
-# which leaves the mean as it is and takes less than 1 % off the standard deviation.
+# Per channel (red, green, blue) of the training images, scaled to [0, 1]. Measured on JPEG copies, which have the same
+# mean and a standard deviation that is less than 1 % smaller.
 MEAN = (0.4913, 0.4821, 0.4465)
 STD = (0.2452, 0.2428, 0.2606)
 
@@ -19,22 +19,21 @@ EXAMPLES_PER_READ = 1000
 
 
 def load_cifar10(data_dir: str | Path | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Reads CIFAR-10 into memory; downloads and prepares it first where that has not been done yet.
+    """Reads CIFAR-10 into memory; downloads and prepares it first if necessary.
 
     Args:
-      data_dir: The local folder of TFDS datasets. By default the one that the environment variable
-        TFDS_DATA_DIR names when this is called, and without it `~/tensorflow_datasets`. Or a file `.npz`
-        that `benchmarks/pack_cifar10.py` made of it, for which TFDS need not be installed.
+        data_dir: folder of TFDS datasets; None: the environment's TFDS_DATA_DIR, or `~/tensorflow_datasets`. Or a file
+            `.npz` that `benchmarks/pack_cifar10.py` wrote, which does not need TFDS.
 
     Returns:
-      `{"train": (images, labels), "test": (images, labels)}`: images uint8 (examples, 32, 32, 3) in RGB,
-      labels int32 (examples,), indices into `CLASS_NAMES`; 50,000 and 10,000 examples, in TFDS's order.
+        `{"train": (images, labels), "test": (images, labels)}`: images uint8 (examples, 32, 32, 3) in RGB, labels int32
+        (examples,), indices into `CLASS_NAMES`; 50,000 and 10,000 examples, in TFDS's order.
 
     Raises:
-      FileNotFoundError: CIFAR-10 is not prepared in `data_dir` and cannot be downloaded.
-      FileExistsError: The dataset's folder is there but incomplete.
-      ValueError: The downloaded archive is not the one expected.
-      NotImplementedError: CIFAR-10 is prepared there in a format without random access, such as tfrecord.
+        FileNotFoundError: if CIFAR-10 is not prepared in `data_dir` and cannot be downloaded.
+        FileExistsError: if the dataset's folder exists but is incomplete.
+        ValueError: if the downloaded archive is not the expected one.
+        NotImplementedError: if CIFAR-10 is prepared in a format without random access, such as tfrecord.
     """
     if data_dir is not None and Path(data_dir).suffix == ".npz":
         return read_packed(data_dir)
@@ -53,7 +52,7 @@ def _read_all(source, description: str) -> tuple[np.ndarray, np.ndarray]:
     images, labels = [], []
     with tqdm(total=len(source), desc=description, unit=" images", delay=2) as progress:
         for start in range(0, len(source), EXAMPLES_PER_READ):
-            # Reading many records at once is three times as fast as indexing one by one.
+            # Reading many records at once is three times as fast as indexing them one by one.
             examples = source.__getitems__(range(start, min(start + EXAMPLES_PER_READ, len(source))))
             images += [example["image"] for example in examples]
             labels += [example["label"] for example in examples]

@@ -1,4 +1,4 @@
-"""From an encoded picture to a part of it of a fixed size, drawn each time, on the host."""
+"""Decoding of pictures and random crops of a fixed size, on the host."""
 
 import math
 
@@ -10,46 +10,42 @@ from repmlp_jax.data.preprocessing import resize
 from repmlp_jax.data.stream import BadExample
 
 DRAWS = 10
-RATIOS = 3 / 4, 4 / 3  # least and largest width over height
+RATIOS = 3 / 4, 4 / 3  # smallest and largest width / height
 
 
 def decode(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes JPEG, PNG and what else OpenCV reads, to RGB; a grey picture gets three equal channels.
+    """Decodes JPEG, PNG and other formats of OpenCV to RGB; a grey picture gets three equal channels.
 
-    The camera's note on how it was held is left aside, as it is by those who publish results on ImageNet.
+    The EXIF orientation is ignored, as in published results on ImageNet.
 
     Raises:
-        BadExample: if it is no picture, or an incomplete one.
+        BadExample: if it is not a picture, or an incomplete one.
     """
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise BadExample(f"{len(encoded)} bytes cannot be decoded: {error.err}") from None
     if image is None:
-        raise BadExample(f"{len(encoded)} bytes are no whole picture")
+        raise BadExample(f"{len(encoded)} bytes are not a complete picture")
     return image
 
 
 def draw_box(
-    height: int,
-    width: int,
-    random: np.random.Generator,
-    *,
-    scale: tuple[float, float] = (0.08, 1.0),
+    height: int, width: int, random: np.random.Generator, *, scale: tuple[float, float] = (0.08, 1.0)
 ) -> tuple[int, int, int, int]:
-    """Draws a box inside a picture, as Inception was trained with (arXiv 1409.4842, Section 6) and torchvision does.
+    """Draws a box in a picture, as in the training of Inception (arXiv 1409.4842, Section 6) and in torchvision.
 
-    Its share of the area is uniform, and so is the logarithm of its ratio of width to height. Of ten draws the first
-    that fits counts; if none does, it is the largest box in the middle whose ratio is one of those drawn.
+    Its share of the area and the logarithm of its width / height are uniform. The first of ten draws that fits is
+    returned; if none fits, the largest centred box with an allowed ratio.
 
     Args:
-        height: of the picture.
-        width: of the picture.
-        random: what is drawn from.
-        scale: least and largest share of the area.
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+        random: source of the random numbers.
+        scale: smallest and largest share of the area.
 
     Returns:
-        top, left, height and width of the box, in pixels.
+        Top, left, height and width of the box, in pixels.
     """
     for _ in range(DRAWS):
         area = height * width * random.uniform(*scale)
@@ -67,11 +63,11 @@ def draw_box(
 def random_resized_crop(
     image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], random: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Cuts a box that `draw_box` draws, and brings it to `size`, (height, width), see `resize`."""
+    """Cuts out a box of `draw_box` and resizes it to `size`, (height, width), with `resize`."""
     top, left, height, width = draw_box(image.shape[0], image.shape[1], random)
     return resize(image[top : top + height, left : left + width], size)
 
 
 def random_flip(image: UInt8[np.ndarray, "H W 3"], random: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-    """Mirrors the picture left to right with probability one half."""
+    """Mirrors a picture left to right with probability one half."""
     return np.ascontiguousarray(image[:, ::-1]) if random.random() < 0.5 else image

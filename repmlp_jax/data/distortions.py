@@ -1,10 +1,10 @@
-"""The small operations on one picture that augmentation policies are made of.
+"""The distortions of augmentation policies.
 
-Each is `(picture, strength, random) → picture`. The strength goes from 0 to 1, the range in which the operations were
-first described, and beyond where a policy wants more; which side a picture moves to is drawn. What geometry leaves
-empty is grey.
+Each is `(picture, strength, random) → picture`. The strength is from 0 to 1, the original range of the operations; a
+policy may exceed it. The direction of a geometric distortion is drawn; empty areas become grey.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -16,42 +16,42 @@ Distortion = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 
 
 def shear_x(picture, strength, random):
-    """Moves rows sideways, by up to 0.3 of their distance from the top."""
+    """Shears horizontally: moves rows by up to 0.3 of their distance from the top."""
     return _affine(picture, (1, _either_way(0.3 * strength, random), 0, 0, 1, 0))
 
 
 def shear_y(picture, strength, random):
-    """Moves columns up or down, by up to 0.3 of their distance from the left."""
+    """Shears vertically: moves columns by up to 0.3 of their distance from the left."""
     return _affine(picture, (1, 0, 0, _either_way(0.3 * strength, random), 1, 0))
 
 
 def translate_x(picture, strength, random):
-    """Moves the picture sideways, by up to 0.45 of its width."""
+    """Moves the picture horizontally, by up to 0.45 of its width."""
     return _affine(picture, (1, 0, _either_way(0.45 * strength * picture.width, random), 0, 1, 0))
 
 
 def translate_y(picture, strength, random):
-    """Moves the picture up or down, by up to 0.45 of its height."""
+    """Moves the picture vertically, by up to 0.45 of its height."""
     return _affine(picture, (1, 0, 0, 0, 1, _either_way(0.45 * strength * picture.height, random)))
 
 
 def rotate(picture, strength, random):
-    """Turns the picture around its middle, by up to 30 degrees."""
+    """Rotates the picture around its centre, by up to 30 degrees."""
     return picture.rotate(_either_way(30 * strength, random), Image.Resampling.BILINEAR, fillcolor=GREY)
 
 
 def auto_contrast(picture, strength, random):
-    """Stretches each channel to the whole range, whatever the strength."""
+    """Stretches each channel to the full range; ignores the strength."""
     return ImageOps.autocontrast(picture)
 
 
 def equalize(picture, strength, random):
-    """Makes each channel's histogram flat, whatever the strength."""
+    """Equalizes the histogram of each channel; ignores the strength."""
     return ImageOps.equalize(picture)
 
 
 def invert(picture, strength, random):
-    """Makes the negative, whatever the strength."""
+    """Inverts all values; ignores the strength."""
     return ImageOps.invert(picture)
 
 
@@ -61,17 +61,17 @@ def posterize_more(picture, strength, random):
 
 
 def posterize_less(picture, strength, random):
-    """Keeps the highest bits of each value: 4 at strength 1, fewer for less, but one at least."""
+    """Keeps the highest bits of each value: 4 at strength 1, fewer below, but at least one."""
     return _keep_bits(picture, int(4 * strength))
 
 
 def solarize_more(picture, strength, random):
-    """Inverts what is bright: nothing at strength 0, all at strength 1."""
+    """Inverts the bright values: none at strength 0, all at strength 1."""
     return ImageOps.solarize(picture, round(256 * (1 - strength)))
 
 
 def solarize_less(picture, strength, random):
-    """Inverts what is bright: all at strength 0, nothing at strength 1."""
+    """Inverts the bright values: all at strength 0, none at strength 1."""
     return ImageOps.solarize(picture, int(256 * strength))
 
 
@@ -82,7 +82,7 @@ def solarize_add(picture, strength, random):
 
 
 def cutout(picture, strength, random):
-    """Greys out a square with sides of up to 40 pixels, around any of the pixels."""
+    """Greys out a square with sides of up to 40 pixels around a random pixel."""
     side = int(max(2, 40 * strength))
     left, top = (int(random.integers(length)) - side // 2 for length in picture.size)
     picture = picture.copy()
@@ -90,24 +90,16 @@ def cutout(picture, strength, random):
     return picture
 
 
-def color(factor: Callable) -> Distortion:
-    """Moves away from the grey picture; `factor`: `more_or_less` or `from_less_to_more`."""
-    return _enhance(ImageEnhance.Color, factor)
+def enhance(kind: Callable, factor: Callable) -> Distortion:
+    """A distortion that applies an enhancement of Pillow with the factor `factor(strength, random)`."""
+    return lambda picture, strength, random: kind(picture).enhance(factor(strength, random))
 
 
-def contrast(factor: Callable) -> Distortion:
-    """Moves away from an evenly grey picture; `factor` as of `color`."""
-    return _enhance(ImageEnhance.Contrast, factor)
-
-
-def brightness(factor: Callable) -> Distortion:
-    """Moves away from black; `factor` as of `color`."""
-    return _enhance(ImageEnhance.Brightness, factor)
-
-
-def sharpness(factor: Callable) -> Distortion:
-    """Moves away from a blurred picture; `factor` as of `color`."""
-    return _enhance(ImageEnhance.Sharpness, factor)
+# Each takes a factor, `more_or_less` or `from_less_to_more`, and returns a distortion.
+color = functools.partial(enhance, ImageEnhance.Color)
+contrast = functools.partial(enhance, ImageEnhance.Contrast)
+brightness = functools.partial(enhance, ImageEnhance.Brightness)
+sharpness = functools.partial(enhance, ImageEnhance.Sharpness)
 
 
 def more_or_less(strength, random):
@@ -118,10 +110,6 @@ def more_or_less(strength, random):
 def from_less_to_more(strength, random):
     """A factor that is 0.1 at strength 0 and 1.9 at strength 1."""
     return 0.1 + 1.8 * strength
-
-
-def _enhance(kind, factor):
-    return lambda picture, strength, random: kind(picture).enhance(factor(strength, random))
 
 
 def _keep_bits(picture, bits):

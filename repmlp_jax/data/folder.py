@@ -1,12 +1,12 @@
-"""Where TFDS datasets are."""
+"""The folder of TFDS datasets."""
 
 import os
 from pathlib import Path
 
 
 def data_folder(data_dir: str | Path | None = None) -> Path:
-    """The folder of TFDS datasets: the given one, else the environment's TFDS_DATA_DIR, else TFDS's default.
+    """The folder of TFDS datasets: the given one, or the environment's TFDS_DATA_DIR, or TFDS's default.
 
-    TFDS itself reads TFDS_DATA_DIR once, when it is imported; a variable set later would be ignored.
+    TFDS itself reads TFDS_DATA_DIR only when it is imported, and would ignore a later change.
     """
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()

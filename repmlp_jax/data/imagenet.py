@@ -1,10 +1,10 @@
-"""ImageNet and its like: TFDS datasets of encoded pictures with one label each, read one by one without TensorFlow.
+"""ImageNet and similar TFDS datasets: encoded pictures with one label each, read without TensorFlow.
 
 images = load_imagenet(data_dir)
 transform = functools.partial(training_example, size=(224, 224), policy=POLICIES["randaugment"])
 batches = make_stream(images.train, transform, batch_size=256, seed=0, workers=16)
 
-Batches are uint8; `augment.normalise` makes them what a model takes, on the device.
+Batches are uint8; `augment.normalise` converts them on the device to the input of a model.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,15 +27,15 @@ ILSVRC2012_img_val.tar into {data_dir}/downloads/manual, and run, where TensorFl
 
 
 class EncodedImages(NamedTuple):
-    """Pictures that are decoded when they are needed.
+    """Pictures that are decoded on access.
 
     Attributes:
-        train: examples with "image", the encoded picture in bytes, and "label", an int from 0 on.
-        validation: the same, of examples that are not in `train`.
-        num_classes: labels are below it.
-        class_names: what the labels mean; in ImageNet WordNet's numbers, such as "n01440764".
-        mean: of each channel, images scaled to [0, 1]: ImageNet's, whatever the dataset.
-        std: standard deviation of each channel, as `mean`.
+        train: examples with "image", the encoded picture in bytes, and "label", an int from 0.
+        validation: other examples in the same format.
+        num_classes: number of classes.
+        class_names: name of each label; for ImageNet WordNet's numbers, such as "n01440764".
+        mean: of each channel of images scaled to [0, 1]; ImageNet's, for every dataset.
+        std: standard deviation of each channel; ImageNet's, for every dataset.
     """
 
     train: Source
@@ -47,16 +47,16 @@ class EncodedImages(NamedTuple):
 
 
 def load_imagenet(data_dir: str | Path | None = None, name: str = "imagenet2012") -> EncodedImages:
-    """Opens a prepared TFDS dataset; nothing is read but its description.
+    """Opens a prepared TFDS dataset; it reads only the description.
 
     Args:
         data_dir: folder of TFDS datasets; None: the environment's TFDS_DATA_DIR, or `~/tensorflow_datasets`.
-        name: of a dataset with the features "image" and "label" and the splits "train" and "validation", or "test"
-            where there is no "validation"; a version, as in "imagenet2012:5.1.0", is optional.
+        name: a dataset with the features "image" and "label" and the splits "train" and "validation" (or "test" if
+            there is no "validation"); a version, as in "imagenet2012:5.1.0", is optional.
 
     Raises:
-        FileNotFoundError: if the dataset is not prepared there; the message says how to get there.
-        ValueError: if it is prepared without random access, or lacks a feature or a split.
+        FileNotFoundError: if the dataset is not prepared there; the message says how to prepare ImageNet.
+        ValueError: if it is prepared without random access, or lacks a feature, a split or class labels.
     """
     import tensorflow_datasets as tfds
 
@@ -94,12 +94,12 @@ def training_example(
     size: tuple[int, int],
     policy: Callable[[UInt8[np.ndarray, "H W 3"], np.random.Generator], UInt8[np.ndarray, "H W 3"]] | None = None,
 ) -> dict[str, np.ndarray | np.int32]:
-    """Decodes, cuts and resizes at random, mirrors half of the images, and distorts by a policy if there is one.
+    """Decodes a picture, crops and resizes it at random, mirrors half of the pictures, and applies a policy.
 
     Args:
         example: of `EncodedImages.train`.
-        random: what is drawn from.
-        size: (height, width).
+        random: source of the random numbers.
+        size: (height, width) in pixels.
         policy: one of `policies.POLICIES`; None: no distortion.
 
     Returns:
@@ -115,11 +115,11 @@ def training_example(
 
 
 def evaluation_example(example: dict, *, size: tuple[int, int]) -> dict[str, np.ndarray | np.int32]:
-    """Decodes, resizes and cuts out the centre, see `resize_and_crop`: at 224 pixels, 224 of the shorter side's 256.
+    """Decodes a picture and applies `resize_and_crop`: a size of 224 crops a shorter side of 256 pixels.
 
     Args:
         example: of `EncodedImages.validation`.
-        size: (height, width).
+        size: (height, width) in pixels.
 
     Returns:
         "image" uint8 (height, width, 3) in RGB and "label" int32 ().

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: images and targets of a batch blended in pairs, on the device, inside the jitted step."""
+"""Mixup and CutMix: blending images and targets of a batch in pairs, on the device, inside the jitted step."""
 
 from collections.abc import Sequence
 
@@ -13,17 +13,20 @@ Targets = Float[Array, "N classes"]
 def mix(
     key: PRNGKeyArray, images: Images, targets: Targets, *, mixup: float = 0.0, cutmix: float = 0.0
 ) -> tuple[Images, Targets]:
-    """Blends a batch by mixup or by CutMix, whichever is on; where both are, each batch draws one with equal chances.
+    """Blends a batch by mixup or CutMix; if both are on, each batch draws one of them with equal probability.
 
-    Each image is blended with the one before it in the batch: batches are shuffled, so that is as good as any partner,
-    and where devices share a batch only one image crosses from each to the next.
+    Each image is blended with the previous one in the batch. Batches are shuffled, so any partner is as good, and on
+    several devices only one image moves from each device to the next.
 
     Args:
-        key: what is drawn from: one blend for the whole batch.
+        key: source of the random numbers; one blend is drawn for the whole batch.
         images: of any floating dtype, which they keep.
-        targets: of each image a distribution over the classes, one-hot or smoothed; blended as the images are.
-        mixup: alpha, arXiv 1710.09412: the weight is drawn from Beta(alpha, alpha); 0: off.
-        cutmix: alpha, arXiv 1905.04899: the share outside of the box is drawn from Beta(alpha, alpha); 0: off.
+        targets: a distribution over the classes for each image, one-hot or smoothed; blended like the images.
+        mixup: alpha of arXiv 1710.09412: the weight is drawn from Beta(alpha, alpha); 0: off.
+        cutmix: alpha of arXiv 1905.04899: the share outside the box is drawn from Beta(alpha, alpha); 0: off.
+
+    Returns:
+        The blended images and targets.
 
     Raises:
         ValueError: if an alpha is below 0 or a blended array does not have a floating dtype.
@@ -52,18 +55,18 @@ def mix(
 
 
 def mixup_weights(key: PRNGKeyArray, alpha: float, shape: Sequence[int]) -> Float[Array, "H W"]:
-    """How much of each pixel the image itself gives: everywhere the same, from Beta(alpha, alpha)."""
+    """The weight of the image itself at each pixel: one value from Beta(alpha, alpha)."""
     return jnp.broadcast_to(jax.random.beta(key, alpha, alpha, dtype=jnp.float32), shape)
 
 
 def cutmix_weights(key: PRNGKeyArray, alpha: float, shape: Sequence[int]) -> Float[Array, "H W"]:
-    """How much of each pixel the image itself gives: 0 in a box, 1 around it.
+    """The weight of the image itself at each pixel: 0 in a box, 1 outside.
 
-    The box has the images' proportions and its middle anywhere, so that it may reach over the border. What it covers
-    inside is what counts: the mean of the weights.
+    The box has the images' proportions and a random centre, so it may extend over the border. The mean of the weights
+    counts only its part inside.
     """
     share_key, middle_key = jax.random.split(key)
-    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32))  # of the images' sides
+    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32))  # share of the images' sides
     rows, columns = (
         _inside(middle_key, length, side)
         for middle_key, length in zip(jax.random.split(middle_key), shape, strict=True)
@@ -72,7 +75,7 @@ def cutmix_weights(key: PRNGKeyArray, alpha: float, shape: Sequence[int]) -> Flo
 
 
 def _inside(key, length: int, share):
-    """1 for the pixels along one side that the box covers, 0 for the others."""
+    """1 for the pixels along a side that the box covers, 0 for the others."""
     covered = (share * length).astype(jnp.int32)
     first = jax.random.randint(key, (), 0, length, jnp.int32) - covered // 2
     places = jnp.arange(length, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""CIFAR-10 in one file, of encoded pictures and their labels: for machines without TFDS and what it reads with."""
+"""CIFAR-10 in one file of encoded pictures and their labels, for machines without TFDS."""
 
 import zipfile
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ def write_packed(path: str | Path, splits: dict[str, Iterable[tuple[bytes, int]]
     """Writes encoded pictures with their labels.
 
     Args:
-        path: the file, `.npz`; its parents are made.
-        splits: "train" and "test" → pairs of an encoded picture, as it is in its own file, and its label.
+        path: the file, `.npz`; missing parents are created.
+        splits: "train" and "test" → pairs of an encoded picture, such as the bytes of a PNG file, and its label.
         overwrite: replace the file if it exists.
 
     Raises:
@@ -34,14 +34,14 @@ def write_packed(path: str | Path, splits: dict[str, Iterable[tuple[bytes, int]]
 
 
 def read_packed(path: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Reads and decodes what `write_packed` wrote.
+    """Reads and decodes a file of `write_packed`.
 
     Returns:
         "train" and "test" → images uint8 (examples, H, W, 3) in RGB, labels int32 (examples,).
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no such file, or a picture in it cannot be decoded.
+        ValueError: if it is damaged or another kind of file, or a picture in it cannot be decoded.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")

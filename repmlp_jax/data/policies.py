@@ -1,4 +1,4 @@
-"""AutoAugment and RandAugment: which distortions a picture meets in training."""
+"""AutoAugment and RandAugment: policies that distort pictures in training."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ AUTO_AUGMENT: dict[str, d.Distortion] = {
     "Sharpness": d.sharpness(d.more_or_less),
 }
 
-# Pairs of (distortion, probability, magnitude). Where a distortion has no magnitude it is 0.
+# Pairs of (distortion, probability, magnitude); the magnitude is 0 if a distortion has none.
 IMAGENET_POLICY = (
     (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
     (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 0)),
@@ -72,11 +72,11 @@ RAND_AUGMENT: tuple[d.Distortion, ...] = (
 
 
 def auto_augment(image: UInt8[np.ndarray, "H W 3"], random: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-    """Applies one of the 25 pairs of distortions that were found for ImageNet (arXiv 1805.09501, Table 9).
+    """Applies one of AutoAugment's 25 pairs of distortions for ImageNet (arXiv 1805.09501, Table 9).
 
     Args:
         image: in RGB.
-        random: what is drawn from.
+        random: source of the random numbers.
 
     Raises:
         ValueError: if the image is not uint8 (H, W, 3).
@@ -91,17 +91,17 @@ def auto_augment(image: UInt8[np.ndarray, "H W 3"], random: np.random.Generator)
 def rand_augment(
     image: UInt8[np.ndarray, "H W 3"], random: np.random.Generator, *, layers: int = 2, magnitude: int = 15
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Applies distortions drawn for each image (arXiv 1909.13719), in RepMLPNet's way.
+    """Applies distortions that are drawn for each image (arXiv 1909.13719), as in the training of RepMLPNet.
 
-    There "RandAugment 15" are two of 16 distortions, each applied for certain with a magnitude drawn from 0 to 14, of
-    which 10 is strength 1. Here posterizing leaves one bit at least, where none made the picture black, and geometry
-    interpolates linearly, not also cubically.
+    Its "RandAugment 15" applies two of 16 distortions, each with a magnitude drawn from 0 to 14; magnitude 10 is
+    strength 1. There are two differences: posterizing keeps at least one bit, since with none the picture would be
+    black, and geometric distortions always interpolate linearly, never cubically.
 
     Args:
         image: in RGB.
-        random: what is drawn from.
-        layers: distortions, one after another.
-        magnitude: one more than the largest that is drawn.
+        random: source of the random numbers.
+        layers: number of distortions, applied one after another.
+        magnitude: one more than the largest magnitude.
 
     Raises:
         ValueError: if the image is not uint8 (H, W, 3), or a number is not above 0.
@@ -116,10 +116,10 @@ def rand_augment(
 
 
 POLICIES: dict[str, Callable] = {"autoaugment": auto_augment, "randaugment": rand_augment}
-"""By the names that a configuration has for them."""
+"""Name in a configuration → policy."""
 
 
 def _picture(image):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"the image is {image.dtype} {image.shape}; what can be augmented is uint8 (H, W, 3)")
+        raise ValueError(f"the image is {image.dtype} {image.shape}; augmentation takes uint8 (H, W, 3)")
     return Image.fromarray(image)

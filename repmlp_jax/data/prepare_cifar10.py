@@ -1,7 +1,7 @@
 """Downloads CIFAR-10 and writes it as the TFDS dataset `cifar10`, without TensorFlow.
 
-TFDS's own preparation needs TensorFlow to extract the archive, to read it and to encode arrays as PNG. Here NumPy
-reads it, and TFDS gets Pillow's images; the examples, their order and the folder are those of its own `cifar10`.
+TFDS's own preparation needs TensorFlow to extract and read the archive and to encode arrays as PNG. Here NumPy reads
+the archive, and TFDS gets Pillow images. The examples, their order and the folder are those of TFDS's own `cifar10`.
 """
 
 import http.client
@@ -34,31 +34,27 @@ NETWORK_TIMEOUT_SECONDS = 30
 
 
 def prepare_cifar10(
-    data_dir: str | Path,
-    *,
-    url: str = ARCHIVE_URL,
-    size: int = ARCHIVE_SIZE,
-    sha256: str = ARCHIVE_SHA256,
+    data_dir: str | Path, *, url: str = ARCHIVE_URL, size: int = ARCHIVE_SIZE, sha256: str = ARCHIVE_SHA256
 ) -> Path:
-    """Makes sure that `tfds.data_source("cifar10", data_dir=data_dir)` finds CIFAR-10.
+    """Prepares CIFAR-10 for `tfds.data_source("cifar10", data_dir=data_dir)` unless it is prepared already.
 
-    The archive is kept in `<data_dir>/downloads`, the dataset is written to `<data_dir>/cifar10/3.0.2`.
-    Both appear there only when complete, so a process may be killed and several may prepare at once.
+    The archive is kept in `<data_dir>/downloads`, and the dataset is written to `<data_dir>/cifar10/3.0.2`. Both are
+    written atomically, so a process may be killed, and several processes may prepare at the same time.
 
     Args:
-      data_dir: The local folder of TFDS datasets.
-      url: Where the binary version of CIFAR-10 is downloaded from.
-      size: The archive's length in bytes.
-      sha256: The archive's SHA-256 in hexadecimal.
+        data_dir: folder of TFDS datasets.
+        url: address of the binary version of CIFAR-10.
+        size: size of the archive in bytes.
+        sha256: SHA-256 of the archive in hexadecimal.
 
     Returns:
-      The dataset's folder, `<data_dir>/cifar10/3.0.2`.
+        The dataset's folder, `<data_dir>/cifar10/3.0.2`.
 
     Raises:
-      FileNotFoundError: The archive is not in `<data_dir>/downloads` and cannot be downloaded.
-      FileExistsError: The dataset's folder is there but incomplete.
-      ValueError: The archive has another size or checksum (it is removed), or a file in it is no whole number
-        of records.
+        FileNotFoundError: if the archive is not in `<data_dir>/downloads` and cannot be downloaded.
+        FileExistsError: if the dataset's folder exists but is incomplete.
+        ValueError: if the archive has another size or checksum (it is removed), or a file in it does not hold whole
+            records.
     """
     data_dir = Path(data_dir).expanduser()
     dataset = data_dir / "cifar10" / VERSION
@@ -81,25 +77,25 @@ def prepare_cifar10(
             ) from None
 
     dataset.parent.mkdir(parents=True, exist_ok=True)
-    # TFDS has an incomplete folder of its own, but names it with `random`: equal seeds, equal folders.
+    # TFDS's own incomplete folder is named by `random`, so processes with the same seed would share it.
     with TemporaryDirectory(prefix="incomplete.", dir=data_dir) as incomplete:
         builder = Cifar10(archive=archive, data_dir=incomplete, file_format="array_record")
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
         try:
             os.rename(builder.data_dir, dataset)
         except OSError:
-            if not _is_prepared(dataset):  # Otherwise another process was faster: its result is as good.
+            if not _is_prepared(dataset):  # Otherwise another process has prepared it.
                 raise
     return dataset
 
 
-# A type checker cannot know a class that is looked up by its name.
+# A type checker does not know a class that is looked up by its name.
 class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):  # type: ignore[misc, call-arg]
     """TFDS's `cifar10` with the same features and examples, generated from the archive in memory."""
 
     VERSION = tfds.core.Version(VERSION)
 
-    # TFDS would look for the checksums through importlib_resources, which it does not install.
+    # TFDS would read the checksums with importlib_resources, which it does not install.
     url_infos = None
 
     def __init__(self, *, archive: Path, **kwargs):
@@ -118,7 +114,7 @@ class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):  # type: ign
         # A record is a label of one byte, then the red, the green and the blue pixels.
         records = np.frombuffer(b"".join(self._read_files(*filepaths)), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
         images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        # TFDS shuffles by the index, so it counts as TFDS's own builder does.
+        # TFDS shuffles by the index, so it must be that of TFDS's own builder.
         for index, (image, label) in enumerate(zip(images, records[:, 0].tolist(), strict=True)):
             yield index, {"id": f"{split_prefix}{index:05d}", "image": Image.fromarray(image), "label": label}
 
@@ -128,10 +124,10 @@ class Cifar10(tfds.builder_cls("cifar10"), skip_registration=True):  # type: ign
                 yield archive.extractfile(f"{ARCHIVE_FOLDER}/{name}").read()  # type: ignore[union-attr]  # they are files
 
     def _log_download_bytes(self) -> None:
-        """Nothing: TFDS would print an unknown size and the temporary folder."""
+        """Does nothing; TFDS would print an unknown size and the temporary folder."""
 
     def _log_download_done(self) -> None:
-        """Nothing: TFDS would print the temporary folder as the final one."""
+        """Does nothing; TFDS would print the temporary folder as the final one."""
 
 
 def _is_prepared(dataset: Path) -> bool:

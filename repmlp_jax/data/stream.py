@@ -1,7 +1,7 @@
 """Batches that the host reads and prepares while the devices compute.
 
-What a batch holds depends on the seed and its number alone: not on how many worker processes prepare it, not on how
-many processes train, not on where the stream was opened. So the training step is all that has to be saved of a stream.
+A batch depends only on the seed and its number, not on the number of worker processes or training processes, nor on the
+batch at which the stream was opened. So a checkpoint needs only the training step to resume a stream.
 """
 
 import atexit
@@ -21,41 +21,41 @@ from absl import flags
 
 logger = logging.getLogger("repmlp_jax")
 
-ATTEMPTS = 100  # examples tried for one place in a batch; so many damaged ones in a row are no accident
+ATTEMPTS = 100  # examples tried for one place in a batch; more damaged ones in a row are a systematic error
 
-# Without worker processes, threads prepare batches while the devices compute: decoding releases Python's lock.
+# Without worker processes, threads prepare batches while the devices compute; decoding releases Python's lock.
 THREADS = 2
-BATCHES_AHEAD = 2  # of each worker process or, without, of all threads together
+BATCHES_AHEAD = 2  # of each worker process, or of all threads together
 
 Example = dict[str, Any]
 
 
-class BadExample(ValueError):  # noqa: N818 - it says what the example is; the stream decides whether that is an error
-    """What a transform raises for an example that cannot be used, such as a picture that cannot be decoded."""
+class BadExample(ValueError):  # noqa: N818 - the stream decides whether it is an error
+    """Raised by a transform for an example that cannot be used, such as a picture that cannot be decoded."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Examples with random access, as of `tfds.data_source`; where there are worker processes it is pickled."""
+    """Examples with random access, like `tfds.data_source`; worker processes need it to be picklable."""
 
     def __len__(self) -> int:
         """The number of examples."""
 
     def __getitem__(self, index: int) -> Any:
-        """The example at a place from 0 on."""
+        """The example at an index from 0."""
 
 
 class Stream(Iterator[Example]):
-    """Batches one after another, and the processes and threads that make them.
+    """An iterator of batches, which owns the processes and threads that prepare them.
 
-    `close` ends them; so do `with`, the garbage collector and the end of Python. With worker processes the arrays lie
-    in memory shared with them, which is freed with the array.
+    `close`, the end of a `with` block, the garbage collector and the exit of Python end these. With worker processes
+    the arrays are in shared memory, which is freed with the array.
     """
 
     def __init__(self, batches: Iterator[Example]):
         self._open = [batches]
         self._end = weakref.finalize(self, _close, self._open)
-        # Grain's own cleaning up comes after multiprocessing's, which has closed by then what it needs.
+        # Grain's own clean-up would run after multiprocessing has closed the resources it needs.
         atexit.register(self._end)
 
     def __next__(self) -> Example:
@@ -64,7 +64,7 @@ class Stream(Iterator[Example]):
         return next(self._open[0])
 
     def close(self):
-        """Ends the processes and threads; no batch can be read from then on."""
+        """Ends the processes and threads; no more batches can be read."""
         self._end()
         atexit.unregister(self._end)
 
@@ -76,7 +76,7 @@ class Stream(Iterator[Example]):
 
 
 def _close(opened: list):
-    # Grain's iterators complain if they are still there when Python takes its modules apart.
+    # Grain's iterators log errors if they are still open when Python shuts down.
     opened.pop().close()
 
 
@@ -93,29 +93,29 @@ def make_stream(
 ) -> Stream:
     """An endless stream of this process's parts of training batches.
 
-    Every epoch has an order of its own, drawn from the seed. An epoch's last examples that fill no batch begin a batch
-    that the next epoch's first complete, so that all are seen equally often. The parts of all processes, one behind
-    the other, are the batch that a single process would read.
+    Every epoch has its own order, drawn from the seed. If the last examples of an epoch do not fill a batch, the first
+    examples of the next epoch complete it, so all examples are equally frequent. The concatenated parts of all
+    processes are the batch that a single process would read.
 
-    An example for which `transform` raises `BadExample` is replaced by the next in the source that is sound, each time
-    by the same, and named in the log.
+    If `transform` raises `BadExample` for an example, the next valid example of the source always replaces it, and the
+    log names it.
 
     Args:
         source: the examples.
-        transform: `(example, random) → arrays`, of equal shapes for all examples. It draws from `random` alone, which
-            is another for each place in the stream. With workers it is pickled.
-        batch_size: examples of a batch, of all processes together.
+        transform: `(example, random) → arrays`, of the same shapes for all examples. All randomness must come from
+            `random`, which differs at each place in the stream. Worker processes need it to be picklable.
+        batch_size: examples of a batch, over all processes.
         seed: of the order and of `random`, from 0 to 2³² - 1.
         start: number of the first batch, from 0.
-        workers: processes that prepare batches, of each training process; 0: threads of this one. A script that
-            uses them needs `if __name__ == "__main__":`, as they import it again.
-        process_index: which part is read.
+        workers: worker processes of each training process; 0: threads of this process. A script with workers needs
+            `if __name__ == "__main__":`, since they import it again.
+        process_index: index of the part that this process reads.
         process_count: number of training processes.
 
     Returns:
-        An iterator of name → array (batch_size / process_count, …), with the entry "skipped", an integer for each
-        place: the damaged examples in the source before the one that is there. It raises BadExample where 100 in a row
-        are damaged, and what `transform` raises.
+        An iterator of name → array (batch_size / process_count, …). The entry "skipped" holds for each place the number
+        of damaged examples before the one used. It raises BadExample if 100 examples in a row are damaged, and all
+        other errors of `transform`.
 
     Raises:
         ValueError: if a number is out of range, the source is empty, or the batch cannot be split evenly.
@@ -128,10 +128,10 @@ def make_stream(
     def prepare(index, random):
         return _first_sound(source, transform, index, random)
 
-    # Grain's endless repetition is too long to be cut into batches of one; it computes lengths in float64.
+    # Grain computes lengths in float64, which are not exact for its endless repetition.
     epochs = 2**52 // len(source)
     places = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(epochs)
-    # Parts are cut from the whole stream after all is drawn, so what is drawn does not know of the processes.
+    # Parts are cut after all random draws, so these do not depend on the number of processes.
     parts = places.random_map(prepare).batch(part)[process_index + start * process_count :: process_count]
     return Stream(_iterate(parts, workers))
 
@@ -145,20 +145,20 @@ def evaluation_stream(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Stream:
-    """A stream of this process's parts of the batches in which every example is exactly once, in the source's order.
+    """A stream of this process's parts of batches with every example exactly once, in the source's order.
 
     Args:
         source: the examples.
-        transform: `example → arrays`, of equal shapes for all examples. With workers it is pickled.
+        transform: `example → arrays`, of the same shapes for all examples. Worker processes need it to be picklable.
         batch_size: as of `make_stream`.
         workers: as of `make_stream`.
         process_index: as of `make_stream`.
         process_count: as of `make_stream`.
 
     Returns:
-        An iterator of name → array (batch_size / process_count, …), equally many for every process. The entry "mask",
-        bool (batch_size / process_count,), is False where the last example fills up the last batch. It raises what
-        `transform` raises, BadExample too: a score without some examples would be another score.
+        An iterator of name → array (batch_size / process_count, …), with the same number of batches in every process.
+        The entry "mask", bool (batch_size / process_count,), is False where the last example pads the last batch. It
+        raises all errors of `transform`, including BadExample, since a missing example would change the score.
 
     Raises:
         ValueError: if a number is out of range, the source is empty, or the batch cannot be split evenly.
@@ -180,7 +180,7 @@ def evaluation_stream(
 
 
 def _part(source: Source, batch_size: int, process_index: int, process_count: int) -> int:
-    """Examples of a batch that this process reads."""
+    """The number of examples of a batch that this process reads."""
     if not len(source):
         raise ValueError("the source holds no example")
     if not 0 <= process_index < process_count:
@@ -205,17 +205,17 @@ def _iterate(batches: grain.MapDataset, workers: int) -> Iterator[Example]:
     if not workers:
         return iter(batches.to_iter_dataset(grain.ReadOptions(THREADS, BATCHES_AHEAD)))
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain asks absl for flags, which only a program of absl's parses
-    # A worker makes one batch at a time, as the order must not depend on the number of workers.
+        flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which only absl programs parse
+    # A worker prepares one batch at a time, since the order must not depend on the number of workers.
     in_order = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=BATCHES_AHEAD)
     return iter(in_order.mp_prefetch(options, _begin_worker))
 
 
 def _begin_worker(index: int, count: int):
-    """Lets a worker process live as long as the training process wants, and no longer."""
+    """Ends a worker process with the training process, and not before."""
     cv2.setNumThreads(1)  # the workers are the parallelism
-    # Of Ctrl-C and of a cluster's SIGTERM, which reach all processes, the training process decides what they mean.
+    # Ctrl-C and SIGTERM reach all processes, but only the training process handles them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

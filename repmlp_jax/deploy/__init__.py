@@ -1,1 +1,1 @@
-"""Models at work: programs for other processes and other runtimes, and what a saved classifier says of pictures."""
+"""Deployment: programs for other processes and other runtimes, and predictions of saved classifiers."""

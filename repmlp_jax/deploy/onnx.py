@@ -1,4 +1,4 @@
-"""ONNX files, made by jax2onnx and compared with the model in onnxruntime before they are written."""
+"""ONNX files, which jax2onnx creates and onnxruntime compares with the model before they are written."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from repmlp_jax.fusing.one_platform import as_compiled_for
 from repmlp_jax.storage.whole_file import whole_file
 
 OPSET = 23
-# Of the largest output: what an ONNX file may differ from its model. Rounding makes about 3e-7 of it.
+# Largest allowed difference from the model, as a share of the largest output; rounding causes about 3e-7.
 TOLERANCE = 1e-5
 BATCHES = 1, 3
 
@@ -27,21 +27,20 @@ def export_onnx(model: nnx.Module, path: str | Path, *, preprocessing: dict | No
     """Writes a model as an ONNX file of opset 23, from `images`, float32 (N, H, W, C) of any N, to `outputs`.
 
     A model that is not fused is fused first, and the log says so. Before the file is written, onnxruntime runs it on
-    random images at two batch sizes, and the outputs are compared with the model's. The file appears whole or not at
-    all, and holds the preprocessing as JSON under that name in its metadata. Parameters in bfloat16 or float16 are
-    written in float32.
+    random images at two batch sizes and compares the outputs with the model's. The file is written atomically; its
+    metadata holds the preprocessing as JSON, under that name. Parameters in bfloat16 or float16 are written in float32.
 
     Args:
-        model: any NNX module with an `input_shape`, (H, W, C), that takes and gives float32.
-        path: the file; its parents are made.
-        preprocessing: what goes with it, as JSON: mean and std of the channels, class names.
+        model: any NNX module with an `input_shape`, (H, W, C), that takes and returns float32.
+        path: the file; missing parents are created.
+        preprocessing: mean and std of the channels, class names.
         overwrite: replace the file if it exists.
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off.
         ImportError: if the extra `[onnx]` is not installed.
         TypeError: as `export_model`, or if the model gives another dtype than float32.
-        ValueError: if jax2onnx cannot convert the model, or what it makes of it gives other outputs; as `fuse_params`.
+        ValueError: if jax2onnx cannot convert the model, or the outputs of the file differ; as `fuse_params`.
     """
     with whole_file(path, overwrite) as partial, _quiet("jax2onnx", "onnx_ir"):
         converter = _import_converter()
@@ -56,9 +55,9 @@ def export_onnx(model: nnx.Module, path: str | Path, *, preprocessing: dict | No
 
 
 class PlainConvolution(nnx.Module):
-    """The convolution of an `nnx.Conv` over NHWC with padding in numbers, as JAX's own operation.
+    """The convolution of an `nnx.Conv` over NHWC with explicit padding, as a `lax` operation.
 
-    jax2onnx 0.13 has a stand-in for `nnx.Conv`, which fails on such padding, and one for the operation, which does not.
+    jax2onnx 0.13 cannot convert an `nnx.Conv` with explicit padding, but it can convert the `lax` operation.
     """
 
     def __init__(self, conv: nnx.Conv):
@@ -102,17 +101,11 @@ def _convert(converter, model, input_shape, preprocessing) -> bytes:
 
     plain = replace_modules(model, _is_padded_in_numbers, lambda path, conv: PlainConvolution(conv))
     try:
-        file = converter.to_onnx(
-            as_compiled_for("cpu", plain),
-            [("N", *input_shape)],
-            model_name=type(model).__name__,
-            opset=OPSET,
-            input_names=["images"],
-            output_names=["outputs"],
-        )
-    except Exception as error:  # what a converter raises for what it does not know is of any kind
+        names = dict(model_name=type(model).__name__, input_names=["images"], output_names=["outputs"])
+        file = converter.to_onnx(as_compiled_for("cpu", plain), [("N", *input_shape)], opset=OPSET, **names)
+    except Exception as error:  # a converter raises any kind of error
         raise ValueError(f"jax2onnx cannot convert this {type(model).__name__}: {error}") from error
-    del file.graph.value_info[:]  # The converter's notes of inner shapes are partly wrong; readers infer them anyway.
+    del file.graph.value_info[:]  # Some of its inner shapes are wrong; readers infer them anyway.
     onnx.helper.set_model_props(file, {"preprocessing": json.dumps(preprocessing)})
     onnx.checker.check_model(file, full_check=True)
     return file.SerializeToString()
@@ -124,17 +117,17 @@ def _compare(content, images, outputs):
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": images})
     if found.shape != outputs.shape:
-        raise ValueError(f"what jax2onnx makes of the model gives {found.shape}, the model {outputs.shape}")
+        raise ValueError(f"the converted model returns shape {found.shape}, the model {outputs.shape}")
     difference, largest = np.abs(found - outputs).max(), np.abs(outputs).max()
     if not difference <= TOLERANCE * largest:
         raise ValueError(
-            f"what jax2onnx makes of the model differs from it by {difference:.3g} at outputs of up to {largest:.3g}; "
-            f"allowed are {TOLERANCE} of these"
+            f"the converted model differs from the model by {difference:.3g} at outputs of up to {largest:.3g}; "
+            f"the limit is {TOLERANCE} of these"
         )
 
 
 def _in_float32(array):
-    """An array in bfloat16 or float16 as float32, which holds the same values; others as they are."""
+    """Casts bfloat16 and float16 to float32, which is exact; other arrays stay as they are."""
     return array.astype(jnp.float32) if array.dtype in (jnp.bfloat16, jnp.float16) else array
 
 
@@ -143,13 +136,13 @@ def _is_padded_in_numbers(node) -> bool:
 
 
 def _pair(sides) -> tuple:
-    """Down and across, or before and behind, of which one number stands for both."""
+    """A pair (down, across) or (before, after); one number stands for both."""
     return (sides, sides) if isinstance(sides, int) else tuple(sides)
 
 
 @contextlib.contextmanager
 def _quiet(*loggers: str):
-    """Keeps a converter's warnings to itself: of stand-ins for libraries that are not here, of shapes left out."""
+    """Silences the converter's warnings of missing libraries and unknown shapes."""
     levels = {name: logging.getLogger(name).level for name in loggers}
     try:
         for name in loggers:

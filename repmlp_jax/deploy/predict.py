@@ -1,4 +1,4 @@
-"""What a saved classifier says: of a dataset's test images, and of pictures."""
+"""Predictions of a saved classifier for a dataset's test images and for picture files."""
 
 import functools
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ PICTURES_AT_A_TIME = 32
 
 
 def evaluate(path: str | Path, dataset_name: str, data_dir: str | None = None, batch_size: int = 200) -> dict:
-    """Evaluates a saved model on a dataset's test images, or where it has a validation split on that.
+    """Evaluates a saved model on a dataset's test images, or on its validation split if it has one.
 
     Args:
         path: folder of the saved model.
-        dataset_name: as `open_dataset`; what is streamed is resized and cropped to the model's size.
-        data_dir: folder of TFDS datasets; None: as `open_dataset`.
-        batch_size: images at a time, rounded up to a multiple of the devices.
+        dataset_name: as of `open_dataset`; streamed images are resized and cropped to the model's size.
+        data_dir: folder of TFDS datasets; None: as of `open_dataset`.
+        batch_size: images in a batch, rounded up to a multiple of the number of devices.
 
     Returns:
         `accuracy` (of 1), `loss` (nats) and the number of `images`.
 
     Raises:
-        ValueError: if the model takes other images than the dataset has, or has another number of classes.
+        ValueError: if the sizes of the images or the numbers of classes of model and dataset differ.
     """
     saved = load(path)
     dataset = open_dataset(dataset_name, data_dir)
@@ -77,16 +77,16 @@ def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> d
 
     Args:
         path: folder of the saved model.
-        pictures: their files.
-        top: how many classes to give of each.
+        pictures: files of the pictures.
+        top: number of classes to return for each.
 
     Returns:
-        file → list of (class, probability), the most probable first; the class is its number where the saved model
-        has no class names.
+        File → list of (class, probability), the most probable first; the class is a number if the saved model has no
+        class names.
 
     Raises:
-        FileNotFoundError: if a picture is not there.
-        ValueError: if a file is no picture.
+        FileNotFoundError: if a file does not exist.
+        ValueError: if a file is not a picture.
     """
     saved = load(path)
     height, width, channels = saved.model.input_shape  # type: ignore[attr-defined]  # all of list_models() have it
@@ -106,7 +106,7 @@ def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> d
 
 
 def _logits(saved: SavedModel, model, images):
-    """The logits of uint8 images; what was saved without mean and std takes them scaled to [0, 1]."""
+    """The logits of uint8 images; a model saved without mean and std takes images scaled to [0, 1]."""
     channels = images.shape[-1]
     mean = saved.preprocessing.get("mean") or (0.0,) * channels
     std = saved.preprocessing.get("std") or (1.0,) * channels

@@ -1,4 +1,4 @@
-"""Exported models: one file that holds the program and its weights, for a process that has JAX and no more."""
+"""Exported models: one file that holds a program and its weights and needs only JAX to run."""
 
 import json
 import logging
@@ -26,22 +26,22 @@ logger = logging.getLogger("repmlp_jax")
 
 
 def export_model(model: nnx.Module, path: str | Path, *, preprocessing: dict | None = None, overwrite: bool = False):
-    """Writes a model as a program of JAX, which runs on CPU, GPU and TPU at any batch size without this library.
+    """Writes a model as a JAX program, which runs on CPU, GPU and TPU at any batch size without this library.
 
-    A model that is not fused is fused first, and the log says so. The file appears whole or not at all. It is a zip,
-    uncompressed, which Python reads without anything installed and whose checksums show damage: `program.bin` is what
-    `jax.export` serialised, a function of weights and images; `weights/` has each array as a `.npy`; `model.json` says
-    the rest. (Weights inside the program would be compiled as constants, again for every batch size.)
+    A model that is not fused is fused first, and the log says so. The file is written atomically. It is an uncompressed
+    zip, whose checksums reveal damage: `program.bin` is a function of weights and images, serialised by `jax.export`;
+    `weights/` holds each array as a `.npy`; `model.json` holds the rest. (Weights inside the program would be compiled
+    as constants for every batch size.)
 
     Args:
         model: any NNX module with an `input_shape`, (H, W, C), that takes float32 images (N, H, W, C).
-        path: the file; its parents are made.
-        preprocessing: what goes with it, as JSON: mean and std of the channels, class names.
+        path: the file; missing parents are created.
+        preprocessing: saved as JSON: mean and std of the channels, class names.
         overwrite: replace the file if it exists.
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off.
-        TypeError: if the model is no module with an `input_shape`, or has float64 parameters.
+        TypeError: if the model is not a module with an `input_shape`, or has float64 parameters.
         ValueError: as `fuse_params`.
     """
     with whole_file(path, overwrite) as partial:
@@ -64,14 +64,14 @@ def export_model(model: nnx.Module, path: str | Path, *, preprocessing: dict | N
 
 
 class ExportedModel:
-    """What `load_exported` returns: call it with images.
+    """A callable model that `load_exported` returns.
 
-    It is compiled at the first call, and once more for every other batch size.
+    It is compiled at the first call for each batch size.
 
     Attributes:
         input_shape: (H, W, C) of the images.
-        preprocessing: mean and std of the channels, class names, as they were exported. Images are what
-            `(pixels / 255 - mean) / std` makes of pixels from 0 to 255, without mean and std `pixels / 255`.
+        preprocessing: as passed to `export_model`: mean and std of the channels, class names. Images are
+            `(pixels / 255 - mean) / std` for pixels from 0 to 255, or `pixels / 255` without mean and std.
     """
 
     def __init__(self, program: export.Exported, arrays: dict[str, Array], description: dict):
@@ -82,15 +82,15 @@ class ExportedModel:
 
     @property
     def class_names(self) -> list[str] | None:
-        """The names of the classes; None where the model was exported without."""
+        """The names of the classes; None if the model was exported without them."""
         return self.preprocessing.get("class_names")
 
     def __call__(self, images: Float[Array | np.ndarray, "N H W C"]) -> Float[Array, "N ..."]:
-        """What the model says of a batch of images: logits, or whatever else it was built to give.
+        """The model's outputs for a batch of images, such as logits.
 
         Raises:
-            TypeError: if the images are no array of float32.
-            ValueError: if they are of another size, or there are none.
+            TypeError: if the images are not an array of float32.
+            ValueError: if they have another size, or there are none.
         """
         dtype = getattr(images, "dtype", type(images).__name__)
         if dtype != jnp.float32:
@@ -108,7 +108,8 @@ def load_exported(path: str | Path) -> ExportedModel:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, no such file, of a newer format, or of a version of JAX that this one cannot read.
+        ValueError: if it is damaged, not an exported model, of a newer format, or of a JAX version that this one cannot
+            read.
     """
     path = Path(path)
     if not path.is_file():
@@ -119,13 +120,13 @@ def load_exported(path: str | Path) -> ExportedModel:
             if description["format"] == FORMAT:
                 program = file.read(PROGRAM)
                 arrays = {name: jnp.load(file.open(_member(name))) for name in description["weights"]}
-    except Exception as error:  # what a damaged archive raises is of any kind
+    except Exception as error:  # a damaged archive raises any kind of error
         raise ValueError(f"{path} is damaged, or no file that export_model wrote: {error}") from error
     if description["format"] != FORMAT:
         raise ValueError(f"{path} is of format {description['format']}; this version reads format {FORMAT}")
     try:
         return ExportedModel(export.deserialize(bytearray(program)), arrays, description)
-    except Exception as error:  # nor does JAX say what it raises for a program of another time
+    except Exception as error:  # JAX does not document what it raises here
         raise ValueError(
             f"{path} was exported by jax {description['versions']['jax']}, and jax {jax.__version__} cannot read it: "
             f"export it again ({error})"
@@ -133,19 +134,19 @@ def load_exported(path: str | Path) -> ExportedModel:
 
 
 def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
-    """A copy of the model as it is exported, fused and in evaluation mode, and the (H, W, C) of its images.
+    """A fused copy of the model in evaluation mode, and the (H, W, C) of its images.
 
     Raises:
-        TypeError: if it is no module with an `input_shape`, or has float64 parameters.
+        TypeError: if it is not a module with an `input_shape`, or has float64 parameters.
         ValueError: as `fuse_params`.
     """
     if not isinstance(model, nnx.Module):
-        raise TypeError(f"what is exported is an nnx.Module, not {type(model).__name__}")
+        raise TypeError(f"export needs an nnx.Module, not {type(model).__name__}")
     if not hasattr(model, "input_shape"):
         raise TypeError(f"{type(model).__name__} has no input_shape: set it to the (height, width, channels) it takes")
     if wide := [name for name, array in _arrays(model).items() if array.dtype == jnp.float64]:
         raise TypeError(
-            f"{len(wide)} arrays hold float64, {wide[0]} among them, and what is exported takes float32: build the "
+            f"{len(wide)} arrays hold float64, {wide[0]} among them, and exported models take float32: build the "
             f"model with param_dtype=float32"
         )
     if fusable_modules(model):
@@ -166,7 +167,7 @@ def _variables(model):
 
 
 def _program(model, arrays, input_shape) -> export.Exported:
-    """The model as a function of its arrays by name, and of images of any number."""
+    """The model as a function of its arrays by name and of a batch of images of any size."""
     graphdef, _, *rest = nnx.split(model, weights, ...)
 
     def forward(arrays, images):

@@ -1,4 +1,4 @@
-"""Weights for PyTorch: a file that the official code, with its own classes, loads."""
+"""Weights for PyTorch: a file that the official code can load."""
 
 from pathlib import Path
 
@@ -10,19 +10,19 @@ from repmlp_jax.storage.whole_file import whole_file
 
 
 def export_torch(model: nnx.Module, path: str | Path, *, overwrite: bool = False):
-    """Writes the weights and statistics of a model as safetensors of the official PyTorch layout.
+    """Writes the weights and statistics of a model as safetensors in the official PyTorch layout.
 
-    A trained model gives the training-time layout and is not fused. The file appears whole or not at all, and comes
-    back with `from_torch(model, load_torch_file(path))` bit for bit.
+    A trained model is written in the training-time layout and is not fused. The file is written atomically.
+    `from_torch(model, load_torch_file(path))` reads it bit for bit.
 
     Args:
         model: a module with official weights, as `to_torch` takes it.
-        path: the file; its parents are made. `load_torch_file` wants it to end in `.safetensors`.
+        path: the file; missing parents are created. `load_torch_file` requires the suffix `.safetensors`.
         overwrite: replace the file if it exists.
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off.
-        TypeError: if there is no official layout for this module, or for what fusing made of it.
+        TypeError: if there is no official layout for this module, or for its fused form.
     """
     with whole_file(path, overwrite) as partial:
         save_file(to_torch(model), partial)

@@ -1,1 +1,1 @@
-"""Fusing: the algebra, the transformation of a model, and what it does to the model. It knows no block."""
+"""Fusing: the algebra, the transformation of a model, and its report. This room does not know the blocks."""

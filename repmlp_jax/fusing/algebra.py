@@ -1,7 +1,7 @@
 """The algebra of re-parameterisation: folding norms, adding kernels, turning a convolution into an FC.
 
-Pure functions on arrays. All arithmetic of fusing happens in float32 (float64 for float64 parameters) at the highest
-precision, whatever dtype a model computes in. Each fold is compiled as one: there are many in a model, and few shapes.
+These are pure functions on arrays. They compute in float32 (float64 for float64 parameters) at the highest precision,
+whatever the dtype of a model. Each fold is one compiled program: a model has many folds, but few shapes.
 """
 
 import math
@@ -15,13 +15,13 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
-# A model may hold NumPy arrays as well.
+# A model may hold NumPy arrays.
 AnyArray = TypeVar("AnyArray", Array, np.ndarray)
 
 
 @runtime_checkable
 class Norm(Protocol):
-    """A batch norm, as fusing knows it: this library's, Flax's, or your own. The four variables have one shape."""
+    """The interface of a batch norm: this library's, Flax's, or your own. The four variables have the same shape."""
 
     scale: Any
     bias: Any
@@ -31,20 +31,20 @@ class Norm(Protocol):
 
 
 def fusing_dtype(param_dtype: DTypeLike) -> jnp.dtype:
-    """The dtype parameters are fused in: float64 for float64, otherwise float32."""
+    """The dtype that parameters are fused in: float64 for float64, otherwise float32."""
     return jnp.dtype(jnp.float64 if jnp.dtype(param_dtype) == jnp.float64 else jnp.float32)
 
 
 def widened(array: AnyArray) -> AnyArray:
-    """The array in the dtype that it is fused in."""
+    """Casts an array to the dtype that it is fused in."""
     return array.astype(fusing_dtype(array.dtype))
 
 
 @jax.jit
 def scale_and_shift(norm: Norm) -> tuple[Array, Array]:
-    """The running statistics and parameters of a norm as `x * scale + shift`, each of the shape of its parameters."""
+    """Scale and shift of a norm in evaluation mode, `x * scale + shift`, each in the shape of its parameters."""
     scale, bias = widened(norm.scale[...]), widened(norm.bias[...])
-    # Flax's own norms have their statistics in float32, whatever the dtype of their parameters.
+    # Flax's norms keep their statistics in float32, whatever the dtype of their parameters.
     mean, var = norm.mean[...].astype(scale.dtype), norm.var[...].astype(scale.dtype)
     scale = scale * lax.rsqrt(var + norm.epsilon)
     return scale, bias - mean * scale
@@ -52,7 +52,7 @@ def scale_and_shift(norm: Norm) -> tuple[Array, Array]:
 
 @jax.jit
 def fold_norm(kernel: Float[Array, "... O"], norm: Norm) -> tuple[Array, Array]:
-    """Folds the norm after a convolution or FC without bias into its kernel, whose last axis is the output.
+    """Folds the norm after a convolution or FC without bias into its kernel; the last axis is the output.
 
     Returns:
         The folded kernel and the bias (O,) (paper, equation 2).
@@ -65,9 +65,8 @@ def fold_norm(kernel: Float[Array, "... O"], norm: Norm) -> tuple[Array, Array]:
 def fold_norm_before(norm: Norm, kernel: Float[Array, "... C O"], bias: Float[Array, " O"]) -> tuple[Array, Array]:
     """Folds the norm before an FC or 1×1 convolution with a bias into its kernel and bias.
 
-    An FC may see several places, each with the C channels of the norm: these are the axes before C.
-
-    (Before a larger convolution it cannot be folded: what the norm makes of the zeros of the padding is not zero.)
+    An FC may have several positions as inputs, each with the C channels of the norm; their axes precede C. (A norm
+    before a larger convolution cannot be folded, since it does not map the zeros of the padding to zero.)
     """
     scale, shift = scale_and_shift(norm)
     kernel, bias = widened(kernel), widened(bias)
@@ -77,7 +76,7 @@ def fold_norm_before(norm: Norm, kernel: Float[Array, "... C O"], bias: Float[Ar
 
 
 def add_kernels(kernels: Sequence[Float[Array, "_ _ c O"]]) -> Float[Array, "K1 K2 c O"]:
-    """Adds odd-sized kernels as if each were zero-padded to the largest."""
+    """Adds kernels of odd sides, each zero-padded to the largest sides."""
     sides = [max(kernel.shape[axis] for kernel in kernels) for axis in (0, 1)]
 
     def padded(kernel):
@@ -88,7 +87,7 @@ def add_kernels(kernels: Sequence[Float[Array, "_ _ c O"]]) -> Float[Array, "K1 
 
 
 def merge_convolutions(convolutions: Sequence[tuple[Float[Array, "_ _ c O"], Norm]]) -> tuple[Array, Array]:
-    """The kernel and bias of one convolution that equals the sum of several, given as (kernel, the norm after it)."""
+    """The kernel and bias of a convolution that equals the sum of several, given as (kernel, norm after it)."""
     kernels, biases = zip(*(fold_norm(kernel, norm) for kernel, norm in convolutions), strict=True)
     return add_kernels(kernels), sum(biases)
 
@@ -96,16 +95,16 @@ def merge_convolutions(convolutions: Sequence[tuple[Float[Array, "_ _ c O"], Nor
 def conv_to_fc(
     kernel: Num[Array | np.ndarray, "kh kw c O"], partition_size: Sequence[int], groups: int = 1
 ) -> Num[Array, "g h w c h w o"]:
-    """The FC that equals a convolution of stride 1 and 'same' zero padding on a partition (paper, Section 3.2).
+    """Converts a convolution of stride 1 and 'same' zero padding on a partition to an FC (paper, Section 3.2).
 
-    The FC's kernel is the convolution applied to the identity: to one image for each pixel, with a single 1 there.
-    What it makes of a single 1 is its kernel, turned by 180° and placed around it. So nothing is multiplied, and every
-    value arrives bit for bit.
+    The FC's kernel is the convolution applied to the identity: to one image for each pixel, with a single 1 there. The
+    response to a single 1 is the kernel, rotated by 180° and centred on that pixel. So this function only moves values,
+    and every value is exact.
 
     Args:
-        kernel: HWIO kernel of odd height and width, which may exceed the partition; c = C / groups.
+        kernel: HWIO kernel of odd height and width, which may be larger than the partition; c = C / groups.
         partition_size: (h, w) of the partition.
-        groups: groups of the convolution, contiguous in its output channels.
+        groups: groups of the convolution, with contiguous output channels.
 
     Returns:
         The kernel, indexed (group, input row, input column, input channel of the group, output row, output column,
@@ -134,7 +133,7 @@ def conv_to_fc(
     placed = jnp.pad(turned, [(0, 0), (0, 0), (h, h), (w, w), (0, 0)])
 
     def response(row: Int[Array, ""], column: Int[Array, ""]) -> Num[Array, "g c h w o"]:
-        """What the convolution makes of the image whose only 1 is this pixel: the kernel's middle lies there."""
+        """The response to an image with a single 1: the kernel, centred on that pixel."""
         rows = lax.dynamic_slice_in_dim(placed, h + kh // 2 - row, h, axis=2)
         return lax.dynamic_slice_in_dim(rows, w + kw // 2 - column, w, axis=3)
 
@@ -143,7 +142,7 @@ def conv_to_fc(
 
 
 def fc_bias(bias: Float[Array, " O"], partition_size: Sequence[int], groups: int) -> Float[Array, "g h w o"]:
-    """The bias of a convolution as that of an FC: that of a channel at every pixel."""
+    """Converts the bias of a convolution to that of an FC, by repeating it at every pixel."""
     h, w = partition_size
     bias = bias.reshape(groups, 1, 1, -1)
     return jnp.broadcast_to(bias, (groups, h, w, bias.shape[-1]))

@@ -1,4 +1,4 @@
-"""Fusing whole models: every module that knows how to fuse is replaced by what it fuses to."""
+"""Fusing whole models: replaces every fusable module by its fused form."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -13,15 +13,15 @@ from repmlp_jax.fusing.host import transformed_on_host
 
 
 def fuse_params(model: nnx.Module) -> nnx.Module:
-    """Returns the model with every fusable module, wherever it sits, replaced by its fused twin.
+    """Returns a model in which the fused form replaces every fusable module, at any depth.
 
-    A module takes part by having a method `fused()` that returns its replacement; all blocks of this library do, and
-    a module of your own can. The outermost such module decides for what it holds. The result is a new model in
-    evaluation mode; the given one stays as it is. A block that has two parents is fused once and stays shared.
+    A module is fusable if it has a method `fused()` that returns its replacement; all blocks of this library and your
+    own modules can have one. The outermost fusable module decides for its submodules. The result is a new model in
+    evaluation mode; the given model is not changed. A block with two parents is fused once and stays shared.
 
-    It is a pure transformation: it works under `jax.jit`, `jax.grad`, `jax.vmap` over a stack of models, and
-    `nnx.eval_shape`, which gives the abstract fused model. (JAX's own transformations take a model as a tree, in
-    which a module with two parents is there twice; `nnx.jit` keeps it one.) Fusing a fused model changes nothing.
+    This is a pure transformation: it works under `jax.jit`, `jax.grad`, `jax.vmap` over a stack of models, and
+    `nnx.eval_shape`, which returns the abstract fused model. (JAX's transformations take a model as a tree, in which a
+    module with two parents occurs twice; `nnx.jit` keeps it shared.) Fusing a fused model changes nothing.
 
     Args:
         model: any NNX module.
@@ -31,11 +31,11 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
 
     Raises:
         TypeError: if `model` is not an NNX module.
-        ValueError: if running statistics that would be folded are not finite, or a variance is negative. (Traced
-            values cannot be looked at and are not checked.)
+        ValueError: if running statistics to fold are not finite, or a variance is negative. (Traced values cannot be
+            checked.)
 
     Warns:
-        UserWarning: if there is nothing to fuse in the model.
+        UserWarning: if the model holds no fusable module.
 
     Examples:
         >>> from flax import nnx
@@ -66,17 +66,17 @@ def _checked_and_fused(model):
 
 
 def with_fused_modules(model: nnx.Module) -> nnx.Module:
-    """The model with `fused()` of each outermost fusable module in its place, and nothing checked."""
+    """Replaces each outermost fusable module by its `fused()`, without checks."""
     return replace_modules(model, is_fusable, lambda path, module: module.fused())
 
 
 def is_fusable(module) -> bool:
-    """Whether a module takes part in `fuse_params`."""
+    """Whether `fuse_params` replaces a module."""
     return isinstance(module, nnx.Module) and callable(getattr(module, "fused", None))
 
 
 def fusable_modules(model: nnx.Module) -> list[tuple[tuple, nnx.Module]]:
-    """The outermost fusable modules with their paths, each once."""
+    """The outermost fusable modules and their paths, each module once."""
     found: list[tuple[tuple, nnx.Module]] = []
 
     def note(path, module):
@@ -88,22 +88,20 @@ def fusable_modules(model: nnx.Module) -> list[tuple[tuple, nnx.Module]]:
 
 
 def replace_modules(
-    model: nnx.Module,
-    chosen: Callable[[object], bool],
-    replacement: Callable[[tuple, Any], nnx.Module],
+    model: nnx.Module, chosen: Callable[[object], bool], replacement: Callable[[tuple, Any], nnx.Module]
 ) -> nnx.Module:
-    """A copy of the model in which `replacement(path, module)` stands for each outermost chosen module.
+    """Copies a model and replaces each outermost chosen module by `replacement(path, module)`.
 
-    A module that is reached by several paths is replaced once, and its replacement is shared by them. Other modules
-    are copied, their arrays shared with those of the given model.
+    A module with several paths is replaced once, and its replacement is shared. Other modules are copied; their arrays
+    are shared with the given model.
     """
     return _walk(nnx.clone(model), chosen, replacement)
 
 
 def _walk(root, chosen, replacement):
-    """Puts `replacement(path, module)` in the place of each outermost chosen module, and returns the new root.
+    """Replaces each outermost chosen module by `replacement(path, module)` and returns the new root.
 
-    (`nnx.recursive_map` visits what a module holds before the module, which then could not decide for it.)
+    (`nnx.recursive_map` visits submodules first, so a module could not decide for them.)
     """
     done = {}
 
@@ -112,7 +110,7 @@ def _walk(root, chosen, replacement):
             if chosen(node):
                 done[id(node)] = node, replacement(path, node)
             else:
-                done[id(node)] = node, node  # while a module that holds itself is walked
+                done[id(node)] = node, node  # for a module that holds itself
                 done[id(node)] = node, walk_children(path, node)
         return done[id(node)][1]
 
@@ -129,12 +127,12 @@ def _walk(root, chosen, replacement):
 
 
 def dotted(path: tuple) -> str:
-    """A path as it is written in messages."""
+    """Formats a path for messages."""
     return ".".join(map(str, path)) or "the model itself"
 
 
 def _children(node) -> list[tuple]:
-    """The modules, lists, tuples and dicts that a node holds itself."""
+    """The modules, lists, tuples and dicts that a node directly holds."""
     children: Iterable[tuple[Any, Any]]
     if isinstance(node, nnx.List | list | tuple):
         children = enumerate(node)
@@ -160,9 +158,7 @@ def _check_statistics(path, module):
             continue
         mean: Any = norm.mean[...]
         var: Any = norm.var[...]
-        if not all(isinstance(statistics, jax.Array | np.ndarray) for statistics in (mean, var)) or any(
-            isinstance(statistics, jax.core.Tracer) for statistics in (mean, var)
-        ):
+        if not all(_has_values(statistics) for statistics in (mean, var)):
             continue
         where = dotted((*path, *inner))
         mean, var = _on_this_process(mean), _on_this_process(var)
@@ -177,8 +173,12 @@ def _check_statistics(path, module):
             )
 
 
+def _has_values(array) -> bool:
+    return isinstance(array, jax.Array | np.ndarray) and not isinstance(array, jax.core.Tracer)
+
+
 def _on_this_process(array) -> np.ndarray:
-    """The values that this process has a part of."""
+    """The values on the devices of this process."""
     if isinstance(array, np.ndarray):
         return array
     return np.concatenate([np.ravel(shard.data) for shard in array.addressable_shards])

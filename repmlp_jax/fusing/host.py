@@ -1,4 +1,4 @@
-"""The host's own processor as a device of JAX: for what is done once, and an accelerator compiles for too long."""
+"""Computing on the host's CPU what runs once and takes an accelerator too long to compile."""
 
 import itertools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from jax.sharding import SingleDeviceSharding
 
 
 def host() -> jax.Device | None:
-    """The CPU of this process; None, which stands for JAX's default, where JAX_PLATFORMS leaves it out."""
+    """The CPU device of this process; None, for JAX's default device, if JAX_PLATFORMS excludes it."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -17,37 +17,37 @@ def host() -> jax.Device | None:
 
 
 def transformed_on_host(transform: Callable[[nnx.Module], nnx.Module], model: nnx.Module) -> nnx.Module:
-    """`transform(model)`, computed on the host where the model lies on one accelerator, and put back there.
+    """Computes `transform(model)` on the host if the model is on one accelerator, and puts the result back there.
 
-    An accelerator compiles each of the hundreds of operations for longer than the host takes for all of them, and the
-    result is the same bits as of a model on the CPU. Models that are traced, abstract, or spread over devices are
-    transformed where they are.
+    An accelerator takes longer to compile one of the hundreds of operations than the host takes for all of them, and
+    the result has the same bits as for a model on the CPU. Models that are traced, abstract, or spread over devices are
+    transformed in place.
 
     Args:
         transform: a pure function from model to model.
-        model: any NNX module, which stays as it is.
+        model: any NNX module; it is not changed.
     """
     variables = (node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable))
     if not any(_accelerator_of(variable.get_value()) for variable in itertools.islice(variables, 1)):
-        return transform(model)  # Nearly always, and nothing else is looked at.
+        return transform(model)  # The usual case, which needs no further checks.
     graphdef, state = nnx.split(model)
     arrays, structure = jax.tree.flatten(state)
     accelerators = {_accelerator_of(array) for array in arrays}
     (accelerator,) = accelerators if len(accelerators) == 1 else (None,)
     if accelerator is None or host() is None:
         return transform(model)
-    numbers = [array for array in arrays if not _is_key(array)]
-    # All at once: one by one, each array would wait for the one before.
+    numbers = [array for array in arrays if not is_key(array)]
+    # All at once, since each separate transfer would wait for the one before.
     on_host = jax.device_put(jax.device_get(numbers), host())
     if any(isinstance(array, jax.core.Tracer) for array in on_host):
-        return transform(model)  # Within a traced function nothing is put anywhere yet.
+        return transform(model)  # A traced function does not move arrays.
     copies = iter(on_host)
-    there = jax.tree.unflatten(structure, [array if _is_key(array) else next(copies) for array in arrays])
+    there = jax.tree.unflatten(structure, [array if is_key(array) else next(copies) for array in arrays])
     with jax.default_device(host()):
         graphdef, state = nnx.split(transform(nnx.merge(graphdef, there)))
     arrays, structure = jax.tree.flatten(state)
     back = {id(copy): array for copy, array in zip(on_host, numbers, strict=True)}
-    new = [array for array in arrays if id(array) not in back and not _is_key(array)]
+    new = [array for array in arrays if id(array) not in back and not is_key(array)]
     if any(array.committed for array in numbers):
         placed = jax.device_put(new, accelerator)
     else:
@@ -57,12 +57,13 @@ def transformed_on_host(transform: Callable[[nnx.Module], nnx.Module], model: nn
     return nnx.merge(graphdef, jax.tree.unflatten(structure, [back.get(id(array), array) for array in arrays]))
 
 
-def _is_key(array) -> bool:
+def is_key(array) -> bool:
+    """Whether an array holds random keys."""
     return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
 def _accelerator_of(array) -> jax.Device | None:
-    """The one accelerator on which an array lies; None where it is elsewhere, traced or abstract."""
+    """The single accelerator that holds an array; None if the array is elsewhere, traced or abstract."""
     if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
         return None
     if not isinstance(array.sharding, SingleDeviceSharding):
@@ -71,5 +72,5 @@ def _accelerator_of(array) -> jax.Device | None:
 
 
 def is_accelerator(device: jax.Device) -> bool:
-    """Whether a device is none of the host's."""
+    """Whether a device is not a CPU."""
     return device.platform != "cpu"

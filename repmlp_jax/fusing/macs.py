@@ -1,4 +1,4 @@
-"""Counting multiply-accumulates, by reading what a function would compute."""
+"""Counting multiply-accumulates from a function's jaxpr."""
 
 import math
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from repmlp_jax.fusing.one_platform import branch_for
 
 
 def count_macs(function: Callable, *arguments) -> int:
-    """Multiply-accumulates of all convolutions and matrix products of a function, as papers count them.
+    """Counts multiply-accumulates of all convolutions and matrix products of a function, as papers do.
 
-    A convolution counts its whole kernel at every output pixel, zeros of the padding included; biases, norms,
-    activations and pooling count nothing. Nothing is computed.
+    A convolution counts its whole kernel at every output pixel, including the padding; biases, norms, activations and
+    pooling do not count. The function is traced, but not computed.
 
     Args:
-        function: any traceable function; of a loop, the body is counted once, and of forms for several platforms the
-            CPU's.
+        function: any traceable function. The body of a loop counts once; of forms for several platforms, the CPU's
+            counts.
         arguments: its arguments, arrays or `jax.ShapeDtypeStruct`s.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
@@ -28,7 +28,7 @@ def _count(jaxpr) -> int:
 
 
 def _count_equation(equation) -> int:
-    # However it is split on a platform, a grouped convolution is counted as the one that it is.
+    # A grouped convolution counts as one, even if a platform splits it.
     if equation.primitive.name in ("jit", "pjit") and equation.params["name"] == "grouped_convolution":
         return _convolution(*(variable.aval.shape for variable in (*equation.invars, *equation.outvars)))
     if equation.primitive.name == "conv_general_dilated":

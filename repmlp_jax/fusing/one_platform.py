@@ -1,4 +1,4 @@
-"""Reading a program as one platform compiles it: of `lax.platform_dependent` a jaxpr holds the forms of all."""
+"""Reading a program for one platform: a jaxpr of `lax.platform_dependent` holds the forms of all platforms."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ CALLS = ("jit", "pjit", "checkpoint", "remat2", "custom_jvp_call")
 
 
 def branch_for(equation: Any, platform: str = "cpu") -> Any | None:
-    """The jaxpr that a platform takes of the equation that chooses by platform; None for any other equation."""
+    """The branch of a choice by platform that a platform takes; None for any other equation."""
     for index, platforms in enumerate(equation.params.get("branches_platforms") or ()):
         if platforms is None or platform in platforms:
             return equation.params["branches"][index]
@@ -18,17 +18,18 @@ def branch_for(equation: Any, platform: str = "cpu") -> Any | None:
 
 
 def as_compiled_for(platform: str, function: Callable) -> Callable:
-    """The function as one platform computes it, without the forms of the others.
+    """Restricts a function to the forms of one platform.
 
-    It is for what reads jaxprs and knows no choice by platform. Functions that are jitted or checkpointed within are
-    written out where they hold such a choice.
+    This is for readers of jaxprs that do not know a choice by platform. Inner functions that are jitted or checkpointed
+    are inlined if they hold such a choice.
 
     Args:
         platform: "cpu", "cuda", "rocm" or "tpu".
-        function: takes and gives PyTrees of arrays.
+        function: takes and returns PyTrees of arrays.
 
     Raises:
-        NotImplementedError: when it is called, if there is a choice within a loop or whatever else is no plain call.
+        NotImplementedError: when the result is called, if there is a choice in a loop or another construct that is not
+            a call.
     """
 
     def resolved(*arguments):
@@ -47,7 +48,7 @@ def _evaluate(jaxpr, constants, arguments, platform) -> list:
 
     for equation in jaxpr.eqns:
         if equation.primitive.name == "platform_index":
-            continue  # nothing but the choice reads it
+            continue  # only the choice reads it
         branch = branch_for(equation, platform)
         operands = [read(atom) for atom in (equation.invars[1:] if branch else equation.invars)]
         if branch:

@@ -1,4 +1,4 @@
-"""What `fuse_params` does to a model, block by block."""
+"""The report of `fuse_params`, block by block."""
 
 import dataclasses
 import math
@@ -15,15 +15,15 @@ from repmlp_jax.fusing.macs import count_macs
 
 @dataclasses.dataclass(frozen=True)
 class BlockReport:
-    """What happens to one block.
+    """The changes to one block.
 
     Attributes:
-        path: where it sits in the model.
-        kind: its class.
-        folded: part of the block → where it goes.
+        path: path in the model.
+        kind: name of its class.
+        folded: part of the block → where it is folded.
         kept: part of the block → why it stays.
-        parameters: trained parameters before and after fusing.
-        macs: multiply-accumulates for one image before and after; None where the input size is not known.
+        parameters: number of trained parameters before and after fusing.
+        macs: multiply-accumulates for one image before and after; None if the input size is not known.
     """
 
     path: str
@@ -36,14 +36,14 @@ class BlockReport:
 
 @dataclasses.dataclass(frozen=True)
 class FuseReport:
-    """What happens to a model; printed, it is a table.
+    """The changes to a model; `print` shows them as a table.
 
     Attributes:
         blocks: every block that is fused and every norm that stays.
-        parameters: trained parameters of the whole model before and after.
-        macs: multiply-accumulates of the whole model before and after; None where the input size is not known.
-        official: parameters and multiply-accumulates after the official code's conversion, which leaves norms that
-            `fuse_params` folds; None where both come to the same.
+        parameters: number of trained parameters of the model before and after.
+        macs: multiply-accumulates of the model before and after; None if the input size is not known.
+        official: parameters and multiply-accumulates after the official code's conversion, which keeps norms that
+            `fuse_params` folds; None if the results are equal.
     """
 
     blocks: tuple[BlockReport, ...]
@@ -56,16 +56,9 @@ class FuseReport:
         for block in self.blocks:
             notes = [f"{part} {place}" for part, place in block.folded.items()]
             notes += [f"{part} stays: {reason}" for part, reason in block.kept.items()]
-            rows.append(
-                (
-                    block.path,
-                    block.kind,
-                    change(block.parameters),
-                    change(block.macs),
-                    notes[0] if notes else "",
-                )
-            )
-            rows += [("", "", "", "", note) for note in notes[1:]]
+            first, *others = notes or [""]
+            rows.append((block.path, block.kind, change(block.parameters), change(block.macs), first))
+            rows += [("", "", "", "", note) for note in others]
         rows.append(("total", "", change(self.parameters), change(self.macs), ""))
         if self.official:
             parameters, macs = self.official
@@ -80,17 +73,14 @@ def report(
     *,
     official: Callable[[nnx.Module], nnx.Module] | None = None,
 ) -> FuseReport:
-    """Lists every block of a model: what fusing folds, what stays and why, parameters and MACs before and after.
-
-    Nothing is computed, and abstract models will do.
+    """The report of `interop.report.fuse_report`, whose arguments it takes.
 
     Args:
         model: any NNX module.
-        input_shape: (height, width, channels) of an image; None: `model.input_shape`, or what a block was built for.
-            Where neither exists, multiply-accumulates are None.
-        official: what the official code's conversion makes of a model, for the row of that conversion.
+        input_shape: (height, width, channels) of an image, or None.
+        official: the official code's conversion, for its row; None: no row.
     """
-    # The image's dtype need not be the model's, as only shapes are read.
+    # Only shapes matter, so the dtype of the image may differ from the model's.
     with jax.numpy_dtype_promotion("standard"):
         return _report(model, input_shape, official)
 
@@ -114,7 +104,7 @@ def _report(model, input_shape, official) -> FuseReport:
 
 
 def count_parameters(model: nnx.Module) -> int:
-    """Trained parameters of a module; running statistics do not count."""
+    """The number of trained parameters of a module, without running statistics."""
     return sum(math.prod(variable.shape) for variable in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
@@ -144,7 +134,7 @@ def _norms_outside(model):
 
 
 def _inputs_of_blocks(model, input_shape) -> dict[tuple, jax.ShapeDtypeStruct]:
-    """What the model () and each fusable block is called with, for one image."""
+    """Path of each fusable block, and () for the model → its input for one image."""
     input_shape = input_shape or getattr(model, "input_shape", None)
     if input_shape is None:
         blocks = list(fusable_modules(model))
@@ -156,7 +146,7 @@ def _inputs_of_blocks(model, input_shape) -> dict[tuple, jax.ShapeDtypeStruct]:
 def inputs_of(
     model: nnx.Module, image: jax.ShapeDtypeStruct, chosen: Callable[[object], bool]
 ) -> dict[tuple, jax.ShapeDtypeStruct]:
-    """What each outermost chosen module, by its path, is called with when the model is called with an image."""
+    """Path of each outermost chosen module → its input when the model is called with an image."""
     seen = {}
 
     class Recorder(nnx.Module):
@@ -181,14 +171,14 @@ def _image(shape):
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows of equally many cells as lines of text, the columns aligned."""
+    """Formats rows of the same length as text with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
 def change(pair: tuple[int, int] | None) -> str:
-    """Counts before and after as text, or one where they are equal."""
+    """Formats counts before and after, or a single count if they are equal."""
     if pair is None:
         return "not known"
     before, after = pair

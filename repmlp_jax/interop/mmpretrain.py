@@ -1,4 +1,4 @@
-"""mmpretrain's names for the weights of RepMLPNet, and what the official code calls the same."""
+"""mmpretrain's names for the weights of RepMLPNet, and their official names."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 PATTERNS = {
     r"backbone\.patch_embed\.projection\.(.+)": r"conv_embedding.conv.\1",
     r"backbone\.patch_embed\.norm\.(.+)": r"conv_embedding.bn.\1",
-    r"backbone\.path_embed\.(.+)": r"conv_embedding.\1",  # so spelt by an earlier converter
+    r"backbone\.path_embed\.(.+)": r"conv_embedding.\1",  # the spelling of an earlier converter
     r"backbone\.downsample_layers\.(\d+)\.(.+)": r"embeds.\1.\2",
     r"backbone\.stages\.(\d+\.\d+)\.norm(\d)\.(.+)": r"stages.\1.prebn\2.\3",
     r"backbone\.stages\.(\d+\.\d+)\.repmlp_block\.gp\.conv(\d)\.conv\.(.+)": r"stages.\1.repmlp_block.gp.fc\2.\3",
@@ -18,20 +18,20 @@ PATTERNS = {
     r"backbone\.final_norm\.(.+)": r"head_norm.\1",
     r"head\.fc\.(.+)": r"head.\1",
 }
-# Of its input pipeline, not of the net.
+# Part of its input pipeline, not of the model.
 LEFT_ASIDE = r"data_preprocessor\.(mean|std)"
 
 
 def is_mmpretrain(state_dict: Mapping[str, np.ndarray]) -> bool:
-    """Whether keys are mmpretrain's: it calls the net without its classifier the backbone."""
+    """Whether keys are mmpretrain's, which start with the name of the model without its classifier."""
     return any(key.startswith("backbone.") for key in state_dict)
 
 
 def official_keys(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same weights by their official keys.
+    """Renames weights to their official keys.
 
     Raises:
-        ValueError: if keys are not mmpretrain's, or two of them mean the same; all of them in one message.
+        ValueError: if keys are not mmpretrain's, or two of them have the same meaning; one message lists all.
     """
     renamed, problems = {}, []
     for key, array in state_dict.items():

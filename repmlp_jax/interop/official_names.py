@@ -1,4 +1,4 @@
-"""What the official PyTorch code calls the parts of each module, and how it orders the axes of each array."""
+"""The official PyTorch code's names for the parts of each module, and its order of the axes of each array."""
 
 import functools
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from repmlp_jax.models.resnet import RepMLPResNet
 
 
 class OfficialArray(NamedTuple):
-    """An array's official name, and our axes and theirs as einops writes them."""
+    """The official name of an array, and its axes here and there as an einops pattern."""
 
     name: str
     axes: str
@@ -22,7 +22,7 @@ class OfficialArray(NamedTuple):
 
 @functools.singledispatch
 def official_names(module) -> dict[str, str | OfficialArray]:
-    """The parts of a module by their dotted names: for a module the official prefix, for an array its OfficialArray."""
+    """Dotted name of each part of a module → the official prefix of a module, or the OfficialArray of an array."""
     return {}
 
 
@@ -115,7 +115,7 @@ SHARED_FC3 = "s h w y x -> (s y x) (h w) 1 1"
 
 @official_names.register
 def _(module: Gate):
-    # 1×1 convolutions in the official code.
+    # The official code has 1×1 convolutions here.
     kernels = {f"{fc}.kernel": OfficialArray(f"{fc}.weight", "i o -> o i 1 1") for fc in ("fc1", "fc2")}
     return kernels | {f"{fc}.bias": OfficialArray(f"{fc}.bias", "o -> o") for fc in ("fc1", "fc2")}
 

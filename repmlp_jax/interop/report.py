@@ -1,4 +1,4 @@
-"""What fusing does to a model, beside what the official code's conversion does."""
+"""The report of fusing, with a row for the official code's conversion."""
 
 from flax import nnx
 
@@ -7,14 +7,14 @@ from repmlp_jax.interop.torch import deployed
 
 
 def fuse_report(model: nnx.Module, input_shape: tuple[int, int, int] | None = None) -> FuseReport:
-    """Lists every block of a model: what fusing folds, what stays and why, parameters and MACs before and after.
+    """Lists for every block what fusing folds, what it keeps and why, and parameters and MACs before and after.
 
-    Nothing is computed, and abstract models will do. Printed, it is a table.
+    It computes nothing and also takes abstract models. `print` shows it as a table.
 
     Args:
         model: any NNX module.
-        input_shape: (height, width, channels) of an image; None: `model.input_shape`, or what a block was built for.
-            Where neither exists, multiply-accumulates are None.
+        input_shape: (height, width, channels) of an image; None: `model.input_shape`, or the input shape of a block.
+            If neither exists, multiply-accumulates are None.
 
     Examples:
         >>> from flax import nnx

@@ -1,8 +1,8 @@
-"""Weights in the official PyTorch layout, both ways: the only place that knows PyTorch's names and axes.
+"""Conversion of weights from and to the official PyTorch layout.
 
-There is a table for each class (`official_names.py`). It pairs the parts of a module with their official names: a part
-that is a module has a table of its own, a part that is an array the axes here and there. Tables are read in both
-directions, so what goes out comes back bit for bit.
+A table for each class (`official_names.py`) pairs the parts of a module with their official names. A part that is a
+module has its own table; a part that is an array has a pattern of its axes. The tables are read in both directions, so
+a round trip is exact.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,23 +21,23 @@ from repmlp_jax.models.state import Leaf, arrays_of, head_places, load_state
 
 
 def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head: str = "load") -> nnx.Module:
-    """The model with the weights and statistics of an official state_dict, or of mmpretrain's for a RepMLPNet.
+    """Loads an official state_dict, or mmpretrain's for a RepMLPNet, into a model.
 
-    A trained model also takes the official deployed layout: then the result is deployed likewise, with its RepMLP
-    blocks fused. (The official code leaves more norms of RepMLPNet than `fuse_params` does, which folds them then.)
+    A trained model also takes the official deployed layout; the RepMLP blocks of the result are then fused. (It keeps
+    more norms of RepMLPNet than `fuse_params` does, which can fold them afterwards.)
 
     Args:
-        model: a module with official weights; an abstract one (`nnx.eval_shape`) will do.
-        state_dict: official key → array (anything that numpy can view).
-        head: "load", or "skip" to leave the classifier as the model has it, for another number of classes.
+        model: a module with an official layout; it may be abstract (`nnx.eval_shape`).
+        state_dict: official key → array (anything that NumPy can view).
+        head: "load", or "skip" to keep the model's classifier, which may have another number of classes.
 
     Returns:
         A new model; the given one stays as it is.
 
     Raises:
         TypeError: if there is no official layout for this module.
-        ValueError: if keys are missing or left over, a shape differs, or a dtype would lose precision; all of them
-            in one message. Or if `head="skip"` and the model has no classifier, or none with values.
+        ValueError: if keys are missing or left over, a shape differs, or a dtype would lose precision; one message
+            lists all. Or if `head="skip"` and the model has no classifier, or an abstract one.
 
     Examples:
         >>> from flax import nnx
@@ -62,12 +62,12 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
 
 
 def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
-    """The weights and statistics of the model as an official state_dict: official key → numpy array.
+    """The weights and statistics of a model as an official state_dict: official key → NumPy array.
 
-    A trained model gives the training-time layout, one that `deployed` made the deployed one.
+    A trained model is returned in the training-time layout, a model of `deployed` in the deployed layout.
 
     Raises:
-        TypeError: if there is no official layout for this module, or for what fusing made of it.
+        TypeError: if there is no official layout for this module, or for its fused form.
     """
     leaves = official_leaves(model)
     state_dict = {}
@@ -80,10 +80,9 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def deployed(model: nnx.Module) -> nnx.Module:
-    """The model fused as far as the official code fuses it.
+    """Fuses a model as far as the official code does; the result is in evaluation mode.
 
-    For v1 that is what `fuse_params` does; of RepMLPNet the official conversion fuses the RepMLP blocks and nothing
-    else. The result is in evaluation mode.
+    For v1 this equals `fuse_params`; of a RepMLPNet the official conversion fuses only the RepMLP blocks.
     """
     is_v2 = any(isinstance(node, RepMLPNetBlock) for _, node in nnx.iter_graph(model))
     chosen = (lambda module: isinstance(module, RepMLPNetBlock)) if is_v2 else is_fusable
@@ -102,7 +101,7 @@ def _places_to_keep(model) -> set[tuple]:
 
 
 def official_leaves(model) -> dict[tuple, Leaf]:
-    """Every array of the model, by its place.
+    """Path of every array of a model → its official key and axes.
 
     Raises:
         TypeError: if an array has no official name.

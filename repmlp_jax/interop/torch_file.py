@@ -1,4 +1,4 @@
-"""Reading files of PyTorch weights, as NumPy arrays and without executing anything that is in them."""
+"""Reading files of PyTorch weights as NumPy arrays, without executing their content."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,20 +15,20 @@ NESTED = ("state_dict", "model", "model_state_dict")
 def load_torch_file(path: str | Path) -> dict[str, np.ndarray]:
     """Reads a state_dict from a file.
 
-    It may lie in a training checkpoint under "state_dict" or "model", of which the rest (an optimizer's state, say) is
-    left aside; where every key begins with "module.", as data-parallel training saves them, that is taken off.
+    The file may be a training checkpoint with the state_dict under "state_dict" or "model"; its other entries are
+    ignored. The prefix "module.", which data-parallel training adds to every key, is removed.
 
     Args:
-        path: `.safetensors`, or `.pth`, `.pt`, `.tar` or `.bin`, for which torch is needed (the extra `[torch]`). They
-            are pickles, and read as `torch.load(…, weights_only=True)` does: what is no weight is refused, not run.
+        path: `.safetensors`, or one of `.pth`, `.pt`, `.tar` and `.bin`. The latter are pickles: they need torch (the
+            extra `[torch]`) and are read with `torch.load(…, weights_only=True)`, which refuses all but weights.
 
     Returns:
-        key → array, of the dtype in the file; bfloat16 is `ml_dtypes.bfloat16`.
+        Key → array, in the dtype of the file; bfloat16 is `ml_dtypes.bfloat16`.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ImportError: if the file needs torch and it is not installed.
-        ValueError: if the suffix is another one, the file is damaged, or it holds something else than weights.
+        ValueError: if the suffix is not one of these, the file is damaged, or it holds anything but weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -42,7 +42,7 @@ def load_torch_file(path: str | Path) -> dict[str, np.ndarray]:
         state_dict = {key: _to_numpy(tensor) for key, tensor in _unpickle(path).items()}
     else:
         suffixes = ", ".join((".safetensors", *PICKLED))
-        raise ValueError(f"{path} ends in {path.suffix or 'no suffix'!r}; what can be read ends in {suffixes}")
+        raise ValueError(f"{path} ends in {path.suffix or 'no suffix'!r}; load_torch_file reads {suffixes}")
     if all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): array for key, array in state_dict.items()}
     return state_dict
@@ -57,7 +57,7 @@ def _unpickle(path) -> Mapping:
         ) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged pickle raises is of any kind
+    except Exception as error:  # a damaged pickle raises any kind of error
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise ValueError(
                 f"{path} holds more than weights, which was not executed: {_first_line(error)} Where you trust it, "

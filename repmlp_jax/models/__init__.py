@@ -1,1 +1,1 @@
-"""The published models, and the registry that knows them by name."""
+"""The published models, and their registry."""

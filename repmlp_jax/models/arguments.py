@@ -1,4 +1,4 @@
-"""A model remembers what it was built with, as text: so it can say what it is when it is saved."""
+"""The arguments that a model was built with, as text, which `save_model` saves."""
 
 import inspect
 import json
@@ -9,19 +9,19 @@ import jax.numpy as jnp
 
 
 def arguments_for(function: Callable, scope: Mapping[str, Any]) -> dict[str, Any]:
-    """What a function takes of a constructor's `locals()`, by name: to hand it on, all at once."""
+    """Selects the arguments of a function from a constructor's `locals()`."""
     names = inspect.signature(function).parameters
     return {name: scope[name] for name in names if name in scope and name != "self"}
 
 
 def arguments_text(model, scope: Mapping[str, Any]) -> str:
-    """The constructor's arguments out of its `locals()`, as JSON: text, because a module's attributes are hashed."""
+    """The constructor's arguments from its `locals()`, as JSON, since the attributes of a module must be hashable."""
     arguments = arguments_for(type(model).__init__, scope)
     return json.dumps({name: _plain(value) for name, value in arguments.items() if name != "rngs"})
 
 
 def arguments_from_text(text: str) -> dict:
-    """The arguments, ready to call the constructor with."""
+    """The arguments of a text of `arguments_text`, for a call of the constructor."""
     return {name: _restored(name, value) for name, value in json.loads(text).items()}
 
 

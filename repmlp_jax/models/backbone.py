@@ -1,4 +1,4 @@
-"""A net that starts from the stages of a classifier."""
+"""Initialisation of a model with the stages of a classifier."""
 
 from flax import nnx
 
@@ -11,14 +11,16 @@ BACKBONE = ("stem", "stages")
 
 
 def with_backbone_of(model: ResNetStages, classifier: RepMLPResNet) -> nnx.Module:
-    """The model with the weights and statistics of a classifier's stem and stages.
+    """Loads the weights and statistics of a classifier's stem and stages into a model.
 
-    FC1 and FC2 of the Global Perceptrons, whose size is that of the image in partitions, come along where that is the
-    same, and stay those of the model where it is not.
+    FC1 and FC2 of a Global Perceptron depend on the number of partitions; the model keeps its own if this differs.
 
     Args:
-        model: the net to train.
-        classifier: of the same blocks, partitions and groups, trained.
+        model: the model to train.
+        classifier: a trained classifier with the same blocks, partitions and groups.
+
+    Returns:
+        A new model.
 
     Raises:
         ValueError: as `load_state`; FC1 and FC2 may differ in shape.

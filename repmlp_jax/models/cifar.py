@@ -1,4 +1,4 @@
-"""The CIFAR-10 models of the paper's Section 4.1 and Table 1: the pure MLP, its ablations and the Wide ConvNet."""
+"""The CIFAR-10 models of the paper's Section 4.1 and Table 1: the pure MLP, its ablations, and the Wide ConvNet."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,20 +19,13 @@ ABLATIONS = ("no_local", "no_global", "fc3_conv9", "conv9")
 
 
 class StagedNet(nnx.Module):
-    """The body of Table 1's models: mixers that see space, between FCs on every pixel (1×1 conv and norm).
+    """The body of Table 1's models: spatial mixers between FCs on every pixel (1×1 convolution and norm).
 
-    A stage is mixer, FC, mixer, FC; its last FC widens to the next stage, and a 2×2 max-pool halves the map. Each
-    FC and mixer is followed by a ReLU; at the end, global average pooling and a linear classifier.
+    A stage is mixer, FC, mixer, FC. Its last FC widens to the next stage, and a 2×2 max-pool halves the map. A ReLU
+    follows each FC and mixer; global average pooling and a linear classifier are at the end.
 
     Args:
-        make_mixer: called with (features, image_size) for every mixer.
-        num_classes: classes.
-        image_size: (height, width) of the input, which every stage but the last halves.
-        in_features: channels of the input.
-        widths: channels of each stage.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+        make_mixer: called with (features, image_size) for every mixer. Other arguments are those of `PureMLP`.
 
     Raises:
         ValueError: if the map cannot be halved between the stages.
@@ -79,10 +72,10 @@ class StagedNet(nnx.Module):
 
 
 class PureMLP(StagedNet):
-    """The pure MLP of Section 4.1, whose mixers are RepMLP blocks (91.11 % on CIFAR-10 in Table 1).
+    """The pure MLP of Section 4.1 with RepMLP blocks as mixers (91.11 % on CIFAR-10 in Table 1).
 
     Args:
-        num_classes: classes.
+        num_classes: number of classes.
         image_size: (height, width) of the input.
         in_features: channels of the input.
         widths: channels of each stage.
@@ -90,15 +83,15 @@ class PureMLP(StagedNet):
         conv_kernels: odd sides of the Local Perceptron's kernels.
         groups: groups of channels of FC3 and the convolutions.
         reduction: factor by which FC1's output is smaller than its input.
-        ablation: one of Table 1's: "no_local" (no convolutions), "no_global" (no Global Perceptron), "fc3_conv9" (a
-            9×9 convolution on the partitions in FC3's place, in as many groups), "conv9" (a 9×9 convolution on the
-            whole map in RepMLP's place, in as many groups); None: the model itself.
+        ablation: an ablation of Table 1: "no_local" (no convolutions), "no_global" (no Global Perceptron), "fc3_conv9"
+            (a 9×9 convolution on the partitions replaces FC3, with the same groups), "conv9" (a 9×9 convolution on the
+            whole map replaces RepMLP, with the same groups); None: the full model.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: if the ablation is none of these, or the sizes do not fit.
+        ValueError: if the ablation is not one of these, or the sizes do not fit.
     """
 
     def __init__(
@@ -138,10 +131,10 @@ class PureMLP(StagedNet):
 
 
 class WideConvNet(StagedNet):
-    """The convolutional baseline of Table 1, twice as wide, whose mixers are 3×3 convolutions (91.99 %).
+    """The convolutional baseline of Table 1, twice as wide and with 3×3 convolutions as mixers (91.99 %).
 
     Args:
-        num_classes: classes.
+        num_classes: number of classes.
         image_size: (height, width) of the input.
         in_features: channels of the input.
         widths: channels of each stage.

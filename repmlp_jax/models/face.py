@@ -1,4 +1,4 @@
-"""FaceResNet and RepMLP-FaceRes: from the image of a face to its embedding (arXiv 2105.01883, Section 4.4)."""
+"""FaceResNet and RepMLP-FaceRes, which embed images of faces (arXiv 2105.01883, Section 4.4)."""
 
 import operator
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock
 
 BLOCKS = ("base", "bottleneck")
-# Below this length a vector has no direction that float32 could tell.
+# The direction of a shorter vector is not defined in float32.
 SHORTEST = 1e-12
 
 
 def unit_length(x: Float[Array, "*N features"]) -> Float[Array, "*N features"]:
-    """Scales vectors to length 1, in float32 or wider; zero stays zero, with a finite gradient."""
+    """Scales vectors to length 1, in float32 or wider; a zero vector stays zero, with a finite gradient."""
     x = algebra.widened(x)
     squared = jnp.square(x).sum(-1, keepdims=True)
     return x * lax.rsqrt(jnp.maximum(squared, SHORTEST**2))
@@ -31,35 +31,35 @@ def unit_length(x: Float[Array, "*N features"]) -> Float[Array, "*N features"]:
 class FaceResNet(nnx.Module):
     """A ResNet that embeds faces; with RepMLP Bottlenecks in its stages c2, c3 and c4 it is RepMLP-FaceRes.
 
-    The cosine of the angle between two embeddings says how much two images look like the same person. What the paper
-    leaves open is done as plainly as can be. The stem is a 7×7 convolution of stride 2 without a pool, and every stage
-    begins with a block of stride 2, so that 96×96 pixels become 24×24, 12×12, 6×6 and 3×3. All other blocks have
-    stride 1; in every stage but the last they become RepMLP Bottlenecks. The embedding is the average over the last map
-    through an FC and its norm, scaled to length 1.
+    The cosine of the angle between two embeddings measures how likely two images show the same person. Where the paper
+    leaves details open, this model takes the simplest choice. The stem is a 7×7 convolution of stride 2 without a pool,
+    and every stage begins with a block of stride 2: 96×96 pixels become 24×24, 12×12, 6×6 and 3×3. All other blocks
+    have stride 1; outside the last stage they are RepMLP Bottlenecks. The embedding is the average of the last map,
+    followed by an FC and its norm, scaled to length 1.
 
     Args:
-        stage_sizes: blocks of the stages c2, c3, c4 and c5; there may be fewer stages, for small images.
+        stage_sizes: number of blocks in c2, c3, c4 and c5; fewer stages suit small images.
         embedding_features: length of the embedding.
         block: "base" (no RepMLP) or "bottleneck".
         image_size: (height, width) of the image, a multiple of 32 (of 2 for the stem and for each stage).
         partition_size: (h, w) of all RepMLP's partitions.
         conv_kernels: odd sides of RepMLP's convolutions.
         groups: groups of channels of RepMLP.
-        reduction: factor by which RepMLP's FC1 has fewer outputs than inputs.
-        r: factor by which RepMLP has fewer channels than `mid_widths` says.
+        reduction: factor by which the output of RepMLP's FC1 is smaller than its input.
+        r: factor by which RepMLP has fewer channels than `mid_widths`.
         widths: output channels of the stages.
         mid_widths: channels of the stages' 3×3 convolutions.
         stem_features: channels of the stem.
         in_features: channels of the image.
         pad: zero-pad maps that partitions do not divide.
-        rematerialise: compute each block again in the backward pass, to train in less memory.
+        rematerialise: recompute each block in the backward pass to save memory.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: if there is no such block, the stages' lists differ in length, the image cannot be halved often
-            enough, `r` does not divide the channels, or as `RepMLP`.
+        ValueError: if there is no such block, the lists of the stages differ in length, a side of the image is not a
+            multiple of its divisor, `r` does not divide the channels, or as `RepMLP`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What comes out of a model, asked without computing it."""
+"""The shape of a model's output, without computing it."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def output_shape(model: Any) -> tuple[int, ...]:
-    """The shape that a model in evaluation mode gives for one image, without the batch; the model may be abstract."""
+    """The shape of the output for one image in evaluation mode, without the batch axis; the model may be abstract."""
 
     def run(model, images):
         model.eval()

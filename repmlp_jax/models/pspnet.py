@@ -1,11 +1,9 @@
 """PSPNet (arXiv 1612.01105) on ResNet with RepMLP: a class for every pixel (arXiv 2105.01883, Section 4.5).
 
-The sizes of the paper. RepMLP needs maps that its partitions divide, and 713 = 8·89 + 1 pixels make maps of 90×90 where
-the stride is 8. As PSPNet keeps that stride from c3 to the end, c3 and c4 both have 90×90, cut into 9×9 partitions of
-10×10, those that the backbone has at 320 pixels: its FC3 can come from ImageNet as it is, while FC1 and FC2, which see
-81 partitions in place of 16 and 4, cannot. (Were c4 halved once more, to 45×45, no published partition would divide it,
-and 8 would be a strange factor to reduce FC1 by.) Sizes of 8·k + 1 pixels are also those on whose corners both the
-strides and the interpolation agree, so they suit any net of this kind.
+RepMLP needs maps that its partitions divide. The paper's 713 = 8·89 + 1 pixels make maps of 90×90 at stride 8, which
+PSPNet keeps from c3 to the end. So c3 and c4 both have 9×9 partitions of 10×10, the partition size of the backbone at
+320 pixels: FC3 can be loaded from ImageNet, but not FC1 and FC2, which see 81 partitions instead of 16 and 4. At
+8·k + 1 pixels the strides and the interpolation also agree on the corner pixels.
 """
 
 import itertools
@@ -23,19 +21,17 @@ from repmlp_jax.models.arguments import arguments_for, arguments_text
 from repmlp_jax.models.resampling import adaptive_average, enlarge
 from repmlp_jax.models.resnet import OUTPUT_STRIDES, ResNetStages
 
-# The weight of the auxiliary head's loss beside the other's (arXiv 1612.01105, Section 3.3).
+# The weight of the auxiliary head's loss (arXiv 1612.01105, Section 3.3).
 AUXILIARY_WEIGHT = 0.4
 
 
 class PyramidPooling(nnx.Module):
-    """The map beside what it looks like from afar: averages over ever smaller windows, each convolved and enlarged.
+    """Concatenates a map with its averages over windows of several sizes, each convolved and enlarged.
 
     Args:
         features: channels C of the map; each level has C / levels.
-        bins: side of each level in windows.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+        bins: number of windows along each side, for each level.
+        dtype, param_dtype, rngs: as of `PSPNet`.
 
     Raises:
         ValueError: if the levels do not divide the channels.
@@ -52,7 +48,7 @@ class PyramidPooling(nnx.Module):
         self.levels = nnx.List([ConvBN(features, features // len(bins), 1, **options) for _ in bins])
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W 2*C"]:
-        """The map and all levels in its size, channel after channel."""
+        """The map and all levels, enlarged to its size, concatenated along the channels."""
         levels = (
             enlarge(nnx.relu(level(adaptive_average(x, (bins, bins)))), x.shape[1:3])
             for bins, level in zip(self.bins, self.levels, strict=True)
@@ -66,11 +62,9 @@ class PixelHead(nnx.Module):
     Args:
         in_features: input channels.
         mid_features: channels of the convolution.
-        num_classes: classes.
-        dropout: share of the channels that a training step leaves out.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+        num_classes: number of classes.
+        dropout: share of the channels that are dropped in training.
+        dtype, param_dtype, rngs: as of `PSPNet`.
     """
 
     def __init__(
@@ -87,16 +81,16 @@ class PixelHead(nnx.Module):
         return self.linear(x if self.drop is None else self.drop(x))
 
     def fused(self) -> nnx.Module:
-        """The same without norm and dropout: a `FusedPixelHead`."""
+        """The equivalent `FusedPixelHead`, without norm and dropout."""
         return FusedPixelHead(self.conv.fused(), nnx.clone(self.linear))
 
     def folds(self) -> dict[str, str]:
-        """Where the norm goes."""
+        """Part → where it is folded."""
         return {"conv.norm": "folded into conv"}
 
 
 class FusedPixelHead(nnx.Module):
-    """A 3×3 convolution and a linear classifier on every pixel: what `PixelHead.fused` returns."""
+    """A 3×3 convolution and a linear classifier on every pixel, which `PixelHead.fused` returns."""
 
     def __init__(self, conv: nnx.Conv, linear: nnx.Linear):
         self.conv = conv
@@ -108,50 +102,50 @@ class FusedPixelHead(nnx.Module):
 
 
 class AuxiliaryHead(PixelHead):
-    """The head on c4's map that helps to train the stages below it, and is of no use afterwards."""
+    """The head on the map of c4, which is only used in training."""
 
     def fused(self) -> nnx.Module:
-        """Nothing: inference needs no auxiliary head."""
+        """A `NoHead`: inference needs no auxiliary head."""
         return NoHead()
 
     def folds(self) -> dict[str, str]:
-        """Where the norm goes."""
+        """Part → where it is folded."""
         return {"conv.norm": "left out with the head, which only helps to train"}
 
 
 class NoHead(nnx.Module):
-    """What fusing leaves of the auxiliary head."""
+    """The fused auxiliary head, which cannot be called."""
 
     def __call__(self, x: Array):
-        """Raises, as there is nothing that could be computed."""
+        """Raises ValueError."""
         raise ValueError("a fused PSPNet has no auxiliary head: it only helps to train. Call the model itself")
 
 
 class PSPNet(ResNetStages):
-    """A class for every pixel: RepMLP-ResNet's stages, pyramid pooling and a head; a second head on c4 helps to train.
+    """RepMLP-ResNet's stages, pyramid pooling and a head that classifies every pixel; training adds a head on c4.
 
-    The defaults are the paper's net. Logits are computed at `output_stride` and enlarged to the image bilinearly,
-    corner to corner. `fuse_params` leaves the auxiliary head out.
+    The defaults are the paper's model. Logits are computed at `output_stride` and enlarged bilinearly to the image,
+    with aligned corners. `fuse_params` removes the auxiliary head.
 
     Args:
-        num_classes: classes.
-        stage_sizes: blocks of the stages c2, c3, c4 and c5.
+        num_classes: number of classes.
+        stage_sizes: number of blocks in c2, c3, c4 and c5.
         block: "base" (no RepMLP), "light" or "bottleneck".
-        image_size: (height, width) of the image, best of 8·k + 1 pixels; a stage's map has the image's sides divided by
-            its stride (8 in c3, that or `output_stride` in c4), rounded up.
+        image_size: (height, width) of the image, preferably 8·k + 1 pixels. A stage's map has the image's sides divided
+            by its stride (8 in c3, the smaller of 16 and `output_stride` in c4), rounded up.
         partition_size: (h, w) of all RepMLP's partitions.
         conv_kernels: odd sides of RepMLP's convolutions.
         groups: groups of channels of RepMLP in c3 and in c4.
-        reduction: factor by which RepMLP's FC1 has fewer outputs than inputs, in c3 and in c4.
+        reduction: factor by which the output of RepMLP's FC1 is smaller than its input, in c3 and in c4.
         r: factor by which a bottleneck's RepMLP has fewer channels, in c3 and in c4.
         widths: output channels of the stages.
         in_features: channels of the image.
         stem_features: channels of the stem.
-        output_stride: side of the image's square that becomes one pixel of the last map: 8, 16 or 32.
-        bins: side of each level of the pyramid in windows.
-        dropout: share of the heads' channels that a training step leaves out.
+        output_stride: image pixels for each pixel of the last map, along a side: 8, 16 or 32.
+        bins: number of windows along each side, for each level of the pyramid.
+        dropout: share of the heads' channels that are dropped in training.
         pad: zero-pad maps that partitions do not divide.
-        rematerialise: compute each block again in the backward pass, to train in less memory.
+        rematerialise: recompute each block in the backward pass to save memory.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
@@ -202,7 +196,7 @@ class PSPNet(ResNetStages):
     def with_auxiliary(
         self, x: Float[Array, "N H W C"]
     ) -> tuple[Float[Array, "N H W classes"], Float[Array, "N H W classes"]]:
-        """The logits of both heads, to train with: the loss is that of the first and 0.4 that of the second.
+        """The logits of both heads, for training; the loss of the second head has weight `AUXILIARY_WEIGHT`.
 
         Raises:
             ValueError: if the model is fused.

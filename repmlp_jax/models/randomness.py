@@ -1,15 +1,15 @@
-"""What a model draws while it trains is no weight: it is neither saved nor exchanged."""
+"""The random streams of a model, which are neither saved nor exchanged."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 weights = nnx.Not(nnx.RngState)
-"""The filter of all that a model has learnt: parameters and statistics."""
+"""The filter of a model's parameters and statistics."""
 
 
 def seeded(model: nnx.Module, seed: int = 0) -> nnx.Module:
-    """The model, in which every stream of random numbers that is only abstract starts from a key of its own."""
+    """Gives every abstract stream of random numbers in a model its own key."""
     graphdef, streams, *rest = nnx.split(model, nnx.RngState, ...)
     flat = nnx.to_flat_state(streams)
     keys = iter(jax.random.split(jax.random.key(seed), len(flat) + 1))

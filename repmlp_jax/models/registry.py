@@ -24,12 +24,12 @@ def _at_320(block, *groups):
     return RepMLPResNet, dict(block=block, groups=groups, **sizes)
 
 
-# name → class and the arguments that make it this model: plain values, to be read as a table.
+# Name → class and arguments.
 MODELS = {
     "pure_mlp": (PureMLP, {}),
     **{f"pure_mlp_{ablation}": (PureMLP, {"ablation": ablation}) for ablation in ABLATIONS},
     "wide_convnet": (WideConvNet, {}),
-    # RepMLP-ResNet-50, by block, resolution and groups in c3 and c4; those without groups are the official code's.
+    # RepMLP-ResNet-50 by block, resolution, and groups in c3 and c4; names without groups are the official code's.
     "RepMLP-Res50-base-224": (RepMLPResNet, dict(block="base")),
     "RepMLP-Res50-light-224": _at_224("light", 4, 4),
     "RepMLP-Res50-light-224-g8-16": _at_224("light", 8, 16),
@@ -54,7 +54,7 @@ MODELS = {
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` knows.
+    """The names that `create_model` takes.
 
     Examples:
         >>> from repmlp_jax import list_models
@@ -70,10 +70,10 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides) -> nnx.Module:
     Args:
         name: one of `list_models()`.
         rngs: source of the initial weights.
-        overrides: arguments of the model's class that replace or add to those of the name.
+        overrides: arguments of the model's class, which override those of the name.
 
     Raises:
-        ValueError: if there is no such model; the message has the nearest name.
+        ValueError: if there is no such model; the message names the nearest.
 
     Examples:
         >>> from flax import nnx

@@ -1,4 +1,4 @@
-"""RepMLPNet (arXiv 2112.11081): a hierarchy of units, each a RepMLPNetBlock and a feed-forward net on every pixel."""
+"""RepMLPNet (arXiv 2112.11081): stages of units, each a RepMLPNetBlock and a feed-forward net on every pixel."""
 
 import functools
 import itertools
@@ -24,9 +24,9 @@ from repmlp_jax.models.arguments import arguments_text
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The GELU x Φ(x), by the error function as PyTorch has it.
+    """The GELU x Φ(x), computed with the error function as in PyTorch.
 
-    `jax.nn.gelu` takes the complementary one, which takes up to three times as long on a CPU.
+    `jax.nn.gelu` uses the complementary error function, which takes up to three times as long on a CPU.
     """
     return x * (0.5 + 0.5 * lax.erf(x * math.sqrt(0.5)))
 
@@ -36,11 +36,9 @@ class RepMLPNetUnit(nnx.Module):
 
     Args:
         features: channels C.
-        expansion: factor by which the feed-forward net's hidden features are more than C.
-        drop_rate: probability with which either branch is left out of an image's training; what stays is scaled up.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+        expansion: factor by which the feed-forward net has more hidden features than C.
+        drop_rate: probability of dropping each branch for an image in training; kept branches are scaled up.
+        dtype, param_dtype, rngs: as of `RepMLPNet`.
         block: arguments of the RepMLPNetBlock.
     """
 
@@ -62,7 +60,7 @@ class RepMLPNetUnit(nnx.Module):
         return y if self.drop is None else self.drop(y)
 
     def fused(self) -> "FusedRepMLPNetUnit":
-        """The same with one norm left, as a scale and a shift."""
+        """The equivalent `FusedRepMLPNetUnit`; one norm remains as a scale and a shift."""
         kernel, bias = _fold_both(self.norm2, self.fc1.conv.kernel[...], self.fc1.norm)
         return FusedRepMLPNetUnit(
             ScaleAndShift.of(self.norm1),
@@ -72,7 +70,7 @@ class RepMLPNetUnit(nnx.Module):
         )
 
     def folds(self) -> dict[str, str]:
-        """Where each batch norm goes."""
+        """Part → where it is folded."""
         block = {} if isinstance(self.block, FusedRepMLPNetBlock) else self.block.folds()
         return {
             **{f"block.{part}": place for part, place in block.items()},
@@ -82,11 +80,11 @@ class RepMLPNetUnit(nnx.Module):
         }
 
     def keeps(self) -> dict[str, str]:
-        """Which norm stays, and why."""
+        """Part that stays → why."""
         return {"norm1": "as a scale and a shift, since channels share FC3 and the gate sees its output too"}
 
 
-# Compiled as one, so that a kernel is written once.
+# One program, so that a kernel is written only once.
 @jax.jit
 def _fold_both(norm_before, kernel, norm_after):
     kernel, bias = algebra.fold_norm(kernel, norm_after)
@@ -94,13 +92,13 @@ def _fold_both(norm_before, kernel, norm_after):
 
 
 class FusedRepMLPNetUnit(nnx.Module):
-    """The fused unit: what `RepMLPNetUnit.fused` returns.
+    """The fused unit, which `RepMLPNetUnit.fused` returns.
 
     Args:
-        norm1: what the first norm became.
+        norm1: the scale and shift of the first norm.
         block: the fused block.
         fc1: 1×1 convolution to the hidden features.
-        fc2: 1×1 convolution back.
+        fc2: 1×1 convolution back to C.
     """
 
     def __init__(self, norm1: ScaleAndShift, block: FusedRepMLPNetBlock, fc1: nnx.Conv, fc2: nnx.Conv):
@@ -120,10 +118,8 @@ class Head(nnx.Module):
 
     Args:
         features: input channels.
-        num_classes: classes.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+        num_classes: number of classes.
+        dtype, param_dtype, rngs: as of `RepMLPNet`.
     """
 
     def __init__(self, features, num_classes, *, dtype=None, param_dtype=jnp.float32, rngs):
@@ -136,16 +132,16 @@ class Head(nnx.Module):
         return self.linear(self.norm(x).mean((1, 2)))
 
     def fused(self) -> "FusedHead":
-        """The same with the norm folded into the classifier."""
+        """The equivalent `FusedHead`, with the norm folded into the classifier."""
         return FusedHead(with_norm_before(self.linear, self.norm))
 
     def folds(self) -> dict[str, str]:
-        """Where the norm goes."""
+        """Part → where it is folded."""
         return {"norm": "folded into linear"}
 
 
 class FusedHead(nnx.Module):
-    """Global average pooling and a linear classifier: what `Head.fused` returns."""
+    """Global average pooling and a linear classifier, which `Head.fused` returns."""
 
     def __init__(self, linear: nnx.Linear):
         self.linear = linear
@@ -158,30 +154,30 @@ class FusedHead(nnx.Module):
 class RepMLPNet(nnx.Module):
     """RepMLPNet: a patch embedding, stages of units with a halving between them, and a classifier.
 
-    It runs at any resolution that its patches, halvings and partitions divide; `image_size` is the one it is meant for.
+    It takes any resolution that its patches, halvings and partitions divide; `image_size` only sets `input_shape`.
 
     Args:
-        stage_sizes: units of each stage.
+        stage_sizes: number of units in each stage.
         widths: channels of each stage.
-        num_classes: classes.
+        num_classes: number of classes.
         partition_sizes: (h, w) of each stage's partitions.
-        sharesets: share-sets of each stage.
+        sharesets: number of share-sets in each stage.
         conv_kernels: odd sides of the Local Perceptrons' kernels.
         reduction: factor by which the gates have fewer hidden features than channels.
         patch_size: (height, width) of the patches.
         in_features: channels of the image.
-        image_size: (height, width) of the image that it is meant for; None: one partition at every stage.
+        image_size: (height, width) of the image; None: the size with one partition in every stage.
         pad: zero-pad maps that partitions do not divide.
-        stochastic_depth: probability with which the last unit's two branches are left out of an image's training
-            (arXiv 1603.09382); it grows from 0 at the first unit in even steps.
-        rematerialise: compute each unit again in the backward pass, to train in less memory.
+        stochastic_depth: probability of dropping each branch of the last unit for an image in training (arXiv
+            1603.09382); it grows linearly from 0 at the first unit.
+        rematerialise: recompute each unit in the backward pass to save memory.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: if the stages' lists differ in length, share-sets do not divide channels, or `stochastic_depth` is
-            no probability.
+        ValueError: if the lists of the stages differ in length, share-sets do not divide channels, or
+            `stochastic_depth` is not in [0, 1).
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Maps of another size: adaptive average pooling and bilinear enlarging, both exactly PyTorch's.
+"""Adaptive average pooling and bilinear interpolation, as in PyTorch.
 
-Either is linear in rows and in columns, so it is a product with one small constant matrix for each.
+Both are separable and linear, so each is a product with one small constant matrix for rows and one for columns.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from repmlp_jax.fusing.algebra import widened
 
 
 def adaptive_average(x: Float[Array, "N H W C"], size: Sequence[int]) -> Float[Array, "N h w C"]:
-    """Averages maps over h × w windows that cover them, whether or not h and w divide H and W.
+    """Averages maps over h × w windows, like PyTorch's AdaptiveAvgPool2d.
 
-    Window i of h begins at row floor(i·H / h) and ends before row ceil((i + 1)·H / h): windows overlap, or
-    differ by a row in height, where h does not divide H. As PyTorch's AdaptiveAvgPool2d.
+    Window i of h starts at row floor(i·H / h) and ends before row ceil((i + 1)·H / h). If h does not divide H, windows
+    overlap or differ in height by a row.
 
     Args:
         x: the maps.
@@ -26,9 +26,9 @@ def adaptive_average(x: Float[Array, "N H W C"], size: Sequence[int]) -> Float[A
 
 
 def enlarge(x: Float[Array, "N H W C"], size: Sequence[int]) -> Float[Array, "N h w C"]:
-    """Interpolates maps bilinearly so that their corner pixels become the corner pixels of the result.
+    """Interpolates maps bilinearly with aligned corners, like PyTorch's interpolate with align_corners=True.
 
-    As PyTorch's interpolate with align_corners=True. A side of one pixel is repeated.
+    A side of one pixel is repeated.
 
     Args:
         x: the maps.
@@ -38,7 +38,7 @@ def enlarge(x: Float[Array, "N H W C"], size: Sequence[int]) -> Float[Array, "N 
 
 
 def _resample(x, rows, columns):
-    """Rows and columns each times a matrix (result, source), in float32 or wider."""
+    """Multiplies rows and columns by a matrix (result, source) each, in float32 or wider."""
     wide = widened(x)
     rows, columns = (jnp.asarray(matrix, wide.dtype) for matrix in (rows, columns))
     y = jnp.einsum("yh,nhwc->nywc", rows, wide, precision="highest")

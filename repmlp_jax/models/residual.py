@@ -1,4 +1,4 @@
-"""The residual blocks of RepMLP-ResNet: ResNet-50's own, and those with RepMLP (arXiv 2105.01883, Section 4.2)."""
+"""The residual blocks of RepMLP-ResNet, with and without RepMLP (arXiv 2105.01883, Section 4.2)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from repmlp_jax.blocks.repmlp import RepMLP, RepMLPConfig
 
 
 def _shortcut(in_features, out_features, strides=1, **options):
-    """A projection of the input; None where the input fits as it is."""
+    """A projection of the input; None if the input already has the shape of the output."""
     if strides == 1 and in_features == out_features:
         return nnx.data(None)
     return ConvBN(in_features, out_features, 1, strides=strides, **options)
@@ -25,14 +25,14 @@ def _add_shortcut(block, x, y):
 
 
 class BaseBlock(nnx.Module):
-    """ResNet-50's own bottleneck, with its stride in the 3×3 convolution.
+    """The bottleneck block of ResNet-50, with its stride in the 3×3 convolution.
 
     Args:
         in_features: input channels.
         mid_features: channels of the 3×3 convolution.
         out_features: output channels.
         strides: stride in both directions.
-        dilation: distance between the pixels that the 3×3 convolution sees.
+        dilation: dilation of the 3×3 convolution.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
@@ -63,7 +63,7 @@ class BaseBlock(nnx.Module):
 
 
 class LightBlock(nnx.Module):
-    """1×1 convolution, RepMLP, 1×1 convolution: the fast block of Section 4.2.
+    """1×1 convolution, RepMLP, 1×1 convolution: the light block of Section 4.2.
 
     Args:
         in_features: input channels.
@@ -73,7 +73,7 @@ class LightBlock(nnx.Module):
         partition_size: (h, w) of RepMLP's partitions.
         conv_kernels: odd sides of RepMLP's convolutions.
         groups: groups of channels of RepMLP.
-        reduction: factor by which RepMLP's FC1 has fewer outputs than inputs.
+        reduction: factor by which the output of RepMLP's FC1 is smaller than its input.
         pad: zero-pad a map that partitions do not divide.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
@@ -113,7 +113,7 @@ class LightBlock(nnx.Module):
 
 
 class BottleneckBlock(nnx.Module):
-    """1×1, 3×3, RepMLP, 3×3, 1×1: the accurate block of Section 4.2, whose RepMLP has mid_features // r channels.
+    """1×1, 3×3, RepMLP, 3×3, 1×1: the bottleneck block of Section 4.2, with mid_features // r channels in RepMLP.
 
     Args:
         in_features: input channels.
@@ -124,9 +124,9 @@ class BottleneckBlock(nnx.Module):
         partition_size: (h, w) of RepMLP's partitions.
         conv_kernels: odd sides of RepMLP's convolutions.
         groups: groups of channels of RepMLP.
-        reduction: factor by which RepMLP's FC1 has fewer outputs than inputs.
+        reduction: factor by which the output of RepMLP's FC1 is smaller than its input.
         pad: zero-pad a map that partitions do not divide.
-        dilation: distance between the pixels that the 3×3 convolutions see.
+        dilation: dilation of the 3×3 convolutions.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.

@@ -21,29 +21,12 @@ OUTPUT_STRIDES = (8, 16, 32)
 
 
 class ResNetStages(nnx.Module):
-    """ResNet's stem and stages c2 to c5, with RepMLP in c3 and c4: what the classifier and PSPNet share.
+    """ResNet's stem and stages c2 to c5, with RepMLP in c3 and c4; base class of the classifier and of PSPNet.
 
-    Every stage from c3 on halves the map, up to `output_stride`; from there on the size stays and the 3×3 convolutions
-    are dilated instead, so that each sees the pixels that it would see without. RepMLP needs no dilation.
+    Every stage from c3 halves the map, rounding up, until `output_stride` is reached. Later stages keep the size and
+    dilate their 3×3 convolutions instead, which keeps their field of view. RepMLP needs no dilation.
 
-    Args:
-        stage_sizes: blocks of the stages.
-        block: "base" (no RepMLP), "light" or "bottleneck".
-        image_size: (height, width) of the image; halving rounds up.
-        partition_size: (h, w) of all RepMLP's partitions.
-        conv_kernels: odd sides of RepMLP's convolutions.
-        groups: groups of channels of RepMLP in c3 and in c4.
-        reduction: factor by which RepMLP's FC1 has fewer outputs than inputs, in c3 and in c4.
-        r: factor by which a bottleneck's RepMLP has fewer channels, in c3 and in c4.
-        widths: output channels of the stages.
-        in_features: channels of the image.
-        stem_features: channels of the stem.
-        output_stride: side of the image's square that becomes one pixel of c5's map: 8, 16 or 32.
-        pad: zero-pad maps that partitions do not divide.
-        rematerialise: compute each block again in the backward pass, to train in less memory.
-        dtype: dtype to compute in; None: that of input and parameters.
-        param_dtype: dtype of the parameters.
-        rngs: source of the initial weights.
+    The arguments are those of `PSPNet`.
 
     Raises:
         ValueError: if there is no such block or output stride, or as `RepMLP`.
@@ -100,7 +83,7 @@ class ResNetStages(nnx.Module):
             self.stages.append(nnx.List(blocks))
 
     def maps(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N _ _ _"]]:
-        """What each stage makes of a batch of images: the maps of c2, c3, c4 and c5."""
+        """The maps of c2, c3, c4 and c5 for a batch of images."""
         call = nnx.remat(operator.call) if self.rematerialise else operator.call
         x = max_pool(nnx.relu(self.stem(x)))
         maps = []
@@ -112,28 +95,28 @@ class ResNetStages(nnx.Module):
 
 
 class RepMLPResNet(ResNetStages):
-    """ResNet whose stages c3 and c4 have RepMLP blocks where the stride is 1 (Section 4.2).
+    """A ResNet with RepMLP in the blocks of stride 1 of its stages c3 and c4 (Section 4.2).
 
     Args:
-        stage_sizes: blocks of the stages c2, c3, c4 and c5.
-        num_classes: classes.
+        stage_sizes: number of blocks in c2, c3, c4 and c5.
+        num_classes: number of classes.
         block: "base" (no RepMLP), "light" or "bottleneck".
         image_size: (height, width) of the image, a multiple of 32.
         partition_size: (h, w) of all RepMLP's partitions.
         conv_kernels: odd sides of RepMLP's convolutions.
         groups: groups of channels of RepMLP in c3 and in c4.
-        reduction: factor by which RepMLP's FC1 has fewer outputs than inputs, in c3 and in c4.
+        reduction: factor by which the output of RepMLP's FC1 is smaller than its input, in c3 and in c4.
         r: factor by which a bottleneck's RepMLP has fewer channels, in c3 and in c4.
         widths: output channels of the stages.
         in_features: channels of the image.
         pad: zero-pad maps that partitions do not divide.
-        rematerialise: compute each block again in the backward pass, to train in less memory.
+        rematerialise: recompute each block in the backward pass to save memory.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: if there is no such block, the image is no multiple of 32, or as `RepMLP`.
+        ValueError: if there is no such block, a side of the image is not a multiple of 32, or as `RepMLP`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The weights and statistics of a model: what they are called, and how others take their place."""
+"""The weights and statistics of a model by name, and loading them."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -13,28 +13,28 @@ from repmlp_jax.models.randomness import seeded, weights
 
 
 class Leaf(NamedTuple):
-    """How an array is stored: its key, and the axes in the model and in storage, as einops takes them."""
+    """The key of a stored array, and its axes in the model and in storage as an einops pattern."""
 
     key: str
     axes: str = "... -> ..."
 
     def stored(self, array: Any) -> Any:
-        """The model's array with the axes of storage."""
+        """Rearranges an array of the model for storage."""
         return einops.rearrange(array, self.axes)
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape in storage of an array that has this shape in the model."""
+        """The shape in storage of an array with this shape in the model."""
         return self.stored(np.broadcast_to(np.False_, shape)).shape
 
     def restored(self, array: Any, shape: tuple[int, ...]) -> Any:
-        """The stored array with the model's axes, of that shape."""
+        """Rearranges a stored array for the model, where it has this shape."""
         ours, theirs = self.axes.split(" -> ")
         sizes = {name: size for name, size in zip(ours.split(), shape, strict=False) if name.isidentifier()}
         return einops.rearrange(array, f"{theirs} -> {ours}", **sizes)
 
 
 def arrays_of(model: nnx.Module) -> dict[str, Any]:
-    """The weights and statistics of a model, which may be abstract, by their dotted paths."""
+    """Dotted path → weight or statistic of a model, which may be abstract."""
     return {dotted(place): variable.get_value() for place, variable in nnx.to_flat_state(nnx.state(model, weights))}
 
 
@@ -46,18 +46,21 @@ def load_state(
     leaves: Mapping[tuple, Leaf] | None = None,
     kept: Collection[tuple] = (),
 ) -> nnx.Module:
-    """The model with stored weights and statistics; what an abstract model draws random numbers from is seeded.
+    """Loads stored weights and statistics into a model; abstract random streams are seeded.
 
     Args:
-        model: stays as it is; it may be abstract.
-        arrays: name → array.
-        source: where they are from, for messages.
-        leaves: path of each array of the model → how it is stored; None: as `arrays_of` gives it.
-        kept: paths of arrays that stay those of the model, whether or not they are stored.
+        model: the model; it is not changed and may be abstract.
+        arrays: key → array.
+        source: origin of the arrays, for messages.
+        leaves: path of each array of the model → its key and axes in storage; None: as in `arrays_of`.
+        kept: paths of arrays that the model keeps, whether or not they are stored.
+
+    Returns:
+        A new model.
 
     Raises:
-        ValueError: if arrays are missing or left over, a shape differs, or a dtype would lose precision; all of them
-            in one message.
+        ValueError: if arrays are missing or left over, a shape differs, or a dtype would lose precision; one message
+            lists all.
     """
     graphdef, state, *rest = nnx.split(seeded(model), weights, ...)
     variables = nnx.to_flat_state(state)
@@ -85,14 +88,14 @@ def load_state(
 
 
 def head_places(model: nnx.Module) -> set[tuple]:
-    """The paths of the arrays of the model's classifier; empty where it has none."""
+    """The paths of the arrays of the model's classifier; empty if it has none."""
     head = getattr(model, "head", None)
     linear = ("head", "linear") if hasattr(head, "linear") else ("head",)
     return {(*linear, name) for name in ("kernel", "bias")} if head is not None else set()
 
 
 def _fits(array, dtype):
-    """Whether no value can change; PyTorch's int64 batch counters fit our int32 ones where the value does."""
+    """Whether a cast is exact; PyTorch's int64 batch counters fit our int32 counters if their values do."""
     if np.issubdtype(array.dtype, np.integer) and np.issubdtype(dtype, np.integer):
         return np.all(array <= np.iinfo(dtype).max)
     return np.can_cast(array.dtype, dtype, "safe")

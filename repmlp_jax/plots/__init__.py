@@ -1,4 +1,4 @@
-"""Pictures. Each function returns a matplotlib Figure that belongs to nobody else; `figure.savefig` writes it."""
+"""Pictures. Each function returns a new matplotlib Figure; `figure.savefig` writes it to a file."""
 
 from repmlp_jax.plots.bars import fuse_bars
 from repmlp_jax.plots.curves import learning_curves, read_rows, roc_curve

@@ -1,4 +1,4 @@
-"""A picture of what `fuse_params` does to a model: parameters and multiply-accumulates before and after."""
+"""A picture of a fuse report: parameters and multiply-accumulates before and after fusing."""
 
 import functools
 from typing import Any
@@ -13,16 +13,16 @@ REST = "everything else"
 
 
 def fuse_bars(report: FuseReport, depth: int | None = None) -> Figure:
-    """Parameters and multiply-accumulates before and after fusing, block by block or by larger parts.
+    """Draws parameters and multiply-accumulates before and after fusing, for each block or larger part.
 
     Args:
-        report: what `fuse_report` says of a model.
-        depth: how many names of its path say which part a block belongs to: with 1, all of `stages.0.1` and
-            `stages.1.0` is `stages`; with 2, they are `stages.0` and `stages.1`. None: every block for itself.
+        report: the report of `fuse_report`.
+        depth: number of names of a block's path that name its part: with 1, `stages.0.1` and `stages.1.0` belong to
+            `stages`; with 2, to `stages.0` and `stages.1`. None: every block is a part.
 
     Returns:
-        A figure with two panels, or one where no multiply-accumulates are known. The last part is what belongs to no
-        block, such as a classifier, and the further calls of a block that is called more than once.
+        A figure with two panels, or one if no multiply-accumulates are known. The last part sums everything outside
+        the blocks, such as a classifier, and repeated calls of a block.
 
     Raises:
         ValueError: if there is nothing to fuse in the model, or `depth` is below 1.
@@ -49,7 +49,7 @@ def fuse_bars(report: FuseReport, depth: int | None = None) -> Figure:
 
 
 def _parts(report, quantity, depth) -> dict[str, tuple[int, int] | None]:
-    """Name of each part → its counts before and after; None where they are not known."""
+    """Name of each part → its counts before and after; None if they are not known."""
     parts: dict[str, tuple[int, int] | None] = {}
     for block in report.blocks:
         name = ".".join(block.path.split(".")[:depth])
@@ -66,7 +66,7 @@ def _sum(one, other):
 
 
 def _draw(axes, names, parts):
-    """Two horizontal bars a part, the first part on top, with the numbers beside them."""
+    """Draws two horizontal bars for each part, the first part on top, with their numbers."""
     known = {place: parts[name] for place, name in enumerate(names) if parts[name] is not None}
     for offset, index, colour, label in ((-0.2, 0, BLUE, "trained"), (0.2, 1, ORANGE, "fused")):
         values = [pair[index] for pair in known.values()]

@@ -1,4 +1,4 @@
-"""Pictures of what a model learns: its curves over the epochs, and how well it tells people apart."""
+"""Pictures of a training: learning curves, and the ROC curve of face verification."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ EVERY_RUN_HAS = ("epoch", "step", "train_loss", "train_accuracy")
 
 
 def read_rows(run: str | Path) -> list[dict]:
-    """The rows of a run's `metrics.csv`, as `learning_curves` takes them.
+    """Reads the rows of a run's `metrics.csv` for `learning_curves`.
 
     Args:
         run: the run's folder.
 
     Raises:
         FileNotFoundError: if the folder holds no `metrics.csv`.
-        ValueError: if it has no epoch yet, or is damaged.
+        ValueError: if the file has no epoch yet, or is damaged.
     """
     path = Path(run) / "metrics.csv"
     if not path.is_file():
@@ -41,11 +41,11 @@ def read_rows(run: str | Path) -> list[dict]:
 
 
 def learning_curves(rows: Sequence[dict]) -> Figure:
-    """Loss, and all scores that are shares of 1, over the epochs; training beside test.
+    """Draws the losses, and all scores that are shares of 1, of training and test over the epochs.
 
     Args:
-        rows: dicts with epoch, step, train_loss (nats), train_accuracy, and test_… for each score, None where it was
-            not measured. Rows between two ends of epochs are drawn between them.
+        rows: dicts with epoch, step, train_loss (nats), train_accuracy, and test_… for each score; None if it was not
+            measured. The step determines the position of a row within its epoch.
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     steps_per_epoch = max((row["step"] / row["epoch"] for row in rows), default=1)
@@ -72,16 +72,16 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
 
 
 def roc_curve(curves: Mapping[str, tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]]) -> Figure:
-    """How many pairs of the same person are accepted, over how many of different people are.
+    """Draws true accept rates of face verification over false accept rates.
 
-    A curve is the largest true accept rate whose false accept rate is at most that on the axis. The axis has no 0: it
-    begins below the smallest other rate, where a curve shows what is accepted at a false accept rate of 0.
+    A curve shows the largest true accept rate whose false accept rate is at most that on the axis. The logarithmic axis
+    starts below the smallest positive rate; its start stands for a false accept rate of 0.
 
     Args:
-        curves: name → false and true accept rates, shares of 1 that never fall, as `verification.roc` gives them.
+        curves: name → false and true accept rates, shares of 1 that never fall, as in `verification.roc`.
 
     Raises:
-        ValueError: if a curve's rates are not equally many.
+        ValueError: if the numbers of false and true accept rates of a curve differ.
     """
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axes = figure.subplots()
@@ -91,7 +91,7 @@ def roc_curve(curves: Mapping[str, tuple[Sequence[float] | np.ndarray, Sequence[
     for index, (name, (far, tar)) in enumerate(curves.items()):
         if len(far) != len(tar):
             raise ValueError(f"the curve {name!r} has {len(far)} false and {len(tar)} true accept rates")
-        # Of equal false accept rates, the last has the largest true one.
+        # The last of equal false accept rates has the largest true accept rate.
         best = {max(rate, leftmost): 100 * value for rate, value in zip(far, tar, strict=True)}
         colour = (BLUE, ORANGE, *OTHERS)[index % (2 + len(OTHERS))]
         axes.plot(list(best), list(best.values()), color=colour, label=name, drawstyle="steps-post")

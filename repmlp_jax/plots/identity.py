@@ -1,6 +1,7 @@
-"""A picture of how a convolution becomes a fully-connected layer: it is applied to the identity (Section 3.2)."""
+"""A picture of the conversion of a convolution to an FC, by applying it to the identity (Section 3.2)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,31 +17,28 @@ from repmlp_jax.plots.palette import BLUE, NUMBERS, ORANGE, OTHERS
 SIDE = 4
 EXAMPLE = np.arange(1.0, 10.0, dtype=np.float32).reshape(3, 3)
 
-# In inches: the figure, the height of its middle line, and a square that holds a number.
+# In inches: the size of the figure, the height of its middle line, and the side of a number's square.
 WIDTH, HEIGHT, CENTRE, SQUARE = 11.8, 6.1, 3.0, 0.3
 
 
 def identity_trick(
     kernel: Num[np.ndarray, "kh kw"] = EXAMPLE, pixels: Sequence[tuple[int, int]] = ((0, 0), (1, 2), (3, 3))
 ) -> Figure:
-    """Draws, step by step on a map of 4×4 pixels with one channel, how `conv_to_fc` makes an FC of a convolution.
+    """Draws the steps of `conv_to_fc` on a map of 4×4 pixels with one channel.
 
-    A row of the identity matrix, as an image, has a single 1; what the convolution makes of it, laid out in a row, is
-    the row of the FC's kernel that belongs to that input pixel. (Where the matrix stands left of the vector, as in
-    PyTorch, it is a column.)
+    A row of the identity matrix, as an image, has a single 1. The convolution of this image, flattened, is the row of
+    the FC's kernel for that input pixel. (It is a column if the matrix is left of the vector, as in PyTorch.)
 
     Args:
-        kernel: the convolution's, of odd sides up to 3; none of its numbers may be negative, so that one scale from
-            white shows them.
-        pixels: (row, column) of the 1 in each step, up to three.
+        kernel: kernel of the convolution, of odd sides up to 3, without negative numbers.
+        pixels: (row, column) of the 1 in each step, one to three.
 
     Returns:
-        A figure whose panels are the convolution's kernel, the FC's, and for each pixel the image and what the
-        convolution makes of it.
+        A figure with the kernels of the convolution and of the FC, and for each pixel the image and its convolution.
 
     Raises:
         ValueError: if a side of the kernel is neither 1 nor 3, a number is negative or not finite, or there are no
-            pixels, more than three, or one outside of the map.
+            pixels, more than three, or one outside the map.
     """
     kernel = np.asarray(kernel)
     if any(side not in (1, 3) for side in kernel.shape) or kernel.ndim != 2:
@@ -65,7 +63,7 @@ def identity_trick(
 
 
 def _draw_step(figure, middle, of_matrix, kernel, pixel, scale, colour):
-    """One pixel's image, what the convolution makes of it, and where that is in the FC's kernel."""
+    """Draws a pixel's image, its convolution, and the place of the result in the FC's kernel."""
     row = pixel[0] * SIDE + pixel[1]
     image = np.zeros((SIDE, SIDE), kernel.dtype)
     image[pixel] = 1
@@ -83,14 +81,14 @@ def _draw_step(figure, middle, of_matrix, kernel, pixel, scale, colour):
 
 
 def _convolved(image, kernel):
-    """The image convolved with 'same' zero padding: by a convolution, not by `conv_to_fc`."""
+    """Convolves an image with 'same' zero padding, without `conv_to_fc`."""
     layout = ("NHWC", "HWIO", "NHWC")
     image, kernel = jnp.asarray(image)[None, :, :, None], jnp.asarray(kernel)[:, :, None, None]
     return np.asarray(lax.conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=layout))[0, :, :, 0]
 
 
 def _label_pixels(axes):
-    """Names the pixels that rows and columns of the FC's kernel belong to, and parts the rows of the map."""
+    """Labels rows and columns of the FC's kernel with their pixels, and separates the rows of the map."""
     axes.set_title("kernel of the FC: output = input · kernel", fontsize="medium", pad=8)
     names = [f"{row},{column}" for row in range(SIDE) for column in range(SIDE)]
     axes.set_xticks(range(SIDE**2), names, rotation=90, fontsize="small")
@@ -105,7 +103,7 @@ def _label_pixels(axes):
 
 
 def _panel(figure, left, middle, numbers, scale):
-    """Numbers in coloured squares; zeros stay white. Places are in inches."""
+    """Draws numbers in coloured squares, zeros in white; positions are in inches."""
     width, height = numbers.shape[1] * SQUARE, numbers.shape[0] * SQUARE
     axes = figure.add_axes((left / WIDTH, (middle - height / 2) / HEIGHT, width / WIDTH, height / HEIGHT))
     axes.imshow(np.ma.masked_equal(numbers, 0), norm=scale, cmap=NUMBERS, interpolation="nearest", origin="upper")
@@ -118,18 +116,6 @@ def _panel(figure, left, middle, numbers, scale):
 
 
 def _arrow(figure, start, point, transform, colour):
-    """An arrow from the right of a panel to a point."""
-    figure.add_artist(
-        ConnectionPatch(
-            (1, 0.5),
-            point,
-            start.transAxes,
-            transform,
-            arrowstyle="-|>",
-            mutation_scale=16,
-            linewidth=1.5,
-            color=colour,
-            shrinkA=5,
-            shrinkB=3,
-        )
-    )
+    """Draws an arrow from the right side of a panel to a point."""
+    style: dict[str, Any] = dict(arrowstyle="-|>", mutation_scale=16, linewidth=1.5, color=colour, shrinkA=5, shrinkB=3)
+    figure.add_artist(ConnectionPatch((1, 0.5), point, start.transAxes, transform, **style))

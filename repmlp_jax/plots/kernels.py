@@ -1,4 +1,4 @@
-"""Pictures of FC3's kernel: what an output pixel sees of its partition, and what the convolutions add to it."""
+"""Pictures of FC3's kernel: the receptive fields of output pixels, and the part of the convolutions."""
 
 import math
 from collections.abc import Sequence
@@ -20,32 +20,32 @@ from repmlp_jax.plots.palette import MAGNITUDES, ZERO
 TRAINED = RepMLP | RepMLPNetBlock
 FUSED = FusedRepMLP | FusedRepMLPNetBlock
 
-# Weights smaller than a thousandth of the largest are as dark as that, or one stray value would pale all others.
+# Weights below a thousandth of the largest share its colour; otherwise one outlier would stretch the whole scale.
 DECADES = 3
 
-# Inches of a panel.
+# Longer side of a panel, in inches.
 LONGER_SIDE = 2.4
 
 
 def fc3_parts(block: TRAINED) -> dict[str, Float[np.ndarray, "g h w c h w o"]]:
-    """What the fused FC3 of a block consists of.
+    """The parts of a block's fused FC3.
 
     Args:
-        block: a block as it was trained. The share-sets of a RepMLPNetBlock are given as groups of one channel.
+        block: a trained block. The share-sets of a RepMLPNetBlock become groups of one channel.
 
     Returns:
-        "trained": FC3's kernel with its norm folded in; "convolutions": that of all convolutions and their norms,
-        merged and turned into an FC; "fused": the sum of both. Each is indexed (group, input row, input column, input
+        "trained": FC3's kernel with its norm folded in; "convolutions": the kernel of all convolutions and their norms,
+        merged and converted to an FC; "fused": their sum. Each has the axes (group, input row, input column, input
         channel of the group, output row, output column, output channel of the group).
 
     Raises:
-        TypeError: if the block is none, or is fused.
+        TypeError: if `block` is not a block, or is fused.
         ValueError: if the block has no FC3, or no convolutions.
     """
     if isinstance(block, FUSED):
         raise TypeError(
-            f"a {type(block).__name__} is fused: its kernel is a sum, of which the parts are not known any more. "
-            f"The model as it was trained (of a run, the folder model) has them"
+            f"a {type(block).__name__} is fused: its kernel no longer holds the separate parts. "
+            f"Pass the trained model (the folder model of a run)"
         )
     if not isinstance(block, TRAINED):
         raise TypeError(f"takes a RepMLP or RepMLPNetBlock, not a {type(block).__name__}")
@@ -66,27 +66,23 @@ def fc3_parts(block: TRAINED) -> dict[str, Float[np.ndarray, "g h w c h w o"]]:
 
 
 def fc3_kernels(
-    block: TRAINED,
-    pixel: tuple[int, int] | None = None,
-    *,
-    input_channel: int | None = None,
-    output_channel: int = 0,
+    block: TRAINED, pixel: tuple[int, int] | None = None, *, input_channel: int | None = None, output_channel: int = 0
 ) -> Figure:
-    """What one output point of FC3 sees of one input channel: as trained, by the convolutions, and fused (Figure 5).
+    """Draws FC3's weights from an input channel to an output point: trained, convolutions, and fused (Figure 5).
 
-    The panels show the weights' magnitudes, on one logarithmic scale; the fused weights are the sum of the other two,
-    signs included. (The paper divides by the smallest weight, which shifts the scale and no more.)
+    The panels show magnitudes on one logarithmic scale; the fused weights are the signed sum of the other two. (The
+    paper divides by the smallest weight, which only shifts the scale.)
 
     Args:
-        block: a block as it was trained, as `fc3_parts`.
+        block: a trained block, as in `fc3_parts`.
         pixel: (row, column) of the output point in its partition; None: the middle.
-        input_channel: the channel that is seen; None: the first of the output channel's group.
-        output_channel: the output point's channel. For a RepMLPNetBlock both channels are numbers of share-sets.
+        input_channel: the input channel; None: the first of the output channel's group.
+        output_channel: channel of the output point. For a RepMLPNetBlock both channels are numbers of share-sets.
 
     Raises:
         TypeError: as `fc3_parts`.
-        ValueError: as `fc3_parts`; if there is no such pixel or channel, the two channels are not of one group, or
-            the weights are not finite or all zero.
+        ValueError: as `fc3_parts`; if there is no such pixel or channel, the channels are in different groups, or the
+            weights are not finite or all zero.
     """
     parts = fc3_parts(block)
     groups, h, w, c, *_, o = parts["fused"].shape
@@ -112,19 +108,19 @@ def fc3_kernels(
 
 
 def receptive_fields(block: TRAINED | FUSED, pixels: Sequence[tuple[int, int]] | None = None) -> Figure:
-    """What output pixels of a fused block see of their partition: how large the weights of every input pixel are.
+    """Draws the receptive fields of output pixels of a fused block.
 
     Args:
-        block: a block, fused or to be fused.
-        pixels: (row, column) of each output pixel in its partition; None: corners, middles of the sides and the
-            centre, each where it is in the partition.
+        block: a block, trained or fused.
+        pixels: (row, column) of each output pixel in its partition; None: the corners, the middles of the sides and the
+            centre.
 
     Returns:
-        A figure with one panel a pixel: the root mean square of the weights that lead from each input pixel to it,
-        over all pairs of channels that are connected.
+        A figure with one panel for each pixel: the root mean square of the weights from each input pixel to it, over
+        all connected pairs of channels.
 
     Raises:
-        TypeError: if the block is none.
+        TypeError: if `block` is not a block.
         ValueError: if a pixel is not in the partition, there are none, or the weights are not finite or all zero.
     """
     if not isinstance(block, TRAINED | FUSED):
@@ -148,7 +144,7 @@ def receptive_fields(block: TRAINED | FUSED, pixels: Sequence[tuple[int, int]] |
 
 
 def _kernel(fused: FUSED) -> Float[np.ndarray, "g h w c h w o"]:
-    """A fused block's kernel; share-sets are groups of one channel."""
+    """The kernel of a fused block; share-sets become groups of one channel."""
     kernel = np.asarray(fused.kernel[...])
     kernel = kernel if isinstance(fused, FusedRepMLP) else kernel[:, :, :, None, :, :, None]
     return kernel.astype(np.promote_types(kernel.dtype, np.float32))
@@ -166,10 +162,10 @@ def _range(first, count) -> str:
 
 
 def _figure(rows, columns, partition_size):
-    """Panels in the proportions of a partition."""
+    """Creates panels with the proportions of a partition."""
     h, w = partition_size
     inches = LONGER_SIDE / max(h, w)
-    # Beside a panel there is the next one, or its title, which is wider; above it the title; around all, the labels.
+    # A panel needs room for its title, which may be wider than itself; the figure needs room for its labels.
     width, height = max(w * inches + 0.15, 1.9), max(h * inches, 0.5) + 0.38
     figure = Figure(figsize=(max(columns * width + 1.5, 6.2), rows * height + 1.15), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -181,7 +177,7 @@ def _figure(rows, columns, partition_size):
 
 
 def _draw(figure, panels, maps, pixels, titles, label):
-    """Maps of magnitudes with their output pixel framed, on one logarithmic scale with its colour bar."""
+    """Draws maps of magnitudes on one logarithmic scale, each with a frame around its output pixel."""
     norm, extend = _scale(maps)
     for axes, magnitudes, pixel, title in zip(panels, maps, pixels, titles, strict=False):
         image = axes.imshow(
@@ -206,7 +202,7 @@ def _draw(figure, panels, maps, pixels, titles, label):
 
 
 def _frame(pixel, points):
-    """A frame around one pixel of that many points, white in black, to be seen on every colour."""
+    """A frame around a pixel with a side of `points`, white on black to be visible on every colour."""
     row, column = pixel
     line = min(max(points / 8, 0.5), 1.5)
     frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="white", linewidth=line, zorder=3)
@@ -215,7 +211,7 @@ def _frame(pixel, points):
 
 
 def _scale(maps) -> tuple[LogNorm, str]:
-    """A logarithmic scale for all maps, and at which end of it values are cut off."""
+    """A logarithmic scale for all maps, and its end at which values are clipped."""
     values = np.concatenate([np.ravel(magnitudes) for magnitudes in maps])
     if not np.isfinite(values).all():
         raise ValueError(f"{np.sum(~np.isfinite(values))} of the {values.size} weights to show are not finite")
@@ -227,7 +223,7 @@ def _scale(maps) -> tuple[LogNorm, str]:
 
 
 def _ticks(norm) -> list[float]:
-    """Round numbers on the scale: powers of ten, and twice and five times these where the scale is short."""
+    """Round numbers on the scale: powers of ten and, on a short scale, 2 and 5 times these."""
     factors = (1, 2, 5) if norm.vmax < 30 * norm.vmin else (1,)
     exponents = range(math.floor(math.log10(norm.vmin)), math.ceil(math.log10(norm.vmax)) + 1)
     numbers = [factor * 10.0**exponent for exponent in exponents for factor in factors]

@@ -1,7 +1,7 @@
-"""Colours that the colour-blind can tell apart: Okabe and Ito's, and maps whose lightness grows evenly."""
+"""Colours for colour-blind readers: the palette of Okabe and Ito, and colour maps of uniform lightness."""
 
 BLUE, ORANGE, *OTHERS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 MAGNITUDES = "viridis"
 NUMBERS = "cividis"
 ZERO = "0.85"
-"""Light grey, for what is exactly zero."""
+"""Light grey, for weights that are exactly zero."""

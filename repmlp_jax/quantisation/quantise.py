@@ -1,8 +1,8 @@
 """Post-training quantisation: a fused model with its kernels in int8, a quarter of the size.
 
-(Qwix does this for plain Flax models. Of a fused RepMLP it quantises FC1, FC2 and linear layers, and without a word
-leaves FC3 and all convolutions in floating point: it knows no weight that is reshaped or passed on before it is
-multiplied.)
+(Qwix quantises plain Flax models. Of a fused RepMLP it quantises FC1, FC2 and linear layers, but silently leaves FC3
+and all convolutions in floating point, since it does not find weights that are reshaped or passed on before the
+product.)
 """
 
 import dataclasses
@@ -22,44 +22,33 @@ from repmlp_jax.fusing.algebra import fusing_dtype
 from repmlp_jax.fusing.fuse import dotted, fusable_modules, replace_modules
 from repmlp_jax.fusing.host import transformed_on_host
 from repmlp_jax.fusing.report import change, table
-from repmlp_jax.quantisation.quantised import (
-    LARGEST,
-    Int8Kernel,
-    Int8Operand,
-    Int8RepMLP,
-    Int8RepMLPNetBlock,
-    int8_convolution,
-    int8_dot_general,
-    promote_around_int8,
-    round_to_int8,
-)
+from repmlp_jax.quantisation import quantised as int8
 
 ACTIVATIONS = (None, "dynamic")
-# The blocks whose FC3 is multiplied in int8, and the modules that do so. (NNX's own layers take the product as a hook.)
-BLOCKS: dict[Any, Any] = {FusedRepMLP: Int8RepMLP, FusedRepMLPNetBlock: Int8RepMLPNetBlock}
+# Blocks → modules that multiply FC3 in int8. (NNX's layers take the product as an argument.)
+BLOCKS: dict[Any, Any] = {FusedRepMLP: int8.Int8RepMLP, FusedRepMLPNetBlock: int8.Int8RepMLPNetBlock}
 NNX_LAYERS = (nnx.Conv, nnx.Linear, nnx.LinearGeneral)
-# Their `kernel` becomes int8; their `bias` is added, and stays.
+# Their `kernel` becomes int8; their `bias` stays.
 LAYERS = (*BLOCKS, *NNX_LAYERS)
 UNKNOWN = f"no kernel of {', '.join(layer.__name__ for layer in LAYERS)}"
-# An int32 holds the sum of so many products of int8, whatever they are.
-MOST_SUMMED = (2**31 - 1) // LARGEST**2
+# An int32 can hold the sum of this many products of int8.
+MOST_SUMMED = (2**31 - 1) // int8.LARGEST**2
 
 
 def quantise_params(model: nnx.Module, *, activations: str | None = None) -> nnx.Module:
     """Returns a fused model with its kernels rounded to int8.
 
-    The kernel of every fused block, `nnx.Conv`, `nnx.Linear` and `nnx.LinearGeneral`, wherever it sits, becomes int8
-    with a floating-point scale for each output, and is off by half a scale at most. Biases, and factors of channels,
-    stay as they are; `quantise_report` lists them all. The result is a new model; the given one stays as it is.
+    The kernel of every fused block, `nnx.Conv`, `nnx.Linear` and `nnx.LinearGeneral`, at any depth, becomes int8 with a
+    floating-point scale for each output; the error is at most half a scale. Biases and factors of channels stay as they
+    are; `quantise_report` lists them all. The result is a new model; the given model is not changed.
 
-    Without `activations` only weights are in int8: a kernel is made floating-point again when it is used, and all is
-    computed as before. With "dynamic" inputs are rounded to int8, too, each row of a matrix and each image of a
-    convolution with a scale of its own, multiplied as integers and summed in int32, exactly. (A row of FC3 is what a
-    partition has in one group of channels.) It takes no calibration, and an image's result does not depend on the
-    others of its batch.
+    Without `activations` only weights are in int8: a kernel is converted to floating point when it is used, and
+    arithmetic stays as before. With "dynamic", inputs are also rounded to int8, with a scale for each row of a matrix
+    and each image of a convolution. Products are summed exactly in int32. (A row of FC3 is a partition's part in one
+    group of channels.) No calibration is needed, and the result for an image does not depend on its batch.
 
-    It is a pure transformation, as `fuse_params` is: it works under `jax.jit`, `jax.vmap` over a stack of models, and
-    `nnx.eval_shape`. A quantised model can be saved, and cannot be trained.
+    This is a pure transformation, like `fuse_params`: it works under `jax.jit`, `jax.vmap` over a stack of models, and
+    `nnx.eval_shape`. A quantised model can be saved, but not trained.
 
     Args:
         model: a fused model.
@@ -70,12 +59,12 @@ def quantise_params(model: nnx.Module, *, activations: str | None = None) -> nnx
 
     Raises:
         TypeError: if `model` is not an NNX module.
-        ValueError: if it is not fused; if `activations` is none of these; if a weight is not finite (traced ones cannot
-            be looked at and are not checked); if, with `activations`, a convolution has a mask, or an output sums over
-            more products than an int32 surely holds.
+        ValueError: if it is not fused; if `activations` is not one of these; if a weight is not finite (traced weights
+            cannot be checked); if, with `activations`, a convolution has a mask, or an output sums more products than
+            an int32 can hold.
 
     Warns:
-        UserWarning: if there is nothing to quantise, or an array that is neither kernel nor bias nor a vector stays.
+        UserWarning: if there is nothing to quantise, or an array stays that is not a kernel, a bias or a vector.
 
     Examples:
         >>> from flax import nnx
@@ -98,37 +87,38 @@ def _quantised(activations, model):
     layers = _layers(model)
     for path, layer in layers:
         _check_kernel(path, layer, activations)
-    # A kernel that two layers share stays one.
+    # A kernel that two layers share stays shared.
     shared = {id(layer.kernel): layer for _, layer in layers}
     kernels = {key: _int8_kernel(layer, activations) for key, layer in shared.items()}
-    promote: Any = promote_around_int8
+    promote: Any = int8.promote_around_int8
     for _, layer in layers:
         layer.kernel = kernels[id(layer.kernel)]
         if activations and isinstance(layer, nnx.Conv):
-            layer.promote_dtype, layer.conv_general_dilated = promote, int8_convolution
+            layer.promote_dtype, layer.conv_general_dilated = promote, int8.int8_convolution
         elif activations and isinstance(layer, nnx.Linear | nnx.LinearGeneral):
-            layer.promote_dtype, layer.dot_general = promote, int8_dot_general
+            layer.promote_dtype, layer.dot_general = promote, int8.int8_dot_general
     if not activations:
         return model
     return replace_modules(model, _has_operand, lambda _, block: BLOCKS[type(block)](block))
 
 
 def dequantise_params(model: nnx.Module) -> nnx.Module:
-    """Returns a model of int8 weights as a fused model in floating point again: as large and as fast as that one.
+    """Converts a model with int8 weights back to a fused model in floating point, of that model's size and speed.
 
-    Its kernels are what the int8 ones stand for, so that its outputs are those of the quantised model.
+    Its kernels have the values of the int8 kernels, so its outputs are those of the quantised model.
 
     Raises:
-        ValueError: if the model multiplies in int8, which no floating-point model does.
+        ValueError: if the model is not quantised, or multiplies in int8.
     """
     if quantisation(model) != {"activations": None}:
-        raise ValueError("only what quantise_params(model, activations=None) returns is made floating-point again")
+        raise ValueError("dequantise_params takes only models of quantise_params(model, activations=None)")
     return transformed_on_host(_dequantised, model)
 
 
 def _dequantised(model):
     model = nnx.clone(model)
-    layers = [layer for _, layer in nnx.iter_graph(model) if _is_layer(layer) and isinstance(layer.kernel, Int8Kernel)]
+    nodes = [node for _, node in nnx.iter_graph(model) if _is_layer(node)]
+    layers = [layer for layer in nodes if isinstance(layer.kernel, int8.Int8Kernel)]
     kernels = {id(layer.kernel): nnx.Param(layer.kernel[...]) for layer in layers}
     for layer in layers:
         layer.kernel = kernels[id(layer.kernel)]
@@ -137,14 +127,14 @@ def _dequantised(model):
 
 @dataclasses.dataclass(frozen=True)
 class ParameterReport:
-    """What happens to one parameter.
+    """The changes to one parameter.
 
     Attributes:
-        path: where it sits in the model.
-        kind: the class of the module that holds it.
+        path: path in the model.
+        kind: class of the module that holds it.
         shape: its shape.
-        nbytes: before and after; of a kernel after that, its scales included.
-        kept: why it stays as it is; None where it becomes int8.
+        nbytes: bytes before and after, including the scales of a kernel.
+        kept: why it stays as it is; None if it becomes int8.
     """
 
     path: str
@@ -156,11 +146,11 @@ class ParameterReport:
 
 @dataclasses.dataclass(frozen=True)
 class QuantiseReport:
-    """What happens to a model; printed, it is a table.
+    """The changes to a model; `print` shows them as a table.
 
     Attributes:
         parameters: every parameter of the model.
-        nbytes: of all of them, before and after.
+        nbytes: bytes of all parameters before and after.
     """
 
     parameters: tuple[ParameterReport, ...]
@@ -176,9 +166,9 @@ class QuantiseReport:
 
 
 def quantise_report(model: nnx.Module) -> QuantiseReport:
-    """Lists every parameter of a fused model: what `quantise_params` makes int8, what stays and why, and their bytes.
+    """Lists for every parameter of a fused model whether it becomes int8 or why it stays, and its bytes.
 
-    Nothing is computed, and abstract models will do.
+    It computes nothing and also takes abstract models.
 
     Args:
         model: a fused model, or a quantised one.
@@ -203,15 +193,15 @@ def quantise_report(model: nnx.Module) -> QuantiseReport:
 
 
 def quantisation(model: nnx.Module) -> dict[str, str | None] | None:
-    """The `activations` that a model was quantised with, as arguments of `quantise_params`; None: it was not."""
+    """The arguments of `quantise_params` that a model was quantised with; None if it is not quantised."""
     kinds = {type(node) for _, node in nnx.iter_graph(model)}
-    if not kinds & {Int8Kernel, Int8Operand}:
+    if not kinds & {int8.Int8Kernel, int8.Int8Operand}:
         return None
-    return {"activations": "dynamic" if Int8Operand in kinds else None}
+    return {"activations": "dynamic" if int8.Int8Operand in kinds else None}
 
 
 def summed_axes(layer: Any) -> tuple[int, ...]:
-    """The axes of a layer's kernel that each of its outputs sums over."""
+    """The axes of a layer's kernel that each output sums over."""
     if isinstance(layer, FusedRepMLP):
         return 1, 2, 3
     if isinstance(layer, FusedRepMLPNetBlock):
@@ -233,22 +223,22 @@ def _check_model(model):
 
 
 def _is_layer(node) -> bool:
-    """Whether it is of LAYERS. What a class derived from a block does with its kernel is not known."""
+    """Whether a node is one of LAYERS; a subclass of a block is not, since it may use its kernel in another way."""
     return type(node) in BLOCKS or isinstance(node, NNX_LAYERS)
 
 
 def _layers(model) -> list[tuple[tuple, Any]]:
-    """The layers with a kernel that is not int8 yet, with their paths."""
+    """The layers whose kernel is not int8 yet, with their paths."""
     found = ((path, node) for path, node in nnx.iter_graph(model) if _is_layer(node))
     return [(path, layer) for path, layer in found if isinstance(layer.kernel, nnx.Param)]
 
 
 def _has_operand(node) -> bool:
-    return type(node) in BLOCKS and isinstance(node.kernel, Int8Operand)
+    return type(node) in BLOCKS and isinstance(node.kernel, int8.Int8Operand)
 
 
 def _parameters(model) -> Iterator[tuple[tuple, object, nnx.Param]]:
-    """Every parameter once, with its path and what holds it."""
+    """Yields every parameter once, with its path and the module that holds it."""
     nodes = dict(nnx.iter_graph(model))
     for path, node in nodes.items():
         if isinstance(node, nnx.Param):
@@ -256,7 +246,7 @@ def _parameters(model) -> Iterator[tuple[tuple, object, nnx.Param]]:
 
 
 def _why_it_stays(path, owner, parameter) -> str:
-    if isinstance(owner, Int8Kernel):
+    if isinstance(owner, int8.Int8Kernel):
         return "quantised already"
     if path[-1] == "bias" and isinstance(owner, (*LAYERS, *BLOCKS.values())):
         return "a bias"
@@ -285,10 +275,10 @@ def _count_broken(kernel):
     return jnp.sum(~jnp.isfinite(kernel), dtype=jnp.int32)
 
 
-def _int8_kernel(layer, activations) -> Int8Kernel:
+def _int8_kernel(layer, activations) -> int8.Int8Kernel:
     kernel = layer.kernel.get_value()
-    values, scale = round_to_int8(kernel, summed_axes(layer))
-    return (Int8Operand if activations else Int8Kernel)(values, scale, kernel.dtype)
+    values, scale = int8.round_to_int8(kernel, summed_axes(layer))
+    return (int8.Int8Operand if activations else int8.Int8Kernel)(values, scale, kernel.dtype)
 
 
 def _warn_of_what_stays(model, quantised):

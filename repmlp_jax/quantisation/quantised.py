@@ -1,4 +1,4 @@
-"""Inference modules in int8: kernels of 8-bit integers with a scale for each output, and their products."""
+"""Inference modules in int8: kernels with a scale for each output, and their products."""
 
 import functools
 from collections.abc import Sequence
@@ -18,35 +18,35 @@ from repmlp_jax.blocks.repmlp import FusedRepMLP
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, share, unshare
 from repmlp_jax.fusing.algebra import widened
 
-LARGEST = 127  # -128 is left out, so that rounding is symmetric about zero.
+LARGEST = 127  # -128 is not used, so that rounding is symmetric about zero.
 
 
 @functools.partial(jax.jit, static_argnames="axes")
 def round_to_int8(array: Float[Array, "..."], axes: Sequence[int]) -> tuple[Int8[Array, "..."], Float[Array, "..."]]:
-    """Rounds to integers from -127 to 127 times a scale, chosen so that the largest magnitude is 127.
+    """Rounds an array to integers from -127 to 127 times a scale; the largest magnitude becomes 127.
 
-    What they make, `values * scale`, is off by half a scale at most; zeros are exact.
+    The error of `values * scale` is at most half a scale; zeros are exact.
 
     Args:
-        array: what to round; it is computed in float32 or wider.
-        axes: the axes along which numbers have a scale in common.
+        array: the array; it is rounded in float32 or wider.
+        axes: axes along which numbers share a scale.
 
     Returns:
-        The integers, and the scales, of size 1 along `axes`. A NaN or an infinity makes its scale one.
+        The integers, and the scales, of size 1 along `axes`. A NaN or an infinity makes its scale NaN or infinite.
     """
     wide = widened(array)
-    # The smallest normal number stands for a scale of zero, by which nothing could be divided.
+    # The smallest normal number replaces a scale of zero, to avoid a division by zero.
     scale = jnp.maximum(jnp.abs(wide).max(axes, keepdims=True) / LARGEST, jnp.finfo(wide.dtype).tiny)
     return jnp.round(wide / scale).astype(jnp.int8), scale
 
 
 class Int8Kernel(nnx.Module):
-    """A kernel in int8. Read like a parameter, `kernel[...]`, it is the floating-point kernel that it stands for.
+    """A kernel in int8; `kernel[...]` is its floating-point value, as for a parameter.
 
     Args:
         values: the integers, of the kernel's shape.
-        scale: the factor of each output, of size 1 along the axes that are summed over.
-        dtype: dtype of the kernel that it is read as.
+        scale: factor of each output, of size 1 along the axes that are summed over.
+        dtype: dtype of `kernel[...]`.
     """
 
     def __init__(self, values: Int8[Array, "..."], scale: Float[Array, "..."], dtype: DTypeLike):
@@ -55,30 +55,30 @@ class Int8Kernel(nnx.Module):
         self.dtype = jnp.dtype(dtype)
 
     def __getitem__(self, index) -> Any:
-        """A part of the kernel; `...`: all of it."""
+        """The floating-point kernel at an index."""
         scale = self.scale[...]
         return (self.values[...].astype(scale.dtype) * scale).astype(self.dtype)[index]
 
 
 class Int8Operand(Int8Kernel):
-    """A kernel in int8 that is multiplied as it is; `kernel[...]` is itself, for `int8_dot_general`."""
+    """A kernel in int8 that is multiplied in int8; `kernel[...]` returns the operand for `int8_dot_general`."""
 
     def __getitem__(self, index) -> Any:
-        """Itself, which has no parts."""
+        """Returns the operand itself; raises TypeError for an index other than `...`."""
         if index is not ...:
             raise TypeError(f"a kernel that is multiplied in int8 is read as a whole, kernel[...], not kernel[{index}]")
         return self
 
 
 def int8_dot_general(x: Float[Array, "..."], kernel: Int8Operand, dimension_numbers, **_) -> Float[Array, "..."]:
-    """`lax.dot_general` of integers, summed in int32; each row of `x` is rounded with a scale of its own.
+    """`lax.dot_general` of integers, summed in int32; each row of `x` is rounded with its own scale.
 
-    A row is what one output sums over. In NNX's linear layers it takes the place of `dot_general`.
+    A row is the part of `x` that one output sums over. In NNX's linear layers this replaces `dot_general`.
     """
     (summed, _), _ = dimension_numbers
     values, scale = round_to_int8(x, summed)
     y = lax.dot_general(values, kernel.values[...], dimension_numbers, preferred_element_type=jnp.int32)
-    # Both have size 1 where there is a sum, so this is the product of each row's scale and each output's.
+    # Both have size 1 along summed axes, so this is the product of each row's and each output's scale.
     scales = lax.dot_general(scale, kernel.scale[...].astype(scale.dtype), dimension_numbers, precision="highest")
     return (y.astype(scales.dtype) * scales).astype(x.dtype)
 
@@ -86,11 +86,11 @@ def int8_dot_general(x: Float[Array, "..."], kernel: Int8Operand, dimension_numb
 def int8_convolution(
     x: Float[Array, "N ... C"], kernel: Int8Operand, strides, padding, *, precision=None, out_sharding=None, **options
 ) -> Float[Array, "N ... O"]:
-    """`lax.conv_general_dilated` of integers, summed in int32; each image is rounded with a scale of its own.
+    """`lax.conv_general_dilated` of integers, summed in int32; each image is rounded with its own scale.
 
-    In `nnx.Conv` it takes the place of `conv_general_dilated`, with channels last.
+    In `nnx.Conv` this replaces `conv_general_dilated`, with channels last.
     """
-    del precision, out_sharding  # of integers there is one precision
+    del precision, out_sharding  # integers have one precision
     values, scale = round_to_int8(x, tuple(range(1, x.ndim)))
     y = lax.conv_general_dilated(
         values, kernel.values[...], strides, padding, preferred_element_type=jnp.int32, **options
@@ -100,17 +100,17 @@ def int8_convolution(
 
 
 def promote_around_int8(operands: tuple, *, dtype: DTypeLike | None = None) -> Any:
-    """`promote_dtype` of (input, kernel, bias) that leaves the kernel as it is, but counts the dtype it stands for."""
+    """`promote_dtype` of (input, kernel, bias), which uses the dtype of the int8 kernel but does not cast it."""
     x, kernel, bias = operands
     x, _, bias = promote_dtype((x, jnp.zeros((), kernel.dtype), bias), dtype=dtype)
     return x, kernel, bias
 
 
 class Int8RepMLP(nnx.Module):
-    """The fused RepMLP block, its FC3 multiplied in int8.
+    """The fused RepMLP block with FC3 multiplied in int8.
 
     Args:
-        block: the fused block, whose kernel is an `Int8Operand`.
+        block: the fused block; its kernel is an `Int8Operand`.
     """
 
     def __init__(self, block: FusedRepMLP):
@@ -139,10 +139,10 @@ class Int8RepMLP(nnx.Module):
 
 
 class Int8RepMLPNetBlock(nnx.Module):
-    """RepMLPNet's fused block, its FC3 multiplied in int8.
+    """RepMLPNet's fused block with FC3 multiplied in int8.
 
     Args:
-        block: the fused block, whose kernel is an `Int8Operand`.
+        block: the fused block; its kernel is an `Int8Operand`.
     """
 
     def __init__(self, block: FusedRepMLPNetBlock):

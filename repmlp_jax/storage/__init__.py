@@ -1,1 +1,1 @@
-"""Files: saved models, the checkpoints of a run, and what both are checked by."""
+"""Files: saved models, the checkpoints of a run, and the digests that check both."""

@@ -1,7 +1,7 @@
-"""One checkpoint on disk: written by Orbax with a digest of every array, not believed before they agree.
+"""One checkpoint on disk, which Orbax writes with a digest of every array; reading it compares the digests.
 
-The digests are of arrays, not of files: Orbax's files depend on the processes and devices that write them, and an
-array's digest does not; and the error names the array.
+The digests are of arrays, not of files: Orbax's files depend on the processes and devices that write them, digests of
+arrays do not. They also let an error name the array.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ from repmlp_jax.storage.digest import describe, digests
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or is damaged."""
+    """Raised if a checkpoint could not be written or is damaged."""
 
 
 class Record(TypedDict):
-    """What a checkpoint says of itself; the dicts of arrays have the paths of the leaves as their keys."""
+    """The metadata of a checkpoint; the keys of `arrays` and `digests` are the paths of the leaves."""
 
     arrays: dict[str, str]
     digests: dict[str, int]
@@ -33,58 +33,57 @@ class Record(TypedDict):
 
 
 def make_record(state: Any, metrics: Mapping[str, float], config: Mapping[str, Any]) -> Record:
-    """Describes a state; where it is spread over several processes, all of them make this call."""
+    """Describes a state; if it is spread over several processes, every process makes this call."""
     return Record(arrays=describe(state), digests=digests(state), metrics=dict(metrics), config=dict(config))
 
 
 def write(path: Path, state: Any, record: Record) -> Any:
-    """Starts writing a checkpoint; until it is complete nothing is at `path`.
+    """Starts writing a checkpoint; it appears at `path` when it is complete.
 
     Args:
-        path: a folder that is not there yet.
+        path: a folder that does not exist yet.
         state: PyTree of `jax.Array`s; it may be donated or deleted as soon as this returns.
-        record: that of the state.
+        record: of the state.
 
     Returns:
-        The save under way; its `result()` waits, and raises what went wrong.
+        The save in progress; its `result()` waits for it, and raises its error.
     """
-    # Orbax protects its metadata no more than its data: the record carries a digest of its own.
+    # Orbax does not protect its metadata, so the record gets its own digest.
     text = json.dumps(record)
     return ocp.save_async(path, state, custom_metadata={"record": text, "sha256": _sha256(text)})
 
 
 def read_record(path: Path) -> Record:
-    """Reads what a checkpoint says of itself.
+    """Reads the metadata of a checkpoint.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: if it is damaged.
     """
     return _attempt(path, lambda: _open_record(path))
 
 
 def read(path: Path, abstract_state: Any, retyped: Collection[str] = ()) -> Any:
-    """Reads a checkpoint. Where several processes train together, all of them make this call.
+    """Reads a checkpoint; with several processes, every process makes this call.
 
     Args:
         path: the checkpoint.
-        abstract_state: PyTree of `jax.ShapeDtypeStruct`s; their shardings are those of the arrays returned
-            (none: the first device), whatever they were when saved.
-        retyped: paths of arrays that may have been saved in another dtype, and are cast.
+        abstract_state: PyTree of `jax.ShapeDtypeStruct`s. The returned arrays have their shardings (None: the first
+            device), whatever the shardings were when the state was saved.
+        retyped: paths of arrays that may have been saved in another dtype and are cast.
 
     Returns:
-        The state, bit for bit as it was saved, but for what is cast.
+        The state, bit for bit as it was saved, except the arrays that are cast.
 
     Raises:
-        ValueError: the checkpoint holds other arrays than `abstract_state`.
-        CheckpointError: it is damaged.
+        ValueError: if the checkpoint holds other arrays than `abstract_state`.
+        CheckpointError: if it is damaged.
     """
     record = _attempt_everywhere(path, lambda: _open_record(path))
     wanted = jax.tree.map(_placed, abstract_state)
     leaves, structure = jax.tree.flatten(wanted)
     dtypes = {name: record["arrays"][name].partition("[")[0] for name in retyped if name in record["arrays"]}
-    saved = jax.tree.unflatten(
-        structure, [_with_dtype(leaf, dtypes.get(name)) for name, leaf in zip(describe(wanted), leaves, strict=True)]
-    )
+    named = zip(describe(wanted), leaves, strict=True)
+    saved = jax.tree.unflatten(structure, [leaf.update(dtype=dtypes.get(name, leaf.dtype)) for name, leaf in named])
     _require_same_arrays(path, saved=record["arrays"], wanted=describe(saved))
     state = _attempt_everywhere(path, lambda: _load(path, saved, record))
     _attempt_everywhere(path, lambda: _require_digests(state, record))
@@ -101,12 +100,12 @@ def _open_record(path: Path) -> Record:
 
 
 def _load(path: Path, placed: Any, record: Record) -> Any:
-    # With all processes active, Orbax would wait for ever for the one that meets the damaged file.
+    # With all processes active, Orbax would wait forever for a process that fails on a damaged file.
     with _this_process_alone():
         state = ocp.load(path, placed)
     if describe(state) != record["arrays"]:
         raise ValueError("arrays of other shapes than were saved")
-    # Orbax gives keys on a mesh of one device a sharding of its own, at which a step would be traced again.
+    # Orbax gives random keys on a mesh of one device another sharding, which would retrace the step.
     return jax.tree.map(_move, state, placed)
 
 
@@ -118,7 +117,7 @@ def _require_digests(state: Any, record: Record) -> None:
 
 
 def _attempt(path: Path, action: Callable[[], Any]) -> Any:
-    # Whatever a library raises over a damaged file (KeyError, UnicodeDecodeError, ...) means just that.
+    # Libraries raise any kind of error on a damaged file (KeyError, UnicodeDecodeError, ...).
     try:
         return action()
     except Exception as error:
@@ -126,7 +125,7 @@ def _attempt(path: Path, action: Callable[[], Any]) -> Any:
 
 
 def _attempt_everywhere(path: Path, action: Callable[[], Any]) -> Any:
-    """Fails in all processes if it fails in one, so that all of them go on to the same checkpoint."""
+    """Fails in all processes if it fails in one, so that all of them continue with the same checkpoint."""
     result, failure = None, None
     try:
         result = _attempt(path, action)
@@ -148,12 +147,7 @@ def _this_process_alone() -> ocp.Context:
 
 
 def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _with_dtype(leaf: jax.ShapeDtypeStruct, dtype: str | None) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding) if dtype else leaf
+    return leaf.update(sharding=leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
 
 
 def _move(array: jax.Array, placed: jax.ShapeDtypeStruct) -> jax.Array:
@@ -180,7 +174,7 @@ def _sha256(text: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line; Orbax adds pages of storage settings, among them which array it was."""
+    """An error in one line; Orbax's messages hold pages of storage settings, which include the array's name."""
     summary = re.split(r"\n|See full TensorStore|\[tensorstore_spec", str(error))[0].strip()[:300]
     array = re.search(r"""path\W+([^/'"\\]+)/\W""", str(error))
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "

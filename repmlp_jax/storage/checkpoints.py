@@ -1,4 +1,4 @@
-"""The checkpoints of a training run: the latest and the best are kept, the newest whole one is read."""
+"""The checkpoints of a training run: it keeps the latest and the best, and reads the newest complete one."""
 
 import logging
 import math
@@ -19,8 +19,8 @@ logger = logging.getLogger("repmlp_jax")
 class Checkpoints:
     """A folder of checkpoints, each a folder named by its step.
 
-    A context manager; leaving it waits for the save under way. Where several processes train together, all
-    of them make every call, in the same order, and see the same file system.
+    It is a context manager; its exit waits for the save in progress. With several processes, every process makes every
+    call, in the same order, and sees the same file system.
     """
 
     def __init__(
@@ -31,13 +31,16 @@ class Checkpoints:
         best: str = "test_accuracy",
         config: Mapping[str, Any] | None = None,
     ):
-        """Makes the folder if need be, and removes what a killed run left half-written.
+        """Creates the folder if necessary, and removes unfinished checkpoints of a killed run.
 
         Args:
-            folder: where the checkpoints are.
-            latest: how many of the newest checkpoints to keep, at least 1.
-            best: the metric, higher is better, whose best checkpoint is kept too.
-            config: what each checkpoint says of the run that made it, as JSON.
+            folder: folder of the checkpoints.
+            latest: number of the newest checkpoints to keep, at least 1.
+            best: the metric, higher is better, whose best checkpoint is kept as well.
+            config: configuration of the run, saved in each checkpoint as JSON.
+
+        Raises:
+            ValueError: if `latest` is below 1.
         """
         if latest < 1:
             raise ValueError(f"latest must be at least 1, got {latest}")
@@ -62,30 +65,29 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
     def best_step(self) -> int | None:
-        """The step whose metric `best` is highest, the earliest of equals; None where none was measured."""
+        """The step with the highest metric `best`, the earliest of equals; None if none was measured."""
         scores = {step: self._metrics[step].get(self._best, math.nan) for step in self.steps()}
         return max(
             (step for step in scores if math.isfinite(scores[step])), key=lambda step: scores[step], default=None
         )
 
     def would_be_best(self, metrics: Mapping[str, float], *others: Mapping[str, float]) -> bool:
-        """Whether the metric `best` of a state is higher than that of every saved one, and of the others."""
+        """Whether the metric `best` of a state is higher than in every saved state and in `others`."""
         score, *scores = (one.get(self._best, math.nan) for one in (metrics, *others, *self._metrics.values()))
         return math.isfinite(score) and all(score > other for other in scores if math.isfinite(other))
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Starts to save a checkpoint, after the save before is complete.
+        """Starts to save a checkpoint, after the previous save is complete.
 
-        A step that is already saved stays as it is; if the state is another one now, a warning says so.
+        A step that is already saved stays as it is; a warning says so if its state differs.
 
         Args:
-            step: the number of training steps done.
+            step: number of completed training steps.
             state: PyTree of `jax.Array`s; it may be donated or deleted as soon as this returns.
-            metrics: what was measured of this state. Without that of `best` (or with one that is not
-                finite) the checkpoint counts only as one of the latest.
+            metrics: of this state. Without a finite `best` the checkpoint is kept only as one of the latest.
 
         Raises:
-            CheckpointError: this save could not start, or the one before failed.
+            CheckpointError: if this save could not start, or the previous one failed.
         """
         self.wait()
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
@@ -107,10 +109,10 @@ class Checkpoints:
         self._metrics[step] = metrics
 
     def wait(self) -> None:
-        """Waits for the save under way, then removes the checkpoints that are neither latest nor best.
+        """Waits for the save in progress, then removes the checkpoints that are neither latest nor best.
 
         Raises:
-            CheckpointError: the save failed; what was saved before it is still there.
+            CheckpointError: if the save failed; earlier checkpoints are kept.
         """
         if self._saving is None:
             return
@@ -127,22 +129,21 @@ class Checkpoints:
     def restore(
         self, abstract_state: Any, retyped: Collection[str] = (), step: int | None = None
     ) -> tuple[int, Any] | None:
-        """Reads the newest whole checkpoint, or that of a given step.
+        """Reads the newest complete checkpoint, or that of a given step.
 
-        Damaged ones newer than it are named in a warning each and moved into the folder `damaged`.
+        Newer checkpoints that are damaged are moved into the folder `damaged`, each with a warning.
 
         Args:
-            abstract_state: PyTree of `jax.ShapeDtypeStruct`s; their shardings are those of the arrays
-                returned (none: the first device), whatever they were when saved.
-            retyped: paths of arrays that may have been saved in another dtype, and are cast.
-            step: the step to read; None for the newest.
+            abstract_state: as of `checkpoint_format.read`.
+            retyped: paths of arrays that may have been saved in another dtype and are cast.
+            step: the step to read; None: the newest.
 
         Returns:
-            The step and the state, bit for bit as it was saved; None where there is no checkpoint.
+            The step and the state, bit for bit as it was saved; None if there is no checkpoint.
 
         Raises:
-            ValueError: a checkpoint holds other arrays than `abstract_state`, or there is none of `step`.
-            CheckpointError: every checkpoint is damaged, or that of `step` is.
+            ValueError: if a checkpoint holds other arrays than `abstract_state`, or there is none of `step`.
+            CheckpointError: if every checkpoint, or that of `step`, is damaged.
         """
         self.wait()
         steps = self.steps()
@@ -160,7 +161,7 @@ class Checkpoints:
             else:
                 self._set_aside(damaged)
                 return candidate, state
-        # They stay where they are: with the folder empty, the next run would silently start from nothing.
+        # Damaged checkpoints stay in place: with an empty folder, the next run would silently start from step 0.
         if damaged:
             raise CheckpointError("no checkpoint can be read:\n" + "\n".join(damaged.values()))
         return None
@@ -172,7 +173,7 @@ class Checkpoints:
         try:
             return checkpoint_format.read_record(self._path(step))["metrics"]
         except CheckpointError:
-            return {}  # restore() is the place to complain: it knows whether the damage matters.
+            return {}  # restore() reports the damage if it matters.
 
     def _set_aside(self, steps: Iterable[int]) -> None:
         for step in steps:

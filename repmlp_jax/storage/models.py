@@ -1,4 +1,4 @@
-"""Saved models: a folder that says what it is, from which a model comes back without anybody building it."""
+"""Saved models: a folder that holds the model's class, arguments and weights, so that it can be rebuilt."""
 
 import hashlib
 import json
@@ -25,24 +25,24 @@ FORMAT = 2
 DESCRIPTION = "model.json"
 WEIGHTS = "weights.safetensors"
 SHARED = {"format", "model", "arguments", "fused", "preprocessing", "arrays", "versions"}
-# Format → what it holds: format 1 has a digest of every array, format 2 one of the file of weights.
+# Format → its entries: format 1 has a digest of every array, format 2 one of the file of weights.
 CONTENTS = {1: SHARED | {"digests"}, 2: SHARED | {"weights_sha256"}}
 
 
 def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | None = None, overwrite: bool = False):
-    """Saves a model of `list_models()`, trained, fused or quantised, in a folder that `load_model` reads.
+    """Saves a trained, fused or quantised model of `list_models()` in a folder that `load_model` reads.
 
-    The folder appears whole or not at all.
+    The folder is written atomically.
 
     Args:
-        path: the folder; its parents are made.
-        model: the model, as its class, `fuse_params` or `quantise_params` built it, with any weights.
-        preprocessing: what goes with it, as JSON: mean and std of the channels, class names.
+        path: the folder; missing parents are created.
+        model: the model, as its class, `fuse_params` or `quantise_params` returned it, with any weights.
+        preprocessing: saved as JSON with the model: mean and std of the channels, class names.
         overwrite: replace the folder if it exists.
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off.
-        TypeError: if the model is none of `list_models()`, or its modules were changed since it was built.
+        TypeError: if the model is not one of `list_models()`, or its modules were changed after it was built.
 
     Examples:
         >>> from flax import nnx
@@ -89,10 +89,10 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
 
 
 def load_model(path: str | Path) -> nnx.Module:
-    """Reads a model that `save_model` wrote; it is in evaluation mode.
+    """Reads a model that `save_model` wrote, in evaluation mode.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or it is no saved model.
+        FileNotFoundError: if there is no such folder, or it holds no saved model.
         ValueError: if it is damaged, or of a newer format.
 
     Examples:
@@ -105,11 +105,11 @@ def load_model(path: str | Path) -> nnx.Module:
 
 
 class SavedModel(NamedTuple):
-    """A saved model and what goes with it.
+    """A saved model and its preprocessing.
 
     Attributes:
         model: in evaluation mode.
-        preprocessing: mean and std of the channels, class names, as they were saved.
+        preprocessing: as passed to `save_model`: mean and std of the channels, class names.
     """
 
     model: nnx.Module
@@ -187,7 +187,7 @@ def _abstract(model_class, arguments_text, fused, quantised):
 def _is_fused(model) -> bool:
     model_class = _model_classes().get(type(model).__name__)
     if model_class is not type(model):
-        raise TypeError(f"save_model knows the models of list_models(), and a {type(model).__name__} is none of them")
+        raise TypeError(f"save_model takes models of list_models(), and a {type(model).__name__} is not one of them")
     found, quantised = describe(arrays_of(model)), quantisation(model)
     for fused in (True,) if quantised else (False, True):
         if found == describe(arrays_of(_abstract(model_class, model.arguments, fused, quantised))):

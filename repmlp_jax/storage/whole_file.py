@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written atomically."""
 
 import contextlib
 import os
@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
-    """Gives the path to write to; what is there becomes `path` when the block ends, and is removed if it fails.
+    """Yields a path to write to, which replaces `path` when the block ends and is removed if it fails.
 
     Args:
-        path: the file; its parents are made.
+        path: the file; missing parents are created.
         overwrite: replace the file if it exists.
 
     Raises:
@@ -20,7 +20,7 @@ def whole_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, and what is written is a file")
+        raise IsADirectoryError(f"{path} is a folder; choose the path of a file")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What can be learned: each task has its data, its loss and its scores, and one loop trains them all."""
+"""Tasks: each has its data, its loss and its scores, and one loop trains them all."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ from ml_collections import ConfigDict
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
-    """Trains a model, fuses it, and compares both: `training.loop.train` of the task that `config.task` names.
+    """Trains a model, fuses it, and compares both: calls `training.loop.train` with the task of `config.task`.
 
     Args:
         config: as `default_config()`.
-        workdir: the run's folder; it is made.
+        workdir: the run's folder; it is created.
 
     Returns:
-        What `results.json` holds, see `results.fuse_and_save`.
+        The content of `results.json`, see `results.fuse_and_save`.
 
     Raises:
-        ValueError: as `training.loop.train`, and all else that it raises.
+        ValueError: as `training.loop.train`, which lists further errors.
     """
     from repmlp_jax.training.loop import train
 
@@ -24,7 +24,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 def task_class(name: str) -> type:
-    """The task of that name; what it reads data with is imported only then."""
+    """The class of a task; the modules that read its data are imported only here."""
     if name == "faces":
         from repmlp_jax.tasks.faces.task import Faces
 

@@ -1,4 +1,4 @@
-"""Classification: of datasets that fit on the devices (CIFAR-10, digits), and of ImageNet and its like, streamed."""
+"""Classification of datasets that fit on the devices (CIFAR-10, digits) or are streamed (ImageNet)."""
 
 import functools
 from typing import Any
@@ -12,27 +12,26 @@ from flax import nnx
 from repmlp_jax.data import LOADERS, augment, load_dataset, open_dataset
 from repmlp_jax.data.mixing import mix
 from repmlp_jax.models.output_shape import output_shape
-from repmlp_jax.models.registry import create_model
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
+from repmlp_jax.training.task import ConfiguredTask
 
 
-class Classification:
-    """One label an image; the loss is the softmax's cross-entropy.
+class Classification(ConfiguredTask):
+    """One label for each image; the loss is the softmax cross-entropy.
 
     Args:
         config: as `default_config()`.
         mesh: the devices.
-        order_key: seed of the order of the examples, and of what the host draws for them.
+        order_key: seed of the order of the examples and of their augmentation on the host.
 
     Raises:
-        ValueError: if there is no such model or dataset, or they have different numbers of classes.
+        ValueError: if there is no such model or dataset, or their numbers of classes differ.
     """
 
     scores = ("loss", "accuracy")
     best = "accuracy"
-    correct_dtype = jnp.int32
     correct_dtype = jnp.int32
 
     def __init__(self, config, mesh, order_key):
@@ -74,28 +73,13 @@ class Classification:
         feed = StreamedFeed(open_stream, len(dataset.train), mesh)
         return dataset, feed, StreamedBatches(open_evaluation, mesh)
 
-    def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
-        """What is trained."""
-        return create_model(self._config.model, rngs=rngs, **self._config.model_arguments)
-
-    def result(self, model: nnx.Module) -> nnx.Module:
-        """What of it is saved, fused and evaluated."""
-        return model
-
-    def baselines(self) -> dict[str, dict[str, float]]:
-        """None: a classifier is better than chance or it is not."""
-        return {}
-
-    def draw(self, workdir, model):
-        """Pictures of what the model does; of a classifier there are none besides its curves."""
-
     def loss(self, model, batch, key):
-        """The mean loss of a batch and how many of its images are classified right.
+        """The mean loss of a batch and its number of correctly classified images.
 
-        Where images are mixed, right is the label that most of an image is of.
+        For mixed images the correct label is the one with the largest share.
         """
         augment_key, mix_key = jax.random.split(key)
-        # Streamed images were cropped and mirrored as they were decoded.
+        # Streamed images are cropped and mirrored when they are decoded.
         images = batch["image"]
         if self._is_resident:
             padding, flipped = self._config.crop_padding, self._config.flip
@@ -118,7 +102,7 @@ class Classification:
 
 
 def batch_metrics(logits, batch):
-    """The sum of the losses, how many are right, and how many there are."""
+    """The sum of the losses, the number of correct images, and the number of images."""
     targets = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=jnp.float32)
     losses = jnp.where(batch["mask"], cross_entropy(logits, targets), 0.0)
     right = _are_right(logits, batch["label"]) & batch["mask"]
@@ -126,7 +110,7 @@ def batch_metrics(logits, batch):
 
 
 def mean_metrics(measured) -> dict[str, float]:
-    """The mean loss in nats and the accuracy, a share of 1, of what was measured of all batches."""
+    """The mean loss in nats and the accuracy, a share of 1, over the metrics of all batches."""
     losses, right, counts = (np.sum(values, dtype=np.float64) for values in measured)
     return dict(loss=float(losses / counts), accuracy=float(right / counts))
 

@@ -13,7 +13,7 @@ HOMES = {"default_config": "repmlp_jax.training.config", "train_and_evaluate": "
 
 
 def __getattr__(name: str):
-    """Imports what a whole run needs (ml_collections, Orbax, TensorBoard) when it is asked for: a step needs none."""
+    """Imports the names in `HOMES` on first use: a step alone needs no ml_collections, Orbax or TensorBoard."""
     if name in HOMES:
         return getattr(importlib.import_module(HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

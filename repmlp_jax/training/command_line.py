@@ -1,4 +1,4 @@
-"""What a person sees of `train.py`: errors in one line, and no more log than they need."""
+"""The command line of `train.py`: flags, log levels, and errors in one line."""
 
 import contextlib
 import logging
@@ -19,30 +19,30 @@ BAD_INPUT = 2
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the flags; a mistake in them ends the program with one line."""
-    # Orbax reports each step of its work at the level "info", through absl.
+    """Parses the flags; an invalid flag ends the program with one line."""
+    # Orbax logs every step of its work through absl, at level "info".
     absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("repmlp_jax").setLevel(logging.INFO)
+    logger.setLevel(logging.INFO)
     try:
         recipe = _recipe_file(arguments)
         if recipe:
             _check_file(recipe)
         return flags.FLAGS(arguments)
     except AttributeError as error:
-        # ml_collections' message, in quotes, has the nearest field in a second line.
+        # ml_collections quotes its message and puts the nearest field on a second line.
         _exit("--config has no field " + str(error).strip("'").replace("\\'", "'").replace("\\n", "; "))
     except (flags.Error, OSError, ValueError) as error:
         if "get_config() takes 0 positional arguments" in str(error):
             _exit(f"{recipe} has no variants: nothing may follow a ':'")
-        # An error within a recipe comes as a whole traceback; its last line is the recipe's own.
+        # An error in a recipe arrives as a traceback; the last line is the recipe's own message.
         _exit(str(error).strip().splitlines()[-1].strip() if "Traceback" in str(error) else str(error))
 
 
 def ask_for_deterministic_algorithms():
-    """Makes XLA compile the same arithmetic for a GPU in every process, unless the user's XLA_FLAGS say otherwise.
+    """Makes XLA compile the same GPU arithmetic in every process, unless XLA_FLAGS already sets this.
 
-    By itself it chooses algorithms by timing them, and adds up in any order: two runs then differ in their last bits.
-    To be called before JAX looks for devices.
+    By default XLA picks algorithms by timing them and sums in any order, so two runs differ in their last bits.
+    Call this before JAX looks for devices.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:
@@ -50,16 +50,16 @@ def ask_for_deterministic_algorithms():
 
 
 def with_xla_flag(flags: str, flag: str) -> str:
-    """A value of XLA_FLAGS with one more flag.
+    """Adds a flag to a value of XLA_FLAGS.
 
-    XLA takes a value that does not start with "--" for the name of a file of flags. Such a value stays as it is, and a
-    warning says what to add to the file, unless the file has the flag.
+    XLA reads a value that does not start with "--" as the name of a file of flags. Such a value is returned unchanged;
+    if the file lacks the flag, a warning asks the user to add it.
     """
     if is_file_of_xla_flags(flags):
         try:
             found = Path(flags).read_text()
         except OSError:
-            found = ""  # XLA itself will say that it cannot read the file.
+            found = ""  # XLA reports that it cannot read the file.
         if flag.partition("=")[0] not in found:
             logger.warning("XLA_FLAGS names the file %s, which is left as it is: add %s to it", flags, flag)
         return flags
@@ -67,13 +67,13 @@ def with_xla_flag(flags: str, flag: str) -> str:
 
 
 def is_file_of_xla_flags(flags: str) -> bool:
-    """Whether a value of XLA_FLAGS is the name of a file, by XLA's rule."""
+    """Whether XLA reads a value of XLA_FLAGS as the name of a file."""
     return bool(flags.strip()) and not flags.strip().startswith("--")
 
 
 @contextlib.contextmanager
 def report_errors():
-    """Ends the program with one line for what a user can mend; --verbosity=1 shows where it was raised."""
+    """Ends the program with one line on an error that a user can fix; --verbosity=1 adds the traceback."""
     try:
         yield
     except (ValueError, OSError, FloatingPointError, CheckpointError) as error:
@@ -82,7 +82,7 @@ def report_errors():
 
 
 def _recipe_file(arguments: list[str]) -> str:
-    """The file that --config names, without its variant; empty where it is not given."""
+    """The file that --config names, without its variant; empty without --config."""
     recipe = ""
     for argument, next_argument in zip(arguments, [*arguments[1:], ""], strict=True):
         name, given, value = argument.partition("=")

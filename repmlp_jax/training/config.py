@@ -1,4 +1,4 @@
-"""What can be configured, and the check that a configuration says nothing else."""
+"""The fields of a configuration, their defaults, and their checks."""
 
 import inspect
 import math
@@ -34,52 +34,52 @@ def default_config() -> ConfigDict:
             task="classification",  # "classification", "faces" or "segmentation"
             seed=0,  # of initial weights, order and augmentation
             model="pure_mlp",  # one of list_models()
-            model_arguments={},  # of the model's class, besides those of the name
+            model_arguments={},  # of the model's class, in addition to those of its name
             init_from="",  # weights to start from: a saved model's folder, or a file of official PyTorch weights
             init_head="load",  # "skip": the classifier keeps its initial weights, as it has other classes
             dataset="cifar10",  # "cifar10", "digits", or the name of a TFDS dataset, which is streamed
-            test_dataset="",  # of faces, that to verify on; "": the test split of `dataset`
-            num_people=0,  # of faces that are streamed: how many there are; 0: the dataset fits on the devices
-            eval_split="val",  # of street scenes: the split to evaluate on
+            test_dataset="",  # for faces: the dataset to verify on; "": the test split of `dataset`
+            num_people=0,  # for streamed faces: people in the dataset; 0: the dataset fits on the devices
+            eval_split="val",  # for street scenes: the split to evaluate on
             data_dir="",  # folder of TFDS datasets; "": TFDS_DATA_DIR, or TFDS's default
             workers=0,  # processes that read and decode streamed data; 0: the training process itself
-            epochs=100,  # 0: only evaluate and fuse what init_from holds
+            epochs=100,  # 0: only evaluate and fuse the model of init_from
             batch_size=128,  # of all devices together; an epoch's last images that fill no batch wait for the next
-            accumulate=1,  # parts that a batch is done in, one after another, to need less memory
+            accumulate=1,  # parts of a batch, computed one after another to save memory
             optimizer="sgd",  # "sgd" or "adamw"
             learning_rate=0.2,  # at its peak, after the warm-up
             schedule="cosine",  # "cosine" to 0, "poly" to 0, or "steps"
             poly_power=0.9,  # of "poly"
-            drop_at=(0.6, 0.867, 0.967),  # of "steps": shares of the training after which the rate is divided by 10
+            drop_at=(0.6, 0.867, 0.967),  # of "steps": fractions of the training after which the rate is divided by 10
             warmup_epochs=0.0,
             momentum=0.9,  # of "sgd"
-            weight_decay=1e-4,  # of kernels; not of biases and norms
-            clip_norm=0.0,  # largest norm of all gradients together; 0: as they are
-            mesh=dict(data=0, fsdp=1),  # devices: rows that split a batch, times those that share a model; 0: the rest
+            weight_decay=1e-4,  # of kernels only, not of biases and norms
+            clip_norm=0.0,  # largest global norm of the gradients; 0: no clipping
+            mesh=dict(data=0, fsdp=1),  # devices: rows that split a batch × devices that share a model; 0: the rest
             label_smoothing=0.0,
             crop_padding=4,  # pixels of zeros around an image before the random crop; 0: no crop
             flip=True,  # mirror half of the images
-            augmentation="",  # of streamed images, besides crops and flips: "autoaugment" or "randaugment"
-            crop_scale=(0.5, 2.0),  # of street scenes: least and greatest factor of the size before a crop
-            margin=0.35,  # of AM-Softmax: what is taken off the cosine with one's own class
-            scale=30.0,  # of AM-Softmax: what the cosines are multiplied by
+            augmentation="",  # for streamed images, besides crops and flips: "autoaugment" or "randaugment"
+            crop_scale=(0.5, 2.0),  # for street scenes: smallest and largest scale factor before the crop
+            margin=0.35,  # of AM-Softmax: subtracted from the cosine with the true class
+            scale=30.0,  # of AM-Softmax: factor of the cosines
             auxiliary_weight=AUXILIARY_WEIGHT,  # of the loss of PSPNet's auxiliary head
             mixup=0.0,  # alpha of mixup; 0: off
-            cutmix=0.0,  # alpha of CutMix; 0: off; where both are on, each batch draws one
+            cutmix=0.0,  # alpha of CutMix; 0: off; with both on, each batch draws one of them
             eval_batch_size=500,
-            eval_every_epochs=1,  # and at the end
-            checkpoint_every_steps=0,  # besides that of every epoch's end; 0: none
-            checkpoint_every_seconds=30.0,  # least time between two, but for the last; 0: no limit
-            log_every_steps=0,  # a row of metrics.csv so often, besides that of every epoch's end; 0: none
-            profile_steps=0,  # how many training steps jax.profiler traces, after the first call; 0: none
-            steps_per_call=0,  # training steps between two looks at the loss; 0: as many as take about a second
+            eval_every_epochs=1,  # and after the last epoch
+            checkpoint_every_steps=0,  # in addition to each epoch's end; 0: none
+            checkpoint_every_seconds=30.0,  # least time between two checkpoints, except the last; 0: no limit
+            log_every_steps=0,  # steps between rows of metrics.csv, in addition to each epoch's end; 0: none
+            profile_steps=0,  # training steps that jax.profiler traces after the first call; 0: none
+            steps_per_call=0,  # training steps between two checks of the loss; 0: about a second of them
         )
     )
 
 
-# What a run of an earlier version did, whose configuration lacks a field that came later.
+# Values for fields that the configurations of earlier versions lack: what those versions did.
 BEFORE = {"checkpoint_every_seconds": 0.0, "log_every_steps": 0, "profile_steps": 0}
-# How a run is carried out and not what is learned: it may change from one start of a run to the next.
+# Fields that do not change what is learned: a resumed run may set them differently.
 FREE = ("mesh", "workers", "checkpoint_every_seconds", "profile_steps")
 
 
@@ -116,7 +116,7 @@ def _problems_of_model_arguments(config):
 
 
 def differences(one: dict, other: dict) -> list[str]:
-    """The fields that decide what is learned and that differ in two configurations, with the values of both."""
+    """Lists the fields that change what is learned and differ between two configurations, with both values."""
     one, other = ({**BEFORE, **config} for config in (one, other))
     return [
         f"{name} is {one.get(name, 'missing')!r} now and {other.get(name, 'missing')!r} there"

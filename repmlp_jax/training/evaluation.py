@@ -1,4 +1,4 @@
-"""How good a model is, how far the fused one is from the trained one, and how fast both are."""
+"""Evaluation: scores of a model, and a comparison of the trained and the fused model."""
 
 import functools
 import statistics
@@ -24,14 +24,14 @@ from repmlp_jax.training.sharding import (
 
 
 class Comparison(NamedTuple):
-    """A trained model beside its fused twin on the same images.
+    """A trained and its fused model on the same images.
 
     Attributes:
-        scores: of the trained and the fused one.
-        largest_difference: largest absolute difference of any output, computed at the highest precision of products.
-        largest_output: largest absolute output of the trained one.
-        difference_as_run: largest absolute difference at the devices' default precision, at which they are used.
-        images_per_second: of the trained and the fused one.
+        scores: of the trained and the fused model.
+        largest_difference: largest absolute difference of any output, at the highest matmul precision.
+        largest_output: largest absolute output of the trained model.
+        difference_as_run: largest absolute difference at the devices' default matmul precision.
+        images_per_second: of the trained and the fused model.
     """
 
     scores: tuple[dict[str, float], dict[str, float]]
@@ -45,11 +45,10 @@ class Evaluator:
     """Evaluates models on a split, every image exactly once on any number of devices.
 
     Args:
-        batches: the split, `ResidentBatches` or `StreamedBatches`; "mask" says what of a batch counts, as the last one
-            is filled up.
-        predict: `(model, batch) → outputs`; in jit, with the model in evaluation mode.
-        batch_metrics: `(outputs, batch) → PyTree of arrays`, what is measured of a batch; in jit.
-        mean_metrics: the same of all batches, NumPy arrays with a first axis for the batches → scores by name.
+        batches: the split. The entry "mask" of a batch is False for the examples that pad the last batch.
+        predict: `(model, batch) → outputs`; runs under jit, with the model in evaluation mode.
+        batch_metrics: `(outputs, batch) → PyTree of arrays`, the metrics of a batch; runs under jit.
+        mean_metrics: the metrics of all batches, stacked along a first axis as NumPy arrays → scores by name.
         mesh: the devices.
     """
 
@@ -74,12 +73,12 @@ class Evaluator:
         return self._mean_metrics(self._metrics_all("evaluating", put_everywhere(model, self._mesh)))
 
     def outputs(self, model: nnx.Module) -> np.ndarray:
-        """What the model gives for every example, those that fill up the last batch included."""
+        """The model's outputs for every example, including those that pad the last batch."""
         return np.concatenate(self._predict_all("embedding", put_everywhere(model, self._mesh)))
 
     def compare(self, trained: nnx.Module, fused: nnx.Module, runs: int = 5) -> Comparison:
-        """Puts the fused model beside the trained one."""
-        trained, fused = put_everywhere(trained, self._mesh), put_everywhere(fused, self._mesh)
+        """Compares the fused model with the trained one; the speed is the median of `runs` calls."""
+        trained, fused = (put_everywhere(model, self._mesh) for model in (trained, fused))
         of_trained, of_fused, differences, outputs = self._compare_all("comparing trained and fused", trained, fused)
         as_run = differences
         if rounds_products(self._mesh):
@@ -100,12 +99,12 @@ class Evaluator:
 
 
 def rounds_products(mesh) -> bool:
-    """Whether the devices by default multiply float32 in fewer bits: GPUs as TF32, TPUs as bfloat16."""
+    """Whether the devices multiply float32 in fewer bits by default: GPUs in TF32, TPUs in bfloat16."""
     return platform_of(mesh) != "cpu"
 
 
 class ResidentBatches:
-    """The batches of a dataset that lies on the devices and that every process has.
+    """The batches of a dataset that is held on the devices and that every process has.
 
     Args:
         dataset: name → array (examples, …).
@@ -120,9 +119,10 @@ class ResidentBatches:
         self._mesh = mesh
 
     def compile(self, function: Callable) -> Callable:
-        """Compiles `(description, *models) → function(*models, batch)` of all batches, brought to the host.
+        """Compiles `(description, *models) → function(*models, batch)` over all batches, on the host.
 
-        It is one program, but on the CPU, where XLA runs convolutions within a loop on one core and 20 times slower.
+        All batches run in one program, except on the CPU, where XLA runs convolutions in a loop on one core, 20 times
+        slower.
         """
 
         def of_one(resident, number, *models):
@@ -154,10 +154,10 @@ class ResidentBatches:
 
 
 class StreamedBatches:
-    """The batches of which this process reads its part; all processes have equally many.
+    """Batches of which each process reads its part; every process has the same number of batches.
 
     Args:
-        open_stream: opens a stream of this process's parts of the batches, from the first on.
+        open_stream: opens a stream of this process's parts of the batches, from the first batch.
         mesh: the devices.
     """
 
@@ -166,7 +166,7 @@ class StreamedBatches:
         self._mesh = mesh
 
     def compile(self, function: Callable) -> Callable:
-        """Compiles `(description, *models) → function(*models, batch)` of all batches, brought to the host."""
+        """Compiles `(description, *models) → function(*models, batch)` over all batches, on the host."""
         of_one = jax.jit(function, out_shardings=replicated(self._mesh))
         return lambda description, *models: _on_host(
             of_one(*models, put_batch(batch, self._mesh)) for batch in _visible(self._open_stream(), description)
@@ -178,7 +178,7 @@ class StreamedBatches:
 
 
 def _on_host(results):
-    """What each batch gave, one after another along a new first axis."""
+    """The results of all batches, stacked along a new first axis."""
     return jax.tree.map(lambda *parts: np.stack(parts), *jax.device_get(list(results)))
 
 
@@ -188,12 +188,12 @@ def _visible(batches, description):
 
 
 def in_evaluation(model: nnx.Module) -> nnx.Module:
-    """A view of the model in evaluation mode, whatever there is in it that has modes."""
+    """A view of the model in evaluation mode."""
     return nnx.view(model, raise_if_not_found=False, use_running_average=True, deterministic=True)
 
 
 def images_per_second(call: Callable[[], jax.Array], images: int, runs: int) -> float:
-    """The median speed of a call that does so many images, after one that compiles."""
+    """The median speed of a call that processes `images` images, after a first call that compiles."""
     call().block_until_ready()
     seconds = []
     for _ in range(runs):

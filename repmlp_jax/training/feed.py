@@ -1,4 +1,4 @@
-"""What feeds the training step: a dataset that lies on the devices, or a stream of batches that the host makes."""
+"""Feeds of the training step: a dataset on the devices, or a stream of batches from the host."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -11,14 +11,14 @@ from repmlp_jax.training.sharding import platform_of, put_batch, put_on_every_de
 
 
 class ResidentFeed:
-    """Feeds a dataset that fits on the devices; no image crosses from the host after the first step.
+    """Feeds a dataset that fits on the devices; after the first step no image is copied from the host.
 
-    An epoch's order follows from the seed and the epoch, the batch from the order and the step.
+    The seed and the epoch determine the order, the order and the step determine the batch.
 
     Args:
         dataset: name → array (examples, …), which every process has.
         batch_size: examples of a batch, of all devices together.
-        order_key: seed of the orders.
+        order_key: seed of the order of the examples.
         mesh: the devices.
     """
 
@@ -35,13 +35,13 @@ class ResidentFeed:
         self._draw_order = jax.jit(draw_order, out_shardings=replicated(mesh))
 
     def compile(self, one_step: Callable, key, shardings) -> Callable:
-        """Compiles `(state, step, count) → state`, which does `count` steps within an epoch from `step` on.
+        """Compiles `(state, step, count) → state`, which runs `count` steps within an epoch, starting at `step`.
 
-        It does not matter how the steps are spread over calls, and another `count` is no other program.
+        The result does not depend on how steps are split into calls, and another `count` does not recompile.
 
         Args:
-            one_step: `step.make_step`'s.
-            key: seed of all that is drawn in a step.
+            one_step: of `step.make_step`.
+            key: seed of the randomness in a step.
             shardings: of the state's arrays.
         """
         train_steps = self.make_train_steps(one_step, shardings)
@@ -63,7 +63,7 @@ class ResidentFeed:
             batch = {name: array[chosen] for name, array in dataset.items()}
             return one_step(state, lax.with_sharding_constraint(batch, split_batch(self._mesh)), key)
 
-        # XLA's CPU backend runs convolutions within a loop on one core and 20 times slower.
+        # XLA's CPU backend runs convolutions in a loop on one core, 20 times slower.
         repeat = step_by_step if platform_of(self._mesh) == "cpu" else in_a_loop
         return repeat(step_on, shardings)
 
@@ -71,11 +71,11 @@ class ResidentFeed:
 class StreamedFeed:
     """Feeds batches that the host reads and decodes while the devices compute.
 
-    The place in the stream is the training step: nothing else has to be saved to resume.
+    The training step is the position in the stream: a checkpoint needs nothing else to resume.
 
     Args:
-        open_stream: step → this process's parts of the batches from that step on.
-        examples: of the dataset.
+        open_stream: step → this process's parts of the batches, starting at that step.
+        examples: number of examples in the dataset.
         mesh: the devices.
     """
 
@@ -102,7 +102,7 @@ class StreamedFeed:
 
 
 def step_by_step(step: Callable, shardings) -> Callable:
-    """Compiles `(state, dataset, order, key, count) → state`, which calls the step so often from the host."""
+    """Compiles `(state, dataset, order, key, count) → state`, which calls the step `count` times from the host."""
     one_step = jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
     def train_steps(state, dataset, order, key, count):

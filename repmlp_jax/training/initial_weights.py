@@ -1,4 +1,4 @@
-"""The weights that training starts from: those of a saved model, or of the official PyTorch code."""
+"""The weights that training starts from: a saved model, or official PyTorch weights."""
 
 from pathlib import Path
 
@@ -14,16 +14,19 @@ from repmlp_jax.storage.models import load_model
 
 
 def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") -> nnx.Module:
-    """The model with the weights and statistics that are stored there; a PSPNet takes those of a classifier's stages.
+    """Loads weights and statistics into a model; a PSPNet also takes the stages of a classifier.
 
     Args:
         path: a folder that `save_model` wrote, or a file of official PyTorch weights.
         model: of the same architecture; with `head="skip"` it may have another number of classes.
         head: "skip" leaves the classifier as the model has it.
 
+    Returns:
+        A new model of the given class.
+
     Raises:
         FileNotFoundError: if there is nothing at `path`.
-        ValueError: if what is there does not fit the model.
+        ValueError: if the stored weights do not fit the model.
     """
     if not Path(path).is_dir():
         return from_torch(model, load_torch_file(path), head=head)

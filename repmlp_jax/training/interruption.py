@@ -1,4 +1,4 @@
-"""Asking a run to stop: SIGTERM, as schedulers and preempted machines send it."""
+"""SIGTERM, which schedulers and preempted machines send to ask a run to stop."""
 
 import signal
 import threading
@@ -8,9 +8,9 @@ from jax.experimental import multihost_utils
 
 
 class Interruption:
-    """A context in which SIGTERM is noted instead of killing the process.
+    """A context in which SIGTERM sets a flag instead of killing the process.
 
-    With several processes JAX's own notice is used, for which all of them agree on the moment to stop.
+    Several processes use JAX's own preemption notice, so that all of them stop at the same step.
     """
 
     signal = signal.SIGTERM
@@ -28,9 +28,9 @@ class Interruption:
             signal.signal(self.signal, self._previous)
 
     def requested(self) -> bool:
-        """Whether to stop now; all processes ask equally often."""
+        """Whether to stop now; every process must make every call."""
         if jax.process_count() > 1:
-            # They agree on the next number after those that each has come to, so none may be left out, as steps are.
+            # The processes agree on a future number of this counter, so it must not skip any, unlike the step.
             self._looks += 1
             return multihost_utils.reached_preemption_sync_point(self._looks)
         return self._asked.is_set()

@@ -1,4 +1,4 @@
-"""Training from a configuration to a trained and a fused model on disk; to be read from top to bottom."""
+"""Training from a configuration to a trained and a fused model on disk; read it from top to bottom."""
 
 import contextlib
 import json
@@ -32,29 +32,29 @@ from repmlp_jax.training.task import Task
 
 logger = logging.getLogger("repmlp_jax")
 
-LARGEST_DAMAGED_SHARE = 0.05  # of the examples, where more would change what is learned
-JUDGED_FROM = 1000  # examples, before which a share says little
+LARGEST_DAMAGED_SHARE = 0.05  # of the examples; more would change what is learned
+JUDGED_FROM = 1000  # examples; the share of fewer says little
 
 
 def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDict, Mesh, jax.Array], Task]) -> dict:
     """Trains a model on a task, fuses it, and compares both.
 
-    In `workdir` it leaves `config.json`, `metrics.csv`, `curves.png`, `tensorboard/`, `checkpoints/`, and at the end
-    `model/` and `fused/` for `load_model`, and `results.json`. Called again with the same configuration, it resumes
-    from the last whole checkpoint and ends with bit-identical parameters. Where several processes train together,
-    all of them call it.
+    It writes `config.json`, `metrics.csv`, `curves.png`, `tensorboard/` and `checkpoints/` to `workdir`, and at the end
+    `model/` and `fused/`, which `load_model` reads, and `results.json`. A second call with the same configuration
+    resumes from the last complete checkpoint and ends with bit-identical parameters. With several processes, every
+    process calls it.
 
     Args:
         config: as `default_config()`.
-        workdir: the run's folder; it is made.
-        make_task: makes the task from the configuration, the devices, and a key for the order of the examples.
+        workdir: the run's folder; it is created.
+        make_task: creates the task from the configuration, the devices, and a key for the order of the examples.
 
     Returns:
-        What `results.json` holds, see `results.fuse_and_save`.
+        The content of `results.json`, see `results.fuse_and_save`.
 
     Raises:
-        ValueError: if the configuration is not valid or not that of an earlier run in `workdir`, or of at least 1,000
-            examples more than 5 % are damaged.
+        ValueError: if the configuration is not valid, `workdir` holds a run of another configuration, or more than 5 %
+            of at least 1,000 examples are damaged.
         FloatingPointError: if a loss is not finite; the message names the step.
         SystemExit: after SIGTERM, once the state is saved.
     """
@@ -85,15 +85,8 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
     graphdef = nnx.graphdef(nnx.eval_shape(make_model, init_key))
     abstract_state = jax.eval_shape(make_state, init_key)
     shardings = sharding.state_shardings(abstract_state, mesh)
-    one_step = make_step(
-        graphdef,
-        optimizer,
-        task.loss,
-        batch_size=config.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        accumulate=config.accumulate,
-        mesh=mesh,
-    )
+    sizes = dict(batch_size=config.batch_size, steps_per_epoch=steps_per_epoch, accumulate=config.accumulate)
+    one_step = make_step(graphdef, optimizer, task.loss, **sizes, mesh=mesh)
     train_steps = task.feed.compile(one_step, step_key, shardings)
     pace = Pace(config.steps_per_call)
     if is_chief:
@@ -101,8 +94,8 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         replace_text(workdir / "config.json", json.dumps(plain_config, indent=1))
 
     def first_state():
-        """The state before the first step, with the weights of `init_from` where that is given."""
-        # On the host, and not as one program: to compile that took 25 seconds for a RepMLPNet-T224.
+        """The state before the first step, with the weights of `init_from`, if set."""
+        # On the host and not in one program, which took 25 seconds to compile for a RepMLPNet-T224.
         with jax.default_device(host()):
             model = make_model(init_key)
             if config.init_from:
@@ -116,7 +109,8 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         saving = Saving(checkpoints, config.checkpoint_every_seconds)
         interruption = stack.enter_context(Interruption())
         profiler = stack.enter_context(Profiler(workdir / "profile", config.profile_steps))
-        step, state = checkpoints.restore(_placed(abstract_state, shardings), RETYPED) or (0, first_state())
+        placed = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), abstract_state, shardings)
+        step, state = checkpoints.restore(placed, RETYPED) or (0, first_state())
         if step:
             logger.warning("resuming from step %d of %d", step, final_step)
         metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step, task.scores))) if is_chief else None
@@ -159,7 +153,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
                 )
             if is_chief and is_end_of_epoch:
                 bar.write(_line_of_epoch(epoch, seen, task.scores, scores, images_per_second))
-            # After the row: a checkpoint of an epoch's end without its row could not make it again.
+            # After the row: a run that resumed from this checkpoint would not write the row again.
             must = asked_to_stop or step == final_step
             if must or is_end_of_epoch or _is_multiple(step, config.checkpoint_every_steps):
                 saving.offer(step, state, tested, must=must)
@@ -175,7 +169,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
 
 
 def _refuse_another_configuration(workdir: Path, wanted: dict):
-    """Raises ValueError where the processes or the runs in a folder differ in more than how they are spread."""
+    """Raises ValueError if another process, or an earlier run in the folder, would learn something else."""
     if jax.process_count() > 1:
         deciding = {name: value for name, value in wanted.items() if name not in FREE}
         digest = np.uint32(zlib.crc32(json.dumps(deciding, sort_keys=True).encode()))
@@ -192,16 +186,8 @@ def _refuse_another_configuration(workdir: Path, wanted: dict):
         )
 
 
-def _placed(abstract_state, shardings):
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract_state,
-        shardings,
-    )
-
-
 def _next_stop(step: int, steps_per_epoch: int, config: ConfigDict) -> int:
-    """The next step with something to do: an epoch's end, a checkpoint or a row."""
+    """The next step at which an epoch ends, or a checkpoint or a row is due."""
     periods = steps_per_epoch, config.checkpoint_every_steps, config.log_every_steps
     return min((step // period + 1) * period for period in periods if period)
 
@@ -211,29 +197,18 @@ def _is_multiple(step: int, period: int) -> bool:
 
 
 def _line_of_epoch(epoch, seen, names, scores, images_per_second) -> str:
-    tested = [f"test {name.replace('_', ' ')} {score(name, scores[name])}" for name in names if name in scores]
-    return "  ".join(
-        [
-            f"epoch {epoch:3d}  train loss {seen.loss:.4f}  train accuracy {seen.accuracy:.2%}",
-            *tested,
-            f"{images_per_second:,.0f} images/s",
-        ]
-    )
+    parts = [f"epoch {epoch:3d}", f"train loss {seen.loss:.4f}", f"train accuracy {seen.accuracy:.2%}"]
+    parts += [f"test {name.replace('_', ' ')} {score(name, scores[name])}" for name in names if name in scores]
+    return "  ".join([*parts, f"{images_per_second:,.0f} images/s"])
 
 
 def _progress_bar(batch_size: int, step: int, final_step: int) -> tqdm:
-    return tqdm(
-        total=final_step * batch_size,
-        initial=step * batch_size,
-        unit=" images",
-        unit_scale=True,
-        dynamic_ncols=True,
-        disable=jax.process_index() > 0,
-    )
+    sizes = dict(total=final_step * batch_size, initial=step * batch_size)
+    return tqdm(**sizes, unit=" images", unit_scale=True, dynamic_ncols=True, disable=jax.process_index() > 0)
 
 
 def _check_damaged(seen, batch_size):
-    """Raises ValueError where too many examples are damaged; all processes see the same count."""
+    """Raises ValueError if too many examples are damaged; all processes see the same count."""
     read = seen.step * batch_size + seen.damaged
     if read >= JUDGED_FROM and seen.damaged > LARGEST_DAMAGED_SHARE * read:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The figures of a run: a CSV file that survives every interruption, TensorBoard, and a picture of the curves."""
+"""The metrics of a run: a CSV file that survives interruptions, TensorBoard, and a plot of the curves."""
 
 import csv
 import io
@@ -11,30 +11,22 @@ from tensorboardX import SummaryWriter
 
 from repmlp_jax import plots
 
-COLUMNS = {
-    "epoch": int,
-    "step": int,
-    "learning_rate": float,
-    "train_loss": float,
-    "train_accuracy": float,
-}
-"""Those of every task; its scores follow, each as `test_` and its name."""
+COLUMNS = {"epoch": int, "step": int, "learning_rate": float, "train_loss": float, "train_accuracy": float}
+"""The columns of every task; a column `test_NAME` for each of its scores follows."""
 
 SECONDS_BETWEEN_PICTURES = 60
 
 
 class Metrics:
-    """A row for each epoch, and for steps between, in `metrics.csv`, and the same in TensorBoard.
+    """Writes a row for each epoch, and for steps in between, to `metrics.csv` and to TensorBoard.
 
-    What was not measured is an empty cell, and None in `rows`.
-
-    The file is always a whole number of rows, and holds what follows from the configuration alone, no times: an
-    interrupted run ends with the same file as an undisturbed one.
+    A value that was not measured is an empty cell, and None in `rows`. The file always holds complete rows, and no
+    times: an interrupted run ends with the same file as an uninterrupted one.
 
     Args:
         workdir: the run's folder.
-        step: the step that the run resumes from; rows of later steps are dropped, to be made again.
-        scores: what the task measures of a model.
+        step: the step that the run resumes from; rows of later steps are dropped.
+        scores: names of the task's scores.
     """
 
     def __init__(self, workdir: Path, step: int, scores: Sequence[str]):
@@ -46,11 +38,11 @@ class Metrics:
         if self.rows != rows:
             self._write()
         self._drawn = time.perf_counter()
-        # TensorBoard drops the points from this step on, as of an interrupted run; that of `step` itself is kept.
+        # TensorBoard drops the points after `step`, which an interrupted run left.
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=10)
 
     def add(self, *, images_per_second: float, **row) -> None:
-        """Adds a row, with what was measured of the columns; it is on the disk when this returns."""
+        """Adds a row of the columns that were measured; it is on disk when this returns."""
         self.rows.append({name: kind(row[name]) if name in row else None for name, kind in self._columns.items()})
         self._write()
         for name in set(row) - {"epoch", "step"}:
@@ -60,7 +52,7 @@ class Metrics:
             self._draw()
 
     def close(self) -> None:
-        """Draws the last picture and closes TensorBoard's file."""
+        """Draws the curves and closes TensorBoard's file."""
         self._draw()
         self._tensorboard.close()
 
@@ -77,7 +69,7 @@ class Metrics:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file so that at every instant there is either the old one or the new one, whole."""
+    """Replaces a file atomically: a reader sees the old text or the new one."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w") as file:
         file.write(text)

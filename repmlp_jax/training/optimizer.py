@@ -1,4 +1,4 @@
-"""How gradients become updates, and the learning rate over the steps."""
+"""Optimizers and learning-rate schedules."""
 
 import collections
 
@@ -9,8 +9,8 @@ import optax
 def make_optimizer(config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer and the learning-rate schedule that a configuration asks for.
 
-    SGD's momentum is PyTorch's, with the decay added to the gradient; AdamW's decay is its own. Kernels alone decay,
-    not biases and norms.
+    SGD follows PyTorch and adds the decay to the gradient; AdamW decouples it. Only kernels decay, not biases and
+    norms.
     """
     schedule = make_schedule(config, steps_per_epoch)
     if config.optimizer == "adamw":
@@ -26,7 +26,7 @@ def make_optimizer(config, steps_per_epoch: int) -> tuple[optax.GradientTransfor
 
 
 def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
-    """A linear warm-up, then the schedule of that name: "cosine", "poly" or "steps"."""
+    """A linear warm-up, then `config.schedule`: "cosine", "poly" or "steps"."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     left = max(1, config.epochs * steps_per_epoch - warmup)
     peak = config.learning_rate

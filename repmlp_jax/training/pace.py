@@ -1,4 +1,4 @@
-"""How many training steps to do between two looks at the loss."""
+"""The number of training steps between two checks of the loss."""
 
 import contextlib
 import time
@@ -11,10 +11,10 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class Pace:
-    """Measures the time of a step and decides from it how many to do in one call; all processes decide the same.
+    """Chooses the number of steps per call from the time of a step; all processes choose the same.
 
     Args:
-        steps_per_call: the number; 0: as many as take about a second, once that is known.
+        steps_per_call: the number of steps; 0: one step at first, then as many as take about a second.
     """
 
     def __init__(self, steps_per_call: int):
@@ -25,7 +25,7 @@ class Pace:
 
     @contextlib.contextmanager
     def timed(self, count: int):
-        """A context in which `count` steps are done and waited for."""
+        """A context that runs `count` steps and waits for them."""
         start = time.perf_counter()
         yield
         self.seconds_per_step = (time.perf_counter() - start) / count

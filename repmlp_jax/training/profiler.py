@@ -1,4 +1,4 @@
-"""A trace of some training steps, to be read in TensorBoard, XProf or Perfetto."""
+"""A trace of some training steps, for TensorBoard, XProf or Perfetto."""
 
 import contextlib
 from pathlib import Path
@@ -7,11 +7,11 @@ import jax
 
 
 class Profiler:
-    """A context in which `trace` traces calls of the training steps, after the first, which compiles.
+    """A context in which `trace` traces the calls after the first, which compiles.
 
     Args:
-        folder: where the trace is written.
-        steps: calls are traced until they have done so many steps; 0: none is.
+        folder: folder that the trace is written to.
+        steps: calls are traced until they have run this many steps; 0: no trace.
     """
 
     def __init__(self, folder: Path, steps: int):
@@ -28,7 +28,7 @@ class Profiler:
 
     @contextlib.contextmanager
     def trace(self, step: int, count: int):
-        """A context in which `count` steps from `step` on are done and waited for."""
+        """A context that runs `count` steps, starting at `step`, and waits for them."""
         if self._remaining <= 0 or not self._is_compiled:
             yield
             self._is_compiled = True

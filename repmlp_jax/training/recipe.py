@@ -1,13 +1,13 @@
-"""What the recipes in `configs/` share."""
+"""Helpers of the recipes in `configs/`."""
 
 from pathlib import Path
 
 
 def pick_variant(variants: dict[str, str], variant: str, recipe: str) -> str:
-    """What a recipe's variant stands for, "" for none; `recipe` is its `__file__`.
+    """The value of a recipe's variant; "" is the default one. `recipe` is its `__file__`.
 
     Raises:
-        ValueError: if there is no such variant; the message has them all.
+        ValueError: if there is no such variant; the message lists them.
     """
     if variant not in variants:
         name = "/".join(Path(recipe).parts[-2:])

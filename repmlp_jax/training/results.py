@@ -1,4 +1,4 @@
-"""What a run ends with: the trained and the fused model on disk, and a table that puts them side by side."""
+"""The results of a run: the trained and the fused model on disk, and a table of both."""
 
 import json
 from pathlib import Path
@@ -18,29 +18,21 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
     """Fuses a trained model, saves both, compares them and prints the table.
 
     Returns:
-        A dict with `trained` and `fused`, each with the task's scores, parameters, macs (multiply-accumulates an image)
-        and images_per_second; `baselines`, name → scores, which a model has to beat; `largest_output_difference` on
-        the test images, computed at the highest precision, and their `largest_output`;
-        `largest_output_difference_as_run`, at the default precision of the devices; `computed_in`, a dtype.
+        A dict of `trained` and `fused`, each with the task's scores, parameters, macs (multiply-accumulates per image)
+        and images_per_second; `baselines`, name → scores that a model has to beat; `largest_output_difference` on the
+        test images at the highest matmul precision, and their `largest_output`; `largest_output_difference_as_run`, at
+        the devices' default precision; `computed_in`, a dtype.
     """
     model = on_this_process(model)
     model.eval()
     fused = fuse_params(model)
     report = fuse_report(model)
-    assert report.macs is not None, "every model of list_models() says what it takes"
+    assert report.macs is not None, "every model of list_models() has an input_shape"
     comparison = task.evaluator.compare(model, fused)
-    columns = zip(
-        ("trained", "fused"),
-        comparison.scores,
-        report.parameters,
-        report.macs,
-        comparison.images_per_second,
-        strict=True,
-    )
-    results = {
-        name: scores | dict(parameters=parameters, macs=macs, images_per_second=speed)
-        for name, scores, parameters, macs, speed in columns
-    }
+    results: dict = {}
+    for index, name in enumerate(("trained", "fused")):
+        sizes = dict(parameters=report.parameters[index], macs=report.macs[index])
+        results[name] = comparison.scores[index] | sizes | dict(images_per_second=comparison.images_per_second[index])
     results["baselines"] = task.baselines()
     results["largest_output_difference"] = comparison.largest_difference
     results["largest_output"] = comparison.largest_output
@@ -56,7 +48,7 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
 
 
 def score(name: str, value: float) -> str:
-    """A score as it is printed: losses as they are, shares in per cent."""
+    """Formats a score: a loss as a number, a share in per cent."""
     return f"{value:.4f}" if name == "loss" else f"{value:.2%}"
 
 

@@ -1,4 +1,4 @@
-"""When a state is saved: not more often than the configuration allows; a best one is held until then."""
+"""The times at which a state is saved; a new best state is held in between."""
 
 import time
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from repmlp_jax.storage.checkpoints import Checkpoints
 
 
 class Saving:
-    """Saves the states that a run offers, with so many seconds from one to the next.
+    """Saves the states that a run offers, at least `seconds` apart.
 
-    A new best state within that time is held on the devices, and saved before the next one. A run that is killed
-    before then comes to it again, from the checkpoint before. Where several processes train together, all of them
-    make every call, and the clock of process 0 decides.
+    A new best state in between is held on the devices and saved before the next one. A run that is killed before that
+    resumes from the checkpoint before and reaches the same state. With several processes, every process makes every
+    call, and the clock of process 0 decides.
 
     Args:
         checkpoints: of the run.
-        seconds: least time from a save to the next; 0: every state that is offered is saved.
+        seconds: least time between two saves; 0: every offered state is saved.
     """
 
     def __init__(self, checkpoints: Checkpoints, seconds: float):
@@ -32,13 +32,13 @@ class Saving:
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 
     def offer(self, step: int, state: Any, scores: Mapping[str, float], *, must: bool = False) -> None:
-        """Saves a state if it is time, or if it must be; one that is neither and the best so far is held.
+        """Saves a state if a save is due or `must` is set; otherwise holds it if it is the best so far.
 
         Args:
-            step: the number of training steps done.
+            step: number of completed training steps.
             state: PyTree of `jax.Array`s; it may be donated or deleted as soon as this returns.
-            scores: what was measured of it, if anything.
-            must: save it in any case.
+            scores: of the state; empty if it was not evaluated.
+            must: save the state in any case.
         """
         if must or self._is_time():
             if self._held and self._checkpoints.would_be_best(scores, self._held[2]):

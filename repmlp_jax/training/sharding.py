@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh over all devices of all processes, batches split over it, weights whole or in parts."""
+"""Sharding: one mesh over all devices of all processes, with split batches and replicated or split weights."""
 
 import math
 from typing import Any
@@ -7,26 +7,28 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-# Splitting less than this saves no memory that counts, and costs a message each time it is gathered.
+from repmlp_jax.fusing.host import is_key
+
+# Splitting a smaller array saves little memory and costs a message each time it is gathered.
 SMALLEST_TO_SPLIT = 2**14  # elements
 
 
 def make_mesh(data: int = 0, fsdp: int = 1, devices=None) -> Mesh:
-    """All devices, in `data` rows of `fsdp`: batches are split over both, parameters over the second.
+    """A mesh of all devices, (data, fsdp): batches are split over both axes, parameters over `fsdp`.
 
     Args:
-        data: rows; 0: as many as there are devices for.
+        data: number of rows; 0: as many as there are devices for.
         fsdp: devices that share one copy of the parameters and of the optimizer's state (fully sharded data
             parallelism); 1: every device has its own copy.
-        devices: those to use; None: all.
+        devices: devices of the mesh; None: all.
 
     Raises:
-        ValueError: if the mesh has not exactly as many places as there are devices.
+        ValueError: if the mesh does not have exactly one place for each device.
     """
     count = len(devices) if devices is not None else jax.device_count()
     if fsdp < 1 or data < 0 or (data or max(1, count // fsdp)) * fsdp != count:
         works = ", ".join(f"({count // size}, {size})" for size in range(1, count + 1) if count % size == 0)
-        raise ValueError(f"mesh (data={data}, fsdp={fsdp}) does not fit {count} devices; what fits is {works}")
+        raise ValueError(f"mesh (data={data}, fsdp={fsdp}) does not fit {count} devices; use one of {works}")
     shape = (data or count // fsdp, fsdp)
     return jax.make_mesh(shape, ("data", "fsdp"), devices=devices, axis_types=(AxisType.Auto,) * 2)
 
@@ -37,20 +39,20 @@ def platform_of(mesh: Mesh) -> str:
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The whole array on every device."""
+    """The sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    """Each device has its part of the first axis."""
+    """The sharding of a batch: each device has a part of the first axis."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
-    """The sharding of each array of a training state: large ones are split over `fsdp`, the rest is on every device.
+    """The sharding of each array of a training state: large arrays are split over `fsdp`, others are replicated.
 
-    The longest axis that `fsdp` divides is split, so that a parameter and its optimizer state, which have the same
-    shape, have the same sharding.
+    The longest axis that `fsdp` divides is split. A parameter and its optimizer state have the same shape, so they have
+    the same sharding.
     """
     parts = mesh.shape.get("fsdp", 1)
 
@@ -73,29 +75,29 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh):
 
 
 def put_on_every_device(array: np.ndarray, mesh: Mesh) -> jax.Array:
-    """An array that every process has, on every device of all processes."""
+    """Puts an array that every process has on every device of all processes."""
     return jax.make_array_from_process_local_data(replicated(mesh), array)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """A batch of which every process has its part, split over all devices of all processes."""
+    """Splits a batch, of which every process has its part, over all devices of all processes."""
     return {name: jax.make_array_from_process_local_data(split_batch(mesh), part) for name, part in batch.items()}
 
 
 def put_state(state: Any, shardings: Any) -> Any:
-    """A state that every process has, each array with its sharding."""
+    """Puts the arrays of a state that every process has on the devices, with their shardings."""
     return jax.tree.map(_put_from_here, state, shardings)
 
 
 def put_everywhere(tree: Any, mesh: Mesh) -> Any:
-    """The arrays whole on every device, whether they are split over the mesh or every process has them."""
+    """Replicates arrays on every device, whether they are split over the mesh or every process has them."""
     is_on_mesh = all(getattr(leaf.sharding, "mesh", None) == mesh for leaf in jax.tree.leaves(tree))
     put = _move if is_on_mesh else _put_from_here
     return jax.tree.map(lambda array: put(array, replicated(mesh)), tree)
 
 
 def on_this_process(tree: Any) -> Any:
-    """The arrays whole and on one device of this process, where no other process has a part of them."""
+    """Gathers arrays and puts them whole on one device of this process."""
 
     def whole(array):
         if not array.is_fully_replicated:
@@ -106,25 +108,18 @@ def on_this_process(tree: Any) -> Any:
 
 
 def _put_from_here(array, sharding):
-    """An array that every process has, on devices of which some may belong to other processes."""
-    if _is_key(array):
+    """Puts an array that every process has on devices, some of which may belong to other processes."""
+    if is_key(array):  # `device_put` does not spread random keys over processes.
         return _as_key(array, _put_from_here(jax.random.key_data(array), sharding))
     array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _move(array, sharding):
-    """An array of the mesh with another sharding on it."""
-    return (
-        _as_key(array, _move(jax.random.key_data(array), sharding))
-        if _is_key(array)
-        else jax.device_put(array, sharding)
-    )
-
-
-def _is_key(array: jax.Array) -> bool:
-    """Whether it holds random keys, which `device_put` does not spread over processes."""
-    return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+    """Gives an array of the mesh another sharding on it."""
+    if is_key(array):
+        return _as_key(array, _move(jax.random.key_data(array), sharding))
+    return jax.device_put(array, sharding)
 
 
 def _as_key(like, data):

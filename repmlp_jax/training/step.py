@@ -18,8 +18,8 @@ class Totals(NamedTuple):
 
     Attributes:
         loss: of the examples' losses.
-        correct: examples that the model gets right, int32; float32 where a task counts shares of pictures.
-        examples: their number.
+        correct: number of correct examples, int32; float32 in a task that counts shares of images.
+        examples: number of examples.
     """
 
     loss: Float[Array, ""]
@@ -28,16 +28,16 @@ class Totals(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that training changes, and all that a checkpoint holds.
+    """The state that training changes and that a checkpoint holds.
 
     Attributes:
-        step: training steps done.
+        step: number of completed training steps.
         parameters: of the model.
-        statistics: running statistics and all else that is not trained.
+        statistics: running statistics and other variables that are not trained.
         optimizer: the optimizer's state.
         totals: of the epoch so far.
         failed_step: the first step whose loss was not finite, or -1.
-        damaged: examples so far that could not be read and that others took the place of.
+        damaged: number of examples so far that could not be read and were replaced by others.
     """
 
     step: Int[Array, ""]
@@ -50,13 +50,13 @@ class TrainState(NamedTuple):
 
 
 RETYPED = ("totals/correct",)
-"""The arrays of a state that checkpoints of earlier versions hold in another dtype."""
+"""Arrays of a state that checkpoints of earlier versions hold in another dtype."""
 
 
 def init_state(
     model: nnx.Module, optimizer: optax.GradientTransformation, correct_dtype: DTypeLike = jnp.int32
 ) -> TrainState:
-    """The state before the first step; `correct_dtype` is the dtype of what the task's loss counts as right."""
+    """The state before the first step; `correct_dtype` is the dtype of the task's count of correct examples."""
     parameters, statistics = nnx.state(model, nnx.Param, ...)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -70,14 +70,14 @@ def init_state(
 
 
 class StepMetrics(NamedTuple):
-    """What the host knows of the steps so far.
+    """Metrics of the steps so far, on the host.
 
     Attributes:
-        step: training steps done.
-        loss: mean of the epoch so far.
+        step: number of completed training steps.
+        loss: mean of the epoch so far, in nats.
         accuracy: of the epoch so far, a share of 1.
         failed_step: the first step whose loss was not finite, or -1.
-        damaged: examples so far that others took the place of.
+        damaged: number of replaced examples so far.
     """
 
     step: int
@@ -88,7 +88,7 @@ class StepMetrics(NamedTuple):
 
 
 def fetch_metrics(state: TrainState) -> tuple[TrainState, StepMetrics]:
-    """Waits for the state and brings its totals to the host, in one transfer."""
+    """Waits for the state and copies its totals to the host in one transfer; also returns the state itself."""
     step, totals, failed_step, damaged = jax.device_get((state.step, state.totals, state.failed_step, state.damaged))
     examples = int(totals.examples)
     return state, StepMetrics(
@@ -97,24 +97,23 @@ def fetch_metrics(state: TrainState) -> tuple[TrainState, StepMetrics]:
 
 
 def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumulate=1, mesh):
-    """A training step, `(state, batch, key) → state`, to be compiled by who feeds it.
+    """Makes a training step, `(state, batch, key) → state`, which the feed compiles.
 
     Args:
         graphdef: of the model.
-        optimizer: Optax's.
-        loss: `(model, batch, key) → (mean loss of the batch, how many of its examples are right)`. A batch's entry
-            "skipped", if there is one, is not passed on but counted as damaged examples.
-        batch_size: examples of a batch, of all devices together.
-        steps_per_epoch: after which the totals start from zero again.
-        accumulate: parts that a batch is done in, one after another, to need less memory; norms see each by itself.
+        optimizer: an Optax optimizer.
+        loss: `(model, batch, key) → (mean loss of the batch, number of correct examples)`. The optional entry "skipped"
+            of a batch is not passed to it, but counted as damaged examples.
+        batch_size: examples of a batch, over all devices.
+        steps_per_epoch: number of steps after which the totals start from zero again.
+        accumulate: parts of a batch, computed one after another to save memory; a norm sees one part at a time.
         mesh: the devices.
     """
-    everywhere = replicated(mesh)
     is_split = mesh.shape.get("fsdp", 1) > 1
 
     def loss_of(parameters, statistics, batch, key):
-        if is_split:  # Gathered before use, so that their gradient is summed and scattered on the way back.
-            parameters = lax.with_sharding_constraint(parameters, everywhere)
+        if is_split:  # Gather before use, so that the backward pass sums and scatters the gradient.
+            parameters = lax.with_sharding_constraint(parameters, replicated(mesh))
         model = nnx.merge(graphdef, parameters, statistics, copy=True)
         value, correct = loss(model, batch, key)
         _, statistics = nnx.state(model, nnx.Param, ...)
@@ -131,7 +130,7 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
             (loss, (statistics, correct)), gradients = gradient_of(parameters, statistics, *part_and_key)
             return (statistics, jax.tree.map(jnp.add, sums, gradients)), (loss, correct)
 
-        # Every device keeps its own examples: a part takes each `accumulate`-th.
+        # Every `accumulate`-th example forms a part, so that every device keeps its own examples.
         parts = jax.tree.map(lambda array: jnp.moveaxis(array.reshape(-1, accumulate, *array.shape[1:]), 1, 0), batch)
         total = statistics, jax.tree.map(jnp.zeros_like, parameters)
         keys = jax.random.split(key, accumulate)
@@ -139,7 +138,7 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
         gradients = jax.tree.map(lambda array: array / accumulate, gradients)
         return (losses.mean(), (statistics, corrects.sum(dtype=corrects.dtype))), gradients
 
-    # XLA's CPU backend runs convolutions within a loop on one core and 20 times slower.
+    # XLA's CPU backend runs convolutions in a loop on one core, 20 times slower.
     unroll = accumulate if platform_of(mesh) == "cpu" else 1
 
     def one_step(state, batch, key):

@@ -1,4 +1,4 @@
-"""What the loop needs to know of a task."""
+"""The interface between the training loop and a task."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -7,17 +7,19 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
+from repmlp_jax.models.registry import create_model
+
 
 class Task(Protocol):
-    """Data, loss and scores of what is learned. It is made from the configuration, the mesh and a key.
+    """Data, loss and scores. A task is created from the configuration, the mesh and a key.
 
     Attributes:
-        feed: what compiles and feeds the training steps, as `feed.ResidentFeed` and `feed.StreamedFeed`.
-        evaluator: what evaluates a model and compares two, as `evaluation.Evaluator`.
-        scores: names of what is measured of a model.
-        best: the score, higher is better, by which the best checkpoint is chosen.
-        preprocessing: what is saved with a model.
-        correct_dtype: of what `loss` counts as right: int32, or float32 where it is a share of each example.
+        feed: compiles and feeds the training steps, like `feed.ResidentFeed` and `feed.StreamedFeed`.
+        evaluator: evaluates a model and compares two, like `evaluation.Evaluator`.
+        scores: names of the scores of a model.
+        best: the score that selects the best checkpoint; higher is better.
+        preprocessing: saved with a model.
+        correct_dtype: dtype of the number of correct examples: int32, or float32 if an example may be partly correct.
     """
 
     feed: Any
@@ -28,16 +30,28 @@ class Task(Protocol):
     correct_dtype: DTypeLike
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The model that is trained."""
+        """Builds the model that is trained."""
 
     def result(self, model: nnx.Module) -> nnx.Module:
         """The part of the trained model that is saved, fused and evaluated."""
+        return model
 
     def loss(self, model: nnx.Module, batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The mean loss of a batch, and how many of its examples are right, in `correct_dtype`."""
+        """The mean loss of a batch, and its number of correct examples in `correct_dtype`."""
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Name → scores that a model has to beat."""
+        return {}
 
     def draw(self, workdir: Path, model: nnx.Module) -> None:
-        """Draws pictures of what the model does into the run's folder."""
+        """Draws pictures of the model's outputs into the run's folder."""
+
+
+class ConfiguredTask(Task):
+    """A task that trains the model of its configuration."""
+
+    _config: Any
+
+    def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Builds the configured model."""
+        return create_model(self._config.model, rngs=rngs, **self._config.model_arguments)

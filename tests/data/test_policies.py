@@ -178,7 +178,7 @@ def test_a_policy_draws_from_its_generator_alone_and_leaves_its_input_alone(name
     "image", [np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)]
 )
 def test_what_is_no_colour_picture_is_refused(name, image, random):
-    with pytest.raises(ValueError, match=r"what can be augmented is uint8 \(H, W, 3\)"):
+    with pytest.raises(ValueError, match=r"augmentation takes uint8 \(H, W, 3\)"):
         POLICIES[name](image, random)
 
 

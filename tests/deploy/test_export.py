@@ -215,7 +215,7 @@ def test_images_that_do_not_fit(small, images, error, message):
 @pytest.mark.usefixtures("unchecked_types")
 def test_what_cannot_be_exported(fused, tmp_path):
     for model, message in (
-        (jnp.zeros(3), "what is exported is an nnx.Module, not ArrayImpl"),
+        (jnp.zeros(3), "export needs an nnx.Module, not ArrayImpl"),
         (nnx.Linear(2, 2, rngs=nnx.Rngs(0)), "Linear has no input_shape: set it to the"),
         (build("PureMLP", param_dtype=jnp.float64), "arrays hold float64, .* build the model with param_dtype"),
     ):
@@ -357,8 +357,8 @@ def test_padding_of_every_kind_becomes_onnx(tmp_path):
 @pytest.mark.slow
 def test_what_cannot_become_onnx_is_refused_and_not_written(tmp_path):
     for model, error, message in (
-        (Pool(((1, 1), (1, 1))), ValueError, r"makes of the model gives \(1, 2, 2, 1\), the model \(1, 3, 3, 1\)"),
-        (Pool(((1, 0), (1, 0))), ValueError, "makes of the model differs from it by .* allowed are 1e-05 of these"),
+        (Pool(((1, 1), (1, 1))), ValueError, r"converted model returns shape \(1, 2, 2, 1\), the model \(1, 3, 3, 1\)"),
+        (Pool(((1, 0), (1, 0))), ValueError, "converted model differs from the model by .* limit is 1e-05 of these"),
         (Unknown(), ValueError, "jax2onnx cannot convert this Unknown: "),
         (
             build_block(param_dtype=jnp.float32, dtype=jnp.bfloat16),

@@ -109,7 +109,7 @@ def test_what_cannot_be_read_is_named(torch, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere.pth"):
         load_torch_file(tmp_path / "nowhere.pth")
     (tmp_path / "weights.h5").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"weights.h5 ends in '.h5'; what can be read ends in .safetensors, .pth"):
+    with pytest.raises(ValueError, match=r"weights.h5 ends in '.h5'; load_torch_file reads .safetensors, .pth"):
         load_torch_file(tmp_path / "weights.h5")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00")
     with pytest.raises(ValueError, match=r"cut.safetensors is damaged or no safetensors file"):

@@ -515,7 +515,7 @@ def test_a_model_with_nothing_to_quantise_warns():
 
 def test_only_int8_weights_are_made_floating_point_again(mlp):
     for other in (mlp, quantise_params(mlp, activations="dynamic")):
-        with pytest.raises(ValueError, match=r"only what quantise_params\(model, activations=None\) returns"):
+        with pytest.raises(ValueError, match=r"takes only models of quantise_params\(model, activations=None\)"):
             dequantise_params(other)
 
 

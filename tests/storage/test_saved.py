@@ -213,7 +213,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
         """The name of a known model, and another class."""
 
     for other in (nnx.Linear(2, 2, rngs=nnx.Rngs(0)), PureMLP()):
-        with pytest.raises(TypeError, match=f"a {type(other).__name__} is none of them"):
+        with pytest.raises(TypeError, match=f"a {type(other).__name__} is not one of them"):
             save_model(tmp_path / "model", other)
     assert not list(tmp_path.iterdir())
 

@@ -43,7 +43,7 @@ def test_all_mistakes_in_one_message():
         (dict(batch_size=64, accumulate=3), "accumulate=3 does not divide batch_size=64"),
         (
             dict(mesh=dict(data=3, fsdp=2)),
-            r"mesh \(data=3, fsdp=2\) does not fit 8 devices; what fits is \(8, 1\), \(4, 2\)",
+            r"mesh \(data=3, fsdp=2\) does not fit 8 devices; use one of \(8, 1\), \(4, 2\)",
         ),
         (dict(batch_size=1440), "batch_size=1440 is more than the 1437 training images"),
         (dict(batch_size=60), "batch_size=60 cannot be split over 8 devices evenly; 56 or 64 can"),

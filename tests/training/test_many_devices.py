@@ -76,7 +76,7 @@ def test_split_parameters_train_as_whole_ones_do():
 
 def test_a_mesh_that_does_not_fit_is_named():
     with pytest.raises(
-        ValueError, match=r"mesh \(data=2, fsdp=3\) does not fit 8 devices; what fits is \(8, 1\), \(4, 2\)"
+        ValueError, match=r"mesh \(data=2, fsdp=3\) does not fit 8 devices; use one of \(8, 1\), \(4, 2\)"
     ):
         make_mesh(data=2, fsdp=3)
     assert dict(make_mesh(fsdp=4).shape) == dict(data=2, fsdp=4)

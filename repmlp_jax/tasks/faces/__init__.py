@@ -1,1 +1,1 @@
-"""Faces: who is who, learned with a margin, scored by verification."""
+"""Faces: embeddings, trained with a margin and scored by verification."""

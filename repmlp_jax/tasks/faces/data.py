@@ -15,14 +15,14 @@ IMAGES_PER_READ = 1000
 
 
 class Faces(NamedTuple):
-    """Faces in memory; nobody of the test split is in the training split.
+    """Faces in memory; no person is in both splits.
 
     Attributes:
-        train: images uint8 (examples, H, W, C) and class numbers int32 (examples,), from 0 without a gap.
+        train: images uint8 (examples, H, W, C) and class numbers int32 (examples,), from 0 without gaps.
         test: images and the dataset's own labels, int32.
-        mean: of each channel of the training images, scaled to [0, 1].
+        mean: of each channel of the training images, which are scaled to [0, 1].
         std: standard deviation of each channel.
-        people: the dataset's own label of each class number.
+        people: the dataset's own label for each class number.
     """
 
     train: tuple[np.ndarray, np.ndarray]
@@ -35,9 +35,9 @@ class Faces(NamedTuple):
 def load_faces(
     name: str = "orl_faces", data_dir: str | Path | None = None, image_size: tuple[int, int] = (96, 96)
 ) -> Faces:
-    """Reads a prepared dataset of faces into memory, for verification: tested on people who are not trained on.
+    """Reads a prepared dataset of faces into memory; no person of the test split may be in the training split.
 
-    Images are resized to `image_size` whatever their proportions are, as nothing of a face may be cut off.
+    Images are resized to `image_size` without keeping their proportions, so that no part of a face is cut off.
 
     Args:
         name: a dataset with splits "train" and "test" and features "image" and "label"; its version may follow a colon.
@@ -45,10 +45,9 @@ def load_faces(
         image_size: (height, width) of the images, in pixels.
 
     Raises:
-        FileNotFoundError: if it is not prepared in that folder; the message has the nearest name that is.
+        FileNotFoundError: if it is not prepared in that folder; the message names the nearest dataset.
         NotImplementedError: if it is prepared in a format without random access, such as tfrecord.
-        ValueError: if it lacks a split or a feature, its images differ in channels, or somebody of the test split is in
-            the training split.
+        ValueError: if it lacks a split or a feature, its images differ in channels, or a person is in both splits.
     """
     sources = _open(name, data_dir, {"train", "test"})
     train_images, train_labels = _read(name, sources["train"], image_size)
@@ -68,12 +67,9 @@ def load_faces(
 def load_test_faces(
     name: str, data_dir: str | Path | None = None, image_size: tuple[int, int] = (96, 96)
 ) -> tuple[UInt8[np.ndarray, "N H W C"], Int32[np.ndarray, " N"]]:
-    """Reads the split "test" alone, for a net that is trained on faces that do not fit in memory.
+    """Reads the split "test" alone, for a model that is trained on streamed faces.
 
-    Args:
-        name: as of `load_faces`; no split "train" is needed.
-        data_dir: as of `load_faces`.
-        image_size: as of `load_faces`.
+    The arguments are those of `load_faces`; the dataset needs no split "train".
 
     Returns:
         The images and the dataset's own labels.
@@ -87,14 +83,14 @@ def load_test_faces(
 
 
 def pixels(images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N features"]:
-    """The pixels themselves as embeddings: what every net has to beat. Their cosines are all near 1."""
+    """The pixels as embeddings, a baseline for every model. Their cosines are all near 1."""
     return images.reshape(len(images), -1).astype(np.float64)
 
 
 def centred_pixels(images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N features"]:
-    """The pixels less the mean of their image, whose cosine is the correlation of two images: a fairer baseline.
+    """The pixels minus the mean of their image: a stronger baseline.
 
-    Neither brightness nor contrast changes it.
+    Their cosine is the correlation of two images, which depends neither on brightness nor on contrast.
     """
     flat = pixels(images)
     return flat - flat.mean(1, keepdims=True)
@@ -126,7 +122,7 @@ def _check_prepared(name, data_dir):
 def _read(name, source, image_size):
     images, labels = [], []
     for start in range(0, len(source), IMAGES_PER_READ):
-        # Reading many records at once is faster than indexing one by one.
+        # Reading many records at once is faster than indexing them one by one.
         for example in source.__getitems__(range(start, min(start + IMAGES_PER_READ, len(source)))):
             if missing := {"image", "label"} - set(example):
                 raise ValueError(f"{name} lacks the feature {' and '.join(sorted(missing))}; it has {sorted(example)}")
@@ -134,7 +130,7 @@ def _read(name, source, image_size):
             labels.append(example["label"])
     channels = {image.shape[-1] for image in images}
     if len(channels) != 1:
-        raise ValueError(f"the {len(images)} images of a split of {name} have {sorted(channels)} channels, not as one")
+        raise ValueError(f"the {len(images)} images of a split of {name} have {sorted(channels)} channels, not one")
     return np.stack(images), np.array(labels, np.int32)
 
 

@@ -1,4 +1,4 @@
-"""Learning to tell people apart: a classifier by cosines and its loss, AM-Softmax (arXiv 1801.05599)."""
+"""Cosine classifiers and their loss, AM-Softmax (arXiv 1801.05599)."""
 
 from typing import Any
 
@@ -17,19 +17,19 @@ from repmlp_jax.models.face import unit_length
 def am_softmax(
     cosines: Float[Array, "N people"], labels: Int[Array, " N"], margin: float = 0.35, scale: float = 30.0
 ) -> Float[Array, " N"]:
-    """Additive margin softmax: cross-entropy in which one's own class has to be ahead by a margin (equation 6).
+    """Additive margin softmax: cross-entropy with a margin that the true class has to exceed (equation 6).
 
     Args:
         cosines: of each embedding with each class, from −1 to 1.
-        labels: whose class is one's own; one that is no class makes its loss NaN.
-        margin: what is taken off the cosine with one's own class, m; the paper uses 0.35.
-        scale: what the cosines are multiplied by, s; the paper uses 30.
+        labels: the true classes; a label that is no class makes its loss NaN.
+        margin: m, subtracted from the cosine with the true class; the paper uses 0.35.
+        scale: s, the factor of the cosines; the paper uses 30.
 
     Returns:
         The loss of each example in nats, in float32 or wider.
 
     Raises:
-        ValueError: if the shapes do not fit, the margin is negative, or the scale not positive.
+        ValueError: if the shapes do not fit, the margin is negative, or the scale is not positive.
     """
     if cosines.ndim != 2 or labels.shape != cosines.shape[:1]:
         raise ValueError(
@@ -40,14 +40,14 @@ def am_softmax(
     people = cosines.shape[1]
     own = jax.nn.one_hot(labels, people, dtype=algebra.fusing_dtype(cosines.dtype))
     losses = optax.softmax_cross_entropy(scale * (algebra.widened(cosines) - margin * own), own)
-    # No row of `own` holds a one for such a label, and its loss would be 0.
+    # The row of `own` is zero for a label that is no class, so its loss would be 0.
     return jnp.where((labels >= 0) & (labels < people), losses, jnp.nan)
 
 
 class CosineClassifier(nnx.Module):
-    """The cosine of the angle between an embedding and a vector that stands for each person.
+    """The cosine of the angle between an embedding and one vector for each person.
 
-    Only the vectors' directions matter. Their lengths, 1 on average at first, set how far a step turns them.
+    Only the directions of the vectors matter. Their lengths, initially 1 on average, set how far a step turns them.
 
     Args:
         features: length of the embedding.
@@ -68,13 +68,12 @@ class CosineClassifier(nnx.Module):
 
 
 class FaceClassifier(nnx.Module):
-    """The training-time module of an embedding net: the net and, after it, the people of the training set.
+    """The training-time module of an embedding model: the model and a classifier over the people of the training set.
 
     Args:
-        net: a net that gives embeddings and says how long they are, in `embedding_features`. It alone is saved, fused
-            and evaluated: nobody of the training set is asked for afterwards.
+        net: a model that returns embeddings of length `embedding_features`. Only it is saved, fused and evaluated.
         num_people: people in the training set.
-        param_dtype: dtype of the vectors that stand for them.
+        param_dtype: dtype of the vectors for them.
         rngs: source of the initial vectors.
     """
 
@@ -83,5 +82,5 @@ class FaceClassifier(nnx.Module):
         self.people = CosineClassifier(net.embedding_features, num_people, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N people"]:
-        """The cosines of a batch of images with everybody."""
+        """The cosines of a batch of images with every person."""
         return self.people(self.net(x))

@@ -13,30 +13,19 @@ from repmlp_jax.data.stream import BadExample, Stream, make_stream
 
 
 def stream_faces(
-    name: str,
-    data_dir: str | Path | None,
-    image_size: tuple[int, int],
-    num_people: int,
-    *,
-    batch_size: int,
-    workers: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    name: str, data_dir: str | Path | None, image_size: tuple[int, int], num_people: int, **options
 ) -> tuple[Callable[[int, int], Stream], int]:
     """Opens the training split of a dataset of faces with features "image" and "label".
 
     Args:
-        name: what TFDS calls it.
+        name: the dataset's name in TFDS.
         data_dir: folder of TFDS datasets; None: the environment's TFDS_DATA_DIR, or TFDS's default.
         image_size: (height, width) that images are resized to, in pixels.
-        num_people: labels are class numbers from 0 to below this.
-        batch_size: as of `make_stream`.
-        workers: as of `make_stream`.
-        process_index: as of `make_stream`.
-        process_count: as of `make_stream`.
+        num_people: number of classes; labels are class numbers from 0.
+        options: `batch_size`, `workers`, `process_index` and `process_count` of `make_stream`.
 
     Returns:
-        `(seed, step) → stream` of batches from that step on, and the number of examples.
+        `(seed, step) → stream` of batches, starting at that step, and the number of examples.
     """
     import tensorflow_datasets as tfds
 
@@ -50,16 +39,7 @@ def stream_faces(
     )
 
     def open_stream(seed, step):
-        return make_stream(
-            source,
-            prepare,
-            batch_size=batch_size,
-            seed=seed,
-            start=step,
-            workers=workers,
-            process_index=process_index,
-            process_count=process_count,
-        )
+        return make_stream(source, prepare, seed=seed, start=step, **options)
 
     return open_stream, len(source)
 
@@ -73,11 +53,11 @@ def face_example(
     channels: int,
     num_people: int,
 ) -> dict[str, np.ndarray | np.int32]:
-    """Decodes and resizes a record; what is drawn for a face is drawn on the device.
+    """Decodes and resizes a record; augmentation runs on the device.
 
     Raises:
         BadExample: if the picture cannot be decoded.
-        ValueError: if the label is no class number.
+        ValueError: if the label is not a class number.
     """
     mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), mode)

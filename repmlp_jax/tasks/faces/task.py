@@ -1,4 +1,4 @@
-"""Faces: an embedding is learnt by telling people apart, and scored on people who were not trained on."""
+"""Faces: an embedding is trained as a classifier of people, and scored on people outside the training set."""
 
 from typing import Any
 
@@ -10,19 +10,18 @@ from flax import nnx
 from repmlp_jax import plots
 from repmlp_jax.data import augment
 from repmlp_jax.models.face import unit_length
-from repmlp_jax.models.registry import create_model
 from repmlp_jax.tasks.faces.data import centred_pixels, load_faces, load_test_faces, pixels
 from repmlp_jax.tasks.faces.margin import FaceClassifier, am_softmax
 from repmlp_jax.tasks.faces.stream import stream_faces
 from repmlp_jax.tasks.faces.verification import cosine_similarities, roc, verification_report
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
+from repmlp_jax.training.task import ConfiguredTask
 
-# What every net has to beat.
 BASELINES = {"pixels": pixels, "pixels less their mean": centred_pixels}
 
 
-class Faces:
+class Faces(ConfiguredTask):
     """AM-Softmax over the people of the training split; verification and identification on those of the test split.
 
     Args:
@@ -31,7 +30,7 @@ class Faces:
         order_key: seed of the order of the examples.
 
     Raises:
-        ValueError: if the model gives no embeddings, or somebody is in both splits.
+        ValueError: if the model gives no embeddings, or a person is in both splits.
     """
 
     scores = ("tar_at_far_1e-1", "tar_at_far_1e-2", "tar_at_far_1e-3", "balanced_accuracy", "rank_1", "auc")
@@ -40,7 +39,8 @@ class Faces:
 
     def __init__(self, config, mesh, order_key):
         self._config = config
-        net: Any = nnx.eval_shape(lambda: create_model(config.model, rngs=nnx.Rngs(0), **config.model_arguments))
+        make_net = super().make_model
+        net: Any = nnx.eval_shape(lambda: make_net(nnx.Rngs(0)))
         if not hasattr(net, "embedding_features"):
             raise ValueError(f"task='faces' needs a model that gives embeddings, and {config.model!r} gives none")
         load = self._load_streamed if config.num_people else self._load_resident
@@ -69,18 +69,11 @@ class Faces:
                 f"{len(seen)} labels of {config.dataset}'s test split are below num_people={config.num_people}, so of "
                 f"people who are trained on: verification needs others; set test_dataset"
             )
-        # To know the images' own mean and deviation they would all have to be read.
+        # The images' own mean and deviation are not known without reading all of them.
         self._mean = self._std = (0.5,) * input_shape[-1]
-        open_stream, examples = stream_faces(
-            config.dataset,
-            config.data_dir or None,
-            input_shape[:2],
-            config.num_people,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        part = dict(process_index=jax.process_index(), process_count=jax.process_count(), workers=config.workers)
+        dataset = config.dataset, config.data_dir or None, input_shape[:2], config.num_people
+        open_stream, examples = stream_faces(*dataset, batch_size=config.batch_size, **part)
         seed = int(jax.random.bits(order_key, dtype=jnp.uint32))
         self.feed = StreamedFeed(lambda step: open_stream(seed, step), examples, mesh)
 
@@ -90,16 +83,15 @@ class Faces:
         )
 
     def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
-        """What is trained: the net and, after it, the people of the training split."""
-        net = create_model(self._config.model, rngs=rngs, **self._config.model_arguments)
-        return FaceClassifier(net, self._num_people, rngs=rngs)
+        """Builds the model and a classifier over the people of the training split."""
+        return FaceClassifier(super().make_model(rngs), self._num_people, rngs=rngs)
 
-    def result(self, model: FaceClassifier) -> nnx.Module:
-        """What of it is saved, fused and evaluated: the net that gives embeddings."""
+    def result(self, model: Any) -> nnx.Module:
+        """The part of the trained model that is saved, fused and evaluated: the embedding model."""
         return model.net
 
     def draw(self, workdir, model):
-        """Draws the ROC curve of the embeddings beside those of the pixels themselves, which a net has to beat."""
+        """Draws the ROC curves of the embeddings and of the baselines."""
         embeddings = self.evaluator.outputs(model)[: len(self._test_labels)]
         same = self._test_labels[:, None] == self._test_labels
         pairs = np.triu_indices(len(same), 1)
@@ -111,11 +103,11 @@ class Faces:
         plots.roc_curve(curves).savefig(workdir / "roc.png", dpi=120)
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """The scores of the pixels themselves as embeddings."""
+        """The scores of the pixels as embeddings."""
         return {name: self._scores_of(of(self._test_images)) for name, of in BASELINES.items()}
 
     def loss(self, model, batch, key):
-        """The mean loss of a batch and how many of its images are nearest to their person."""
+        """The mean loss of a batch and its number of images whose largest cosine is with their own person."""
         padding, flipped = self._config.crop_padding, self._config.flip
         images = augment.crop_and_flip(key, batch["image"], padding=padding, flipped=flipped)
         cosines = model(augment.normalise(images, self._mean, self._std))
@@ -124,7 +116,7 @@ class Faces:
         return losses.mean(), right.sum(dtype=jnp.int32)
 
     def _predict(self, model, batch):
-        # A face and its mirror image are one person's: as is customary, both embeddings are added.
+        # The embeddings of a face and of its mirror image are added, as is customary.
         images = augment.normalise(batch["image"], self._mean, self._std)
         return unit_length(model(images) + model(images[:, :, ::-1]))
 

@@ -1,4 +1,4 @@
-"""Are two images of the same person? How well embeddings answer that for people that nobody trained on."""
+"""Verification: whether two images show the same person, for people outside the training set."""
 
 from typing import NamedTuple
 
@@ -10,12 +10,12 @@ FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3)
 
 
 class Roc(NamedTuple):
-    """Receiver operating characteristic: what a threshold accepts, from one that accepts nothing to the lowest.
+    """Receiver operating characteristic, from a threshold that accepts no pair to the lowest threshold.
 
     Attributes:
-        far: false accept rate, share of the pairs of different people that are accepted; never falls.
-        tar: true accept rate, share of the pairs of the same person that are accepted; never falls.
-        thresholds: a pair is accepted whose similarity is at least this; falls, from infinity.
+        far: false accept rate, the share of pairs of different people that are accepted; never falls.
+        tar: true accept rate, the share of pairs of the same person that are accepted; never falls.
+        thresholds: a pair is accepted if its similarity is at least this; falls, from infinity.
     """
 
     far: Float[np.ndarray, " T"]
@@ -24,10 +24,10 @@ class Roc(NamedTuple):
 
 
 def cosine_similarities(embeddings: Num[np.ndarray, "N features"]) -> Float[np.ndarray, "N N"]:
-    """The cosine of the angle between each two embeddings, of any length, in float64.
+    """The cosine of the angle between every two embeddings, in float64; embeddings may have any length.
 
     Raises:
-        ValueError: if an embedding holds a value that is not finite, or has length 0 and so no direction.
+        ValueError: if the embeddings are not a matrix, or one of them is not finite or has length 0.
     """
     embeddings = np.asarray(embeddings, np.float64)
     if embeddings.ndim != 2:
@@ -35,7 +35,7 @@ def cosine_similarities(embeddings: Num[np.ndarray, "N features"]) -> Float[np.n
     broken = np.flatnonzero(~np.isfinite(embeddings).all(1))
     if broken.size:
         raise ValueError(f"{broken.size} of {len(embeddings)} embeddings are not finite, the first is {broken[0]}")
-    # By the largest value first, so that no square overflows or vanishes.
+    # Divide by the largest value first, so that no square overflows or vanishes.
     largest = np.abs(embeddings).max(1, keepdims=True, initial=0.0)
     zero = np.flatnonzero(largest == 0)
     if zero.size:
@@ -48,11 +48,11 @@ def cosine_similarities(embeddings: Num[np.ndarray, "N features"]) -> Float[np.n
 
 
 def roc(similarities: Num[np.ndarray, " P"], same: Bool[np.ndarray, " P"]) -> Roc:
-    """The rates at every threshold that makes a difference; pairs of equal similarity are accepted together.
+    """The rates at every threshold that changes them; pairs of equal similarity are accepted together.
 
     Args:
-        similarities: of each pair, larger for images that look more similar.
-        same: whether it is a pair of the same person.
+        similarities: of each pair; larger for images that look more alike.
+        same: whether the pair shows the same person.
 
     Raises:
         ValueError: if shapes differ, a similarity is not finite, or there are no pairs of either kind.
@@ -71,12 +71,12 @@ def roc(similarities: Num[np.ndarray, " P"], same: Bool[np.ndarray, " P"]) -> Ro
 
 
 def tar_at_far(curve: Roc, target: float) -> float:
-    """The largest true accept rate whose false accept rate is at most the target; nothing is interpolated.
+    """The largest true accept rate whose false accept rate is at most the target, without interpolation.
 
-    Below one over the number of pairs of different people, it is the rate at which none of them is accepted.
+    For a target below 1 / (pairs of different people), it is the rate at which none of these pairs is accepted.
 
     Raises:
-        ValueError: if the target is no share from 0 to 1.
+        ValueError: if the target is not between 0 and 1.
     """
     if not 0 <= target <= 1:
         raise ValueError(f"a false accept rate is a share from 0 to 1, not {target}")
@@ -84,30 +84,30 @@ def tar_at_far(curve: Roc, target: float) -> float:
 
 
 def verification_report(embeddings: Num[np.ndarray, "N features"], labels: Int[np.ndarray, " N"]) -> dict[str, float]:
-    """Scores embeddings of people that the net has not seen, by the cosines of all pairs of images, each pair once.
+    """Scores embeddings by the cosines of all pairs of images, each pair once.
 
-    All numbers are shares of 1 unless said otherwise. Memory grows with the square of the number of images.
+    Scores are shares of 1 unless stated otherwise. Memory grows with the square of the number of images.
 
     Args:
-        embeddings: one an image, of any length.
-        labels: who is on each image.
+        embeddings: one for each image, of any length.
+        labels: the person on each image.
 
     Returns:
         tar_at_far_1e-1, tar_at_far_1e-2, tar_at_far_1e-3: see `tar_at_far`.
-        auc: area under the ROC curve, the chance that a pair of the same person is more similar than one of different
-            people, where a tie counts half.
-        balanced_accuracy: mean of the true accept rate and the share of different pairs that are refused (as if there
-            were equally many pairs of both kinds), at the threshold that is best for these very pairs.
-        threshold: the threshold, a cosine, at which that is so; the highest if there are several.
-        rank_1: share of the images whose nearest among all the others shows the same person; where somebody else's
-            is equally near, it does not count. Images without another of the same person are left out.
+        auc: area under the ROC curve: the probability that a pair of the same person is more similar than a pair of
+            different people, where a tie counts half.
+        balanced_accuracy: mean of the true accept rate and the share of different pairs that are rejected, at the
+            best threshold for these pairs.
+        threshold: that threshold, a cosine; the highest if there are several.
+        rank_1: share of the images whose nearest other image shows the same person; a tie with another person does
+            not count. Images that are the only one of their person are left out.
         images, people: their numbers.
-        images_left_out: how many are the only one of their person, and so have no part in `rank_1`.
-        same_pairs, different_pairs: how many pairs of either kind there are.
+        images_left_out: number of images that are the only one of their person.
+        same_pairs, different_pairs: number of pairs of the same and of different people.
 
     Raises:
-        ValueError: if labels are not one an image, there are fewer than two people, nobody has two images, or as
-            `cosine_similarities`.
+        ValueError: if there is not one label for each image, there are fewer than two people, or no person has two
+            images; as `cosine_similarities`.
     """
     embeddings, labels = np.asarray(embeddings), np.asarray(labels)
     if labels.ndim != 1 or len(labels) != len(embeddings) or not np.issubdtype(labels.dtype, np.integer):

@@ -1,6 +1,6 @@
-"""Street scenes with a class for every pixel: CamVid, and Cityscapes as the paper's Section 4.5 has it.
+"""Street scenes with a class for every pixel: CamVid, and Cityscapes as in the paper's Section 4.5.
 
-Both are read through TensorFlow Datasets without TensorFlow, undecoded; `scene_examples` decodes.
+TensorFlow Datasets reads both without TensorFlow, undecoded; `examples.py` decodes them.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ class StreetScenes:
     """A dataset of street scenes.
 
     Attributes:
-        name: what TFDS calls it.
+        name: the dataset's name in TFDS.
         image: the feature that holds the picture.
         record: the feature that names the record.
-        class_names: what the labels mean.
+        class_names: name of each class.
         palette: colour (red, green, blue) of each class.
-        mean: of each channel, images scaled to [0, 1].
+        mean: of each channel of images that are scaled to [0, 1].
         std: standard deviation of each channel.
-        classes_of_ids: the class of each id that its pictures of labels hold, 255 for none; None: the id itself.
+        classes_of_ids: the class of each id in its label pictures, 255 for none; None: the id itself.
     """
 
     name: str
@@ -43,7 +43,7 @@ class StreetScenes:
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
-        """The class of each of the 256 numbers that a label can be, -1 where it can not be that."""
+        """The class of each of the 256 possible ids, -1 for an id that the dataset does not have."""
         table = np.full(256, -1, np.int16)
         classes = self.classes_of_ids or range(len(self.class_names))
         table[: len(classes)] = classes
@@ -51,10 +51,10 @@ class StreetScenes:
         return table
 
     def classes(self, ids: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
-        """The classes of the ids in a picture of labels, 255 where a pixel does not count.
+        """Maps the ids of a label picture to classes, 255 for a pixel that does not count.
 
         Raises:
-            ValueError: if there is a number that is no id of this dataset.
+            ValueError: if there is an id that the dataset does not have.
         """
         classes = self._table[ids]
         if (classes < 0).any():
@@ -80,7 +80,7 @@ _CAMVID = {
     "bicyclist": (0, 128, 192),
 }
 
-# Name, id in the pictures of labels, colour: Cityscapes' own table, of the classes that its benchmark counts.
+# Name, id in the label pictures, colour: the classes of Cityscapes' benchmark, from its own table.
 _CITYSCAPES = (
     ("road", 7, (128, 64, 128)),
     ("sidewalk", 8, (244, 35, 232)),
@@ -129,23 +129,23 @@ DATASETS = {
 
 
 def street_scenes(name: str) -> StreetScenes:
-    """The dataset of that name.
+    """Looks up a dataset by its name.
 
     Raises:
-        ValueError: if there is none; the message has the nearest name.
+        ValueError: if there is no such dataset; the message names the nearest.
     """
     return lookup(DATASETS, name, "dataset of street scenes")
 
 
 def load_street_scenes(name: str, data_dir: str | Path | None = None) -> dict[str, Sequence[Mapping]]:
-    """Opens a dataset of street scenes, prepared by TFDS in a format with random access.
+    """Opens a dataset of street scenes that TFDS prepared in a format with random access.
 
     Args:
         name: "camvid" or "cityscapes".
         data_dir: folder of TFDS datasets; None: the environment's TFDS_DATA_DIR, or TFDS's default.
 
     Returns:
-        The name of each split → its records, undecoded, for `scene_examples`.
+        Split → its undecoded records, for `evaluation_example` and `training_example`.
 
     Raises:
         ValueError: if there is no such dataset.

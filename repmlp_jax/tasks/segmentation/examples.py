@@ -1,6 +1,6 @@
-"""From a record of a street scene to an example: decoded and, to train on, scaled, cropped and mirrored at random.
+"""Examples from records of street scenes: decoded and, for training, scaled, cropped and mirrored at random.
 
-Pure functions of the record and, in training, of a random generator; they run on the host.
+The functions run on the host. They are pure functions of the record and, in training, of a random generator.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ def evaluation_example(example: Mapping, *, dataset: StreetScenes) -> dict[str, 
     """Decodes a record.
 
     Args:
-        example: of `load_street_scenes`.
-        dataset: which one it is of.
+        example: a record of `load_street_scenes`.
+        dataset: the dataset of the record.
 
     Returns:
-        `image`: uint8 (H, W, 3) in RGB; `label`: uint8 (H, W), a class or 255 for what does not count.
+        `image`: uint8 (H, W, 3) in RGB; `label`: uint8 (H, W), a class, or 255 for a pixel that does not count.
 
     Raises:
         BadExample: if a picture is corrupt or their sizes differ; the message names the record.
-        ValueError: if a label is none of the dataset's; the message names the record.
+        ValueError: if the dataset does not have a label; the message names the record.
     """
     image: Any = _decode(example[dataset.image], cv2.IMREAD_COLOR_RGB)
     ids: Any = _decode(example["segmentation_label"], cv2.IMREAD_UNCHANGED)
@@ -58,22 +58,22 @@ def training_example(
     scale: tuple[float, float] = (0.5, 2.0),
     brightness: float = 0.2,
 ) -> dict[str, np.ndarray]:
-    """Decodes a record and makes a training example of it: scaled, cropped, mirrored, brighter or darker at random.
+    """Decodes a record and scales, crops, mirrors and brightens or darkens it at random.
 
-    A picture that is smaller than the crop once it is scaled is padded equally on all sides, with the dataset's mean
-    colour and with labels that do not count. A crop may have no pixel that counts, rarely.
+    A scaled picture that is smaller than the crop is padded equally on all sides, with the dataset's mean colour and
+    with labels that do not count. In rare cases no pixel of a crop counts.
 
     Args:
-        example: of `load_street_scenes`.
-        random: what is drawn from.
-        dataset: which one the record is of.
+        example: a record of `load_street_scenes`.
+        random: source of the random numbers.
+        dataset: the dataset of the record.
         crop_size: (height, width) of the result.
-        scale: least and greatest factor of the size; its logarithm is drawn evenly, so that halving is as likely as
+        scale: smallest and largest factor of the size; its logarithm is drawn uniformly, so halving is as likely as
             doubling.
-        brightness: greatest share by which a picture is made brighter or darker.
+        brightness: largest share by which a picture is brightened or darkened.
 
     Returns:
-        `image`: uint8 (*crop_size, 3) in RGB; `label`: uint8 crop_size, a class or 255 for what does not count.
+        `image`: uint8 (*crop_size, 3) in RGB; `label`: uint8 crop_size, a class, or 255 where no class counts.
 
     Raises:
         BadExample: as `evaluation_example`, and if no pixel of the record counts.
@@ -104,7 +104,7 @@ def _record(example, dataset) -> str:
 
 
 def _decode(content: bytes, mode: int) -> np.ndarray | None:
-    """The picture, or None where it is corrupt."""
+    """The decoded picture; None if it is corrupt."""
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), mode)
     except cv2.error:
@@ -113,7 +113,7 @@ def _decode(content: bytes, mode: int) -> np.ndarray | None:
 
 def _scaled(image, label, factor):
     size = tuple(max(1, round(side * factor)) for side in label.shape[::-1])
-    # The exact nearest neighbour, unlike OpenCV's other one, puts labels where the bilinear image has its pixels.
+    # INTER_NEAREST_EXACT, unlike INTER_NEAREST, aligns the labels with the pixels of the bilinear image.
     return (
         cv2.resize(image, size, interpolation=cv2.INTER_LINEAR),
         cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT),

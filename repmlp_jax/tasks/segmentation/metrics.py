@@ -1,4 +1,4 @@
-"""How good a segmentation is, and the segmentation of pictures larger than what a model was built for."""
+"""Metrics of a segmentation, and the segmentation of pictures larger than a model's input."""
 
 import itertools
 import math
@@ -18,19 +18,19 @@ IGNORED = 255
 def confusion_matrix(
     labels: Integer[Array, "..."], predictions: Integer[Array, "..."], num_classes: int, ignore: int = IGNORED
 ) -> Int[Array, "{num_classes}+1 {num_classes}+1"]:
-    """Counts, for jit, how often each class (rows) was taken for each (columns).
+    """Counts how often each class (rows) is predicted as each class (columns); it works under jit.
 
-    One row and one column more than classes count what is no class, which cannot raise an error on a device:
-    `total_confusion` does. Counts are int32, enough for one batch; `total_confusion` sums them in int64.
+    An additional row and column count labels and predictions that are no class, for which `total_confusion` raises an
+    error. Counts are int32, enough for one batch; `total_confusion` sums them in int64.
 
     Args:
-        labels: true classes of any integer dtype, signed or not.
+        labels: true classes, of any integer dtype.
         predictions: predicted classes, of the same shape.
-        num_classes: classes.
+        num_classes: number of classes.
         ignore: label of pixels that do not count.
 
     Raises:
-        TypeError: if labels or predictions are no integers.
+        TypeError: if labels or predictions are not integers.
         ValueError: if their shapes differ, or there are more than 2^31 - 1 of them.
     """
     for name, array in (("labels", labels), ("predictions", predictions)):
@@ -41,7 +41,7 @@ def confusion_matrix(
     if math.prod(labels.shape) >= 2**31:
         raise ValueError(f"{math.prod(labels.shape)} pixels at once are more than int32 can count: use smaller batches")
     rows, columns = (_index(array, num_classes) for array in (labels, predictions))
-    rows = jnp.where(labels == ignore, num_classes + 1, rows)  # beyond the matrix, and so dropped
+    rows = jnp.where(labels == ignore, num_classes + 1, rows)  # outside the matrix, so dropped
     zeros = jnp.zeros((num_classes + 1,) * 2, jnp.int32)
     return zeros.at[rows.ravel(), columns.ravel()].add(1, mode="drop")
 
@@ -52,10 +52,10 @@ def _index(classes, num_classes):
 
 
 def total_confusion(matrices: Iterable[Int[Array | np.ndarray, "rows rows"]]) -> Int64[np.ndarray, "classes classes"]:
-    """The sum of the matrices of `confusion_matrix`, in int64.
+    """Sums the matrices of `confusion_matrix` in int64.
 
     Raises:
-        ValueError: if there are none, or a label or a prediction was no class; the message says how many.
+        ValueError: if there are none, or labels or predictions are no class; the message gives their number.
     """
     counted = [np.asarray(matrix, np.int64) for matrix in matrices]
     if not counted:
@@ -71,11 +71,11 @@ def total_confusion(matrices: Iterable[Int[Array | np.ndarray, "rows rows"]]) ->
 
 
 class IntersectionOverUnion(NamedTuple):
-    """How well truth and prediction overlap, as shares of 1.
+    """The overlap of truth and prediction, as shares of 1.
 
     Attributes:
-        per_class: of each class; nan where neither truth nor prediction has it.
-        mean: over the classes that truth or prediction has; nan where there are none.
+        per_class: of each class; nan for a class in neither truth nor prediction.
+        mean: over the classes in truth or prediction; nan if there are none.
     """
 
     per_class: Float[np.ndarray, " classes"]
@@ -83,7 +83,7 @@ class IntersectionOverUnion(NamedTuple):
 
 
 def intersection_over_union(matrix: Int64[np.ndarray, "classes classes"]) -> IntersectionOverUnion:
-    """Each class's intersection over union, and their mean, the mIoU.
+    """The intersection over union of each class, and their mean, the mIoU.
 
     Args:
         matrix: of `total_confusion`; rows are the truth, columns the predictions.
@@ -98,7 +98,7 @@ def intersection_over_union(matrix: Int64[np.ndarray, "classes classes"]) -> Int
 
 
 def pixel_accuracy(matrix: Int64[np.ndarray, "classes classes"]) -> float:
-    """Share of the pixels that count which are right; nan where none counts."""
+    """The share of correct pixels among those that count; nan if no pixel counts."""
     matrix = np.asarray(matrix, np.int64)
     return float(np.trace(matrix) / matrix.sum()) if matrix.any() else math.nan
 
@@ -114,17 +114,17 @@ def sliding_window(
 ) -> Float[np.ndarray, "H W classes"]:
     """Class probabilities of every pixel of a picture of any size, from a model that takes one size.
 
-    Windows of the model's size cover the picture; the last of a row or column lies at the picture's edge. Where
-    windows overlap, their probabilities (softmax of the logits) are averaged. A picture smaller than the window is
-    padded at its bottom and right, and the result cropped. `predict` is called with one shape alone, so it is compiled
-    once for all pictures.
+    Windows of the model's size cover the picture; the last of a row or column ends at the picture's edge. The
+    probabilities (softmax of the logits) of overlapping windows are averaged. A picture smaller than the window is
+    padded at its bottom and right, and the result is cropped. `predict` is always called with the same shape, so it is
+    compiled once.
 
     Args:
         predict: windows (batch_size, h, w, C) → logits (batch_size, h, w, classes).
-        image: the picture, as `predict` takes it.
+        image: the picture, in the dtype that `predict` takes.
         window: (h, w) of the model.
-        stride: distance of neighbouring windows down and across; None: two thirds of the window, rounded up.
-        batch_size: windows predicted at once.
+        stride: distance between windows, (down, across); None: two thirds of the window, rounded up.
+        batch_size: windows in a call of `predict`.
         fill: colour of the padding, one number or one for each channel.
 
     Raises:
@@ -160,7 +160,7 @@ def sliding_window(
 
 
 def _starts(size: int, window: int, stride: int) -> list[int]:
-    """Where windows begin: every `stride` pixels, and the last where it ends with the picture."""
+    """The starts of the windows: every `stride` pixels; the last window ends with the picture."""
     return [*range(0, size - window, stride), size - window]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a segmentation: classes in their colours over the photograph, with a legend that names them."""
+"""Pictures of a segmentation: classes in their colours over the image, with a legend."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ Palette = Sequence[tuple[int, int, int]]
 def overlay(
     image: UInt8[np.ndarray, "H W 3"], classes: Integer[np.ndarray, "H W"], palette: Palette, opacity: float = 0.6
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture with each pixel tinted in the colour of its class; where the label is 255 it stays as it is.
+    """Tints each pixel of a picture in the colour of its class; pixels with label 255 stay as they are.
 
     Args:
         image: in RGB.
@@ -24,7 +24,7 @@ def overlay(
         opacity: share of the class's colour, from 0 to 1.
 
     Raises:
-        ValueError: if sizes differ, a class has no colour, or `opacity` is no share.
+        ValueError: if sizes differ, a class has no colour, or `opacity` is not between 0 and 1.
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity={opacity} is no share from 0 to 1")
@@ -46,14 +46,14 @@ def comparison(
     palette: Palette,
     class_names: Sequence[str],
 ) -> Figure:
-    """Picture, truth and prediction side by side, with a legend of the classes in either.
+    """Draws picture, truth and prediction side by side, with a legend of the classes in either.
 
     Args:
         image: in RGB.
-        truth: class of each pixel, or 255 for what does not count, which stays untinted.
+        truth: class of each pixel, or 255 for a pixel that does not count and stays untinted.
         prediction: class of each pixel.
         palette: colour (red, green, blue) of each class.
-        class_names: what the classes mean.
+        class_names: name of each class.
 
     Returns:
         A figure; `figure.savefig("….png")` writes it.

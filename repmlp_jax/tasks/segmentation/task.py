@@ -1,4 +1,4 @@
-"""Street scenes: a class for every pixel, trained on random crops, judged on whole pictures."""
+"""Street scenes: a class for every pixel, trained on random crops, evaluated on whole pictures."""
 
 import functools
 from typing import Any
@@ -14,36 +14,29 @@ from tqdm import tqdm
 from repmlp_jax.data import augment
 from repmlp_jax.data.stream import make_stream
 from repmlp_jax.models.output_shape import output_shape
-from repmlp_jax.models.registry import create_model
+from repmlp_jax.tasks.segmentation import metrics
 from repmlp_jax.tasks.segmentation.data import load_street_scenes, street_scenes
 from repmlp_jax.tasks.segmentation.examples import evaluation_example, training_example
-from repmlp_jax.tasks.segmentation.metrics import (
-    IGNORED,
-    confusion_matrix,
-    intersection_over_union,
-    pixel_accuracy,
-    sliding_window,
-    total_confusion,
-)
 from repmlp_jax.tasks.segmentation.overlay import comparison
 from repmlp_jax.training.evaluation import Comparison, images_per_second, in_evaluation, rounds_products
 from repmlp_jax.training.feed import StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
 from repmlp_jax.training.sharding import make_mesh, on_this_process, put_everywhere, split_batch
+from repmlp_jax.training.task import ConfiguredTask
 
 PICTURES_DRAWN = 4
 
 
-class Segmentation:
-    """Cross-entropy of every pixel that counts, of both heads; the score is the mean intersection over union.
+class Segmentation(ConfiguredTask):
+    """Cross-entropy of the pixels that count, for both heads; the score is the mean intersection over union.
 
     Args:
         config: as `default_config()`.
         mesh: the devices.
-        order_key: seed of the order of the examples and of what is drawn for them.
+        order_key: seed of the order of the examples and of their augmentation.
 
     Raises:
-        ValueError: if the model gives no class for every pixel, or not as many classes as the dataset has.
+        ValueError: if the model is not a PSPNet, its number of classes is not the dataset's, or a split is missing.
     """
 
     scores = ("mean_iou", "pixel_accuracy")
@@ -63,18 +56,10 @@ class Segmentation:
             training_example, dataset=self._scenes, crop_size=net.input_shape[:2], scale=tuple(config.crop_scale)
         )
         seed = int(jax.random.bits(order_key, dtype=jnp.uint32))
+        part = dict(process_index=jax.process_index(), process_count=jax.process_count(), workers=config.workers)
 
         def open_stream(step):
-            return make_stream(
-                splits["train"],
-                transform,
-                batch_size=config.batch_size,
-                seed=seed,
-                start=step,
-                workers=config.workers,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
+            return make_stream(splits["train"], transform, batch_size=config.batch_size, seed=seed, start=step, **part)
 
         self.feed = StreamedFeed(open_stream, len(splits["train"]), mesh)
         self.preprocessing = dict(mean=self._scenes.mean, std=self._scenes.std, class_names=self._scenes.class_names)
@@ -82,27 +67,19 @@ class Segmentation:
             splits[config.eval_split], self._scenes, net.input_shape[:2], config.eval_batch_size
         )
 
-    def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
-        """What is trained."""
-        return create_model(self._config.model, rngs=rngs, **self._config.model_arguments)
-
-    def result(self, model: nnx.Module) -> nnx.Module:
-        """What of it is saved, fused and evaluated."""
-        return model
-
     def baselines(self) -> dict[str, dict[str, float]]:
-        """The scores of calling every pixel what most of them are."""
+        """The scores of the most frequent class at every pixel."""
         return {"majority class": self.evaluator.of_the_majority_class()}
 
     def draw(self, workdir, model):
-        """Draws some pictures beside their true and predicted classes."""
+        """Draws some pictures with their true and predicted classes."""
         for number, (image, label, predicted) in enumerate(self.evaluator.segmented(model, PICTURES_DRAWN)):
             figure = comparison(image, label, predicted, self._scenes.palette, self._scenes.class_names)
             figure.savefig(workdir / f"scene_{number}.png", dpi=120)
 
     def loss(self, model, batch, key):
-        """The mean loss of the pixels that count, and their share that is right, as often as there are images."""
-        counts = batch["label"] != IGNORED
+        """The mean loss of the pixels that count, and the share of correct ones times the number of images."""
+        counts = batch["label"] != metrics.IGNORED
         labels = jnp.where(counts, batch["label"], 0).astype(jnp.int32)
         number = jnp.maximum(counts.sum(dtype=jnp.int32), 1).astype(jnp.float32)
 
@@ -118,20 +95,20 @@ class Segmentation:
 
 
 class SceneEvaluator:
-    """Evaluates models on whole pictures by windows of the model's size; each process does its part of the pictures.
+    """Evaluates models on whole pictures by windows of the model's size; each process takes a part of the pictures.
 
     Args:
-        records: of the split, undecoded.
+        records: of the split; undecoded.
         scenes: the dataset.
         window: (height, width) that the model takes.
-        batch_size: windows at a time, rounded up to a multiple of this process's devices.
+        batch_size: windows in a batch, rounded up to a multiple of this process's devices.
     """
 
     def __init__(self, records, scenes, window, batch_size):
         self._records = records
         self._scenes = scenes
         self._window = window
-        # Pictures differ in size and processes in their pictures: each has its own devices, and a copy of the model.
+        # Pictures differ in size, so each process runs its own pictures on its own devices, with a copy of the model.
         self._mesh = make_mesh(devices=jax.local_devices())
         self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
 
@@ -140,20 +117,20 @@ class SceneEvaluator:
             return in_evaluation(model)(augment.normalise(images, scenes.mean, scenes.std))
 
         self._predict = predict
-        self._confusion = jax.jit(functools.partial(confusion_matrix, num_classes=len(scenes.class_names)))
+        self._confusion = jax.jit(functools.partial(metrics.confusion_matrix, num_classes=len(scenes.class_names)))
 
     def evaluate(self, model: nnx.Module) -> dict[str, float]:
-        """mean_iou, pixel_accuracy, and iou_… of each class, as shares of 1."""
+        """The scores mean_iou, pixel_accuracy, and iou_… of each class, as shares of 1."""
         model = self._placed(model)
         return self._summarise(
             [self._confusion(label, self._segment(model, image)[0]) for image, label in self._pictures()]
         )
 
     def compare(self, trained: nnx.Module, fused: nnx.Module, runs: int = 5) -> Comparison:
-        """Puts the fused model beside the trained one; differences are those of class probabilities."""
+        """Compares the fused model with the trained one; differences are those of class probabilities."""
         trained, fused = self._placed(trained), self._placed(fused)
         of_trained, of_fused = [], []
-        extremes = [np.zeros(3)]  # With fewer pictures than processes, some have none.
+        extremes = [np.zeros(3)]  # With fewer pictures than processes, some processes have none.
         for image, label in self._pictures():
             (one, probabilities), (other, fused_probabilities) = (self._segment(net, image) for net in (trained, fused))
             of_trained.append(self._confusion(label, one))
@@ -176,12 +153,12 @@ class SceneEvaluator:
         )
 
     def of_the_majority_class(self) -> dict[str, float]:
-        """The scores of a model that says the most frequent class everywhere."""
+        """The scores of a model that predicts the most frequent class everywhere."""
         counts = self._total([self._confusion(label, np.zeros_like(label)) for _, label in self._pictures()]).sum(1)
         return _scores(np.outer(counts, np.arange(len(counts)) == counts.argmax()), self._scenes)
 
     def segmented(self, model: nnx.Module, number: int):
-        """The first pictures, each with its true and predicted classes."""
+        """Yields the first pictures, each with its true and predicted classes."""
         model = self._placed(model)
         for index in range(min(number, len(self._records))):
             example = evaluation_example(self._records[index], dataset=self._scenes)
@@ -198,7 +175,7 @@ class SceneEvaluator:
             yield example["image"], example["label"]
 
     def _segment(self, model, image):
-        probabilities = sliding_window(
+        probabilities = metrics.sliding_window(
             lambda windows: self._predict(model, windows),
             image,
             self._window,
@@ -212,10 +189,10 @@ class SceneEvaluator:
 
     def _total(self, matrices):
         classes = len(self._scenes.class_names)
-        # With fewer pictures than processes, some have none.
-        matrix = total_confusion(matrices) if matrices else np.zeros((classes, classes), np.int64)
+        # With fewer pictures than processes, some processes have none.
+        matrix = metrics.total_confusion(matrices) if matrices else np.zeros((classes, classes), np.int64)
         if jax.process_count() > 1:
-            # JAX has no int64 here: in halves.
+            # JAX has no int64 here, so each count is sent as two int32.
             matrix = multihost_utils.process_allgather(matrix.view(np.int32)).view(np.int64).sum(0)
         return matrix
 
@@ -225,9 +202,9 @@ class SceneEvaluator:
 
 
 def _scores(matrix, scenes) -> dict[str, float]:
-    found = intersection_over_union(matrix)
+    found = metrics.intersection_over_union(matrix)
     each = {f"iou_{name}": float(value) for name, value in zip(scenes.class_names, found.per_class, strict=True)}
-    return dict(mean_iou=found.mean, pixel_accuracy=pixel_accuracy(matrix)) | each
+    return dict(mean_iou=found.mean, pixel_accuracy=metrics.pixel_accuracy(matrix)) | each
 
 
 def _check_classes(config, net, scenes):

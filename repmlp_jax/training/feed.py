@@ -7,7 +7,14 @@ import jax
 import numpy as np
 from jax import lax
 
-from repmlp_jax.training.sharding import platform_of, put_batch, put_on_every_device, replicated, split_batch
+from repmlp_jax.training.sharding import (
+    platform_of,
+    put_batch,
+    put_everywhere,
+    put_on_every_device,
+    replicated,
+    split_batch,
+)
 
 
 class ResidentFeed:
@@ -45,11 +52,15 @@ class ResidentFeed:
             shardings: of the state's arrays.
         """
         train_steps = self.make_train_steps(one_step, shardings)
+        key = put_everywhere(key, self._mesh)
 
         def run(state, step, count):
             epoch = step // (self.examples // self._batch_size)
             if epoch != self._epoch:
-                self._epoch, self._order = epoch, self._draw_order(epoch)
+                self._epoch = epoch
+                self._order = self._draw_order(put_on_every_device(np.asarray(epoch, np.uint32), self._mesh))
+            if platform_of(self._mesh) != "cpu":  # where the loop runs on the devices
+                count = put_on_every_device(np.asarray(count, np.int32), self._mesh)
             return train_steps(state, self.dataset, self._order, key, count)
 
         return run
@@ -89,6 +100,7 @@ class StreamedFeed:
     def compile(self, one_step: Callable, key, shardings) -> Callable:
         """Compiles `(state, step, count) → state`; see `ResidentFeed.compile`."""
         step_alone = jax.jit(one_step, donate_argnums=0, out_shardings=shardings)
+        key = put_everywhere(key, self._mesh)
 
         def run(state, step, count):
             if step != self._next_step:

@@ -29,8 +29,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_configure(config):
     """The fast loop is compiled without optimisation, which takes half the time; the whole suite as users have it."""
     if "not slow" in config.option.markexpr:
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # also for the processes that tests start
-        jax.config.update("jax_disable_most_optimizations", True)
+        # By a variable, for the processes that tests start, and so that CI can have it otherwise.
+        quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", quick == "1")
 
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -30,12 +30,16 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
     warmup = round(config.warmup_epochs * steps_per_epoch)
     left = max(1, config.epochs * steps_per_epoch - warmup)
     peak = config.learning_rate
-    # In short trainings several drops may fall on one step.
-    drops = collections.Counter(round(share * (left + warmup)) - warmup for share in config.drop_at)
+
+    def drops():
+        """Step → factor; in short trainings several drops may fall on one step."""
+        steps = collections.Counter(round(share * (left + warmup)) - warmup for share in config.drop_at)
+        return {step: 0.1**number for step, number in steps.items()}
+
     schedule = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, left),
         "poly": lambda: optax.polynomial_schedule(peak, 0.0, config.poly_power, left),
-        "steps": lambda: optax.piecewise_constant_schedule(peak, {step: 0.1**n for step, n in drops.items()}),
+        "steps": lambda: optax.piecewise_constant_schedule(peak, drops()),
     }[config.schedule]()
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup]) if warmup else schedule
 

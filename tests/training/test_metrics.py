@@ -50,7 +50,8 @@ def test_an_interrupted_run_has_the_same_rows_between_epochs(tmp_path):
     assert [row["step"] for row in rows if row["test_accuracy"] is not None] == [44]
     traces = list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert len(traces) == 1
-    assert all(f"{name}_perceptron/".encode() in traces[0].read_bytes() for name in ("global", "partition", "local"))
+    trace = traces[0].read_bytes()
+    assert all(f"({name}_perceptron)/".encode() in trace for name in ("global", "partition", "local"))
     for step in saved_steps(tmp_path)[-1:]:
         shutil.rmtree(tmp_path / "checkpoints" / str(step))
     train_and_evaluate(config, tmp_path)

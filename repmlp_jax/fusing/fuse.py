@@ -75,6 +75,15 @@ def is_fusable(module) -> bool:
     return isinstance(module, nnx.Module) and callable(getattr(module, "fused", None))
 
 
+def is_norm(module) -> bool:
+    """Whether a module is a batch norm: it has what a `Norm` has, and its statistics are NNX's."""
+    return (
+        isinstance(module, nnx.Module)
+        and isinstance(module, Norm)
+        and all(isinstance(statistics, nnx.BatchStat) for statistics in (module.mean, module.var))
+    )
+
+
 def fusable_modules(model: nnx.Module) -> list[tuple[tuple, nnx.Module]]:
     """The outermost fusable modules and their paths, each module once."""
     found: list[tuple[tuple, nnx.Module]] = []
@@ -154,7 +163,7 @@ def _set(node, key, value):
 
 def _check_statistics(path, module):
     for inner, norm in nnx.iter_graph(module):
-        if not isinstance(norm, Norm):
+        if not is_norm(norm):
             continue
         mean: Any = norm.mean[...]
         var: Any = norm.var[...]

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from repmlp_jax.fusing.algebra import Norm
-from repmlp_jax.fusing.fuse import dotted, fusable_modules, is_fusable, replace_modules, with_fused_modules
+from repmlp_jax.fusing.fuse import dotted, fusable_modules, is_fusable, is_norm, replace_modules, with_fused_modules
 from repmlp_jax.fusing.macs import count_macs
 
 
@@ -127,7 +126,7 @@ def _report_block(path, block, image):
 def _norms_outside(model):
     inside = {id(node) for _, block in fusable_modules(model) for _, node in nnx.iter_graph(block)}
     for path, norm in nnx.iter_graph(model):
-        if isinstance(norm, nnx.Module) and isinstance(norm, Norm) and id(norm) not in inside:
+        if is_norm(norm) and id(norm) not in inside:
             parameters = count_parameters(norm)
             reason = {"norm": "no block with fused() holds it"}
             yield BlockReport(dotted(path), type(norm).__name__, {}, reason, (parameters, parameters), (0, 0))

@@ -75,7 +75,7 @@ def load_state(
         elif array is None:
             problems.append(f"missing: {leaf.key}")
         elif array.shape != stored_shape:
-            hint = '; head="skip" leaves it as it is' if place in head_places(model) else ""
+            hint = '; head="skip" leaves it as it is (init_head in recipes)' if place in head_places(model) else ""
             problems.append(f"{leaf.key} has shape {array.shape}, the model {stored_shape}{hint}")
         elif not _fits(array, here.dtype):
             problems.append(f"{leaf.key} holds {array.dtype}, the model {here.dtype}: cast one of them")

@@ -48,7 +48,9 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
             measured. The step determines the position of a row within its epoch.
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    steps_per_epoch = max((row["step"] / row["epoch"] for row in rows), default=1)
+    # In the first epoch nothing says how many steps it has.
+    is_first_epoch = len(rows) > 1 and rows[-1]["epoch"] == 1
+    steps_per_epoch = 1 if is_first_epoch else max((row["step"] / row["epoch"] for row in rows), default=1)
     losses, shares = figure.subplots(1, 2)
     tests = [name for name in (rows[0] if rows else ()) if name.startswith("test_")]
     colours = dict(zip(tests, (ORANGE, ORANGE, *OTHERS) if "test_loss" in tests else (ORANGE, *OTHERS), strict=False))
@@ -62,7 +64,7 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
         label = name.replace("_", " ").removesuffix(" loss")
         axes.plot(epochs, values, style, color=colour, label=label, marker="." if len(measured) < 20 else None)
     for axes, label in ((losses, "loss (nats)"), (shares, "share (%)")):
-        axes.set_xlabel("epoch")
+        axes.set_xlabel("step" if is_first_epoch else "epoch")
         axes.set_ylabel(label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

@@ -127,7 +127,7 @@ class Checkpoints:
         _wait_for_all("checkpoints removed")
 
     def restore(
-        self, abstract_state: Any, retyped: Collection[str] = (), step: int | None = None
+        self, abstract_state: Any, step: int | None = None, *, retyped: Collection[str] = ()
     ) -> tuple[int, Any] | None:
         """Reads the newest complete checkpoint, or that of a given step.
 
@@ -135,8 +135,8 @@ class Checkpoints:
 
         Args:
             abstract_state: as of `checkpoint_format.read`.
-            retyped: paths of arrays that may have been saved in another dtype and are cast.
             step: the step to read; None: the newest.
+            retyped: paths of arrays that may have been saved in another dtype and are cast.
 
         Returns:
             The step and the state, bit for bit as it was saved; None if there is no checkpoint.

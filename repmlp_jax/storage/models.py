@@ -134,11 +134,12 @@ def load(path: str | Path) -> SavedModel:
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is damaged: its weights cannot be read ({error})") from error
     if description["format"] == 1:
-        same = (describe(arrays), digests(arrays)) == (description["arrays"], description["digests"])
+        found = digests(arrays)
+        changed = [name for name, digest in description["digests"].items() if digest != found.get(name)]
     else:
-        same = _sha256(path / WEIGHTS) == description["weights_sha256"]
-    if not same:
-        raise ValueError(f"{path} is damaged: {WEIGHTS} does not hold what was saved")
+        changed = [] if _sha256(path / WEIGHTS) == description["weights_sha256"] else [WEIGHTS]
+    if changed or describe(arrays) != description["arrays"]:
+        raise ValueError(f"{path} is damaged: {', '.join(changed[:5]) or WEIGHTS} does not hold what was saved")
     model = load_state(abstract, arrays, str(path))
     model.eval()
     return SavedModel(model, description["preprocessing"])

@@ -79,7 +79,7 @@ def default_config() -> ConfigDict:
 
 # Values for fields that the configurations of earlier versions lack: what those versions did.
 BEFORE = {"checkpoint_every_seconds": 0.0, "log_every_steps": 0, "profile_steps": 0}
-# Fields that do not change what is learned: a resumed run may set them differently.
+# Fields that change neither what is learned nor metrics.csv: a resumed run may set them differently.
 FREE = ("mesh", "workers", "checkpoint_every_seconds", "profile_steps")
 
 

@@ -110,17 +110,17 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         interruption = stack.enter_context(Interruption())
         profiler = stack.enter_context(Profiler(workdir / "profile", config.profile_steps))
         placed = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), abstract_state, shardings)
-        step, state = checkpoints.restore(placed, RETYPED) or (0, first_state())
+        step, state = checkpoints.restore(placed, retyped=RETYPED) or (0, first_state())
         if step:
             logger.warning("resuming from step %d of %d", step, final_step)
         metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step, task.scores))) if is_chief else None
         bar = stack.enter_context(_progress_bar(config.batch_size, step, final_step))
         while step < final_step:
             epoch = step // steps_per_epoch + 1
-            bar.set_description(f"epoch {epoch}/{config.epochs}")
+            bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
             stop = _next_stop(step, steps_per_epoch, config)
             count = min(pace.steps, stop - step)
-            with pace.timed(count), profiler.trace(step, count):
+            with profiler.trace(step, count), pace.timed(count):
                 state, seen = fetch_metrics(train_steps(state, step, count))
             step = seen.step
             bar.set_postfix(loss=f"{seen.loss:.4f}", accuracy=f"{seen.accuracy:.2%}", refresh=False)

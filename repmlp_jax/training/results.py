@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from tqdm import tqdm
 
@@ -37,7 +38,7 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
     results["largest_output_difference"] = comparison.largest_difference
     results["largest_output"] = comparison.largest_output
     results["largest_output_difference_as_run"] = comparison.difference_as_run
-    results["computed_in"] = json.loads(getattr(model, "arguments", "{}")).get("dtype") or "float32"
+    results["computed_in"] = _compute_dtype(model)
     if jax.process_index() == 0:
         for name, saved in (("model", model), ("fused", fused)):
             save_model(workdir / name, saved, preprocessing=task.preprocessing, overwrite=True)
@@ -45,6 +46,12 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
         replace_text(workdir / "results.json", json.dumps(results, indent=1))
         tqdm.write(_table(results, task.scores) + f"\nsaved: {workdir / 'model'} and {workdir / 'fused'}")
     return results
+
+
+def _compute_dtype(model) -> str:
+    """The dtype that a model computes float32 images in."""
+    arguments = json.loads(getattr(model, "arguments", "{}"))
+    return arguments.get("dtype") or jnp.promote_types(jnp.float32, arguments.get("param_dtype", "float32")).name
 
 
 def score(name: str, value: float) -> str:

@@ -239,3 +239,21 @@ def test_a_model_of_numpy_arrays_stays_as_it_is(name):
     before = jax.tree.map(np.copy, model)
     fuse_params(model)
     assert_identical(model, before)
+
+
+def test_what_only_looks_like_a_norm_is_not_checked():
+    class Scaled(nnx.Module):
+        def __init__(self):
+            self.scale, self.bias, self.mean, self.var, self.epsilon = 1.0, 0.0, 0.5, -2.0, 1e-5
+
+        def fused(self):
+            return self
+
+    class Holder(nnx.Module):
+        def __init__(self):
+            self.inner = Scaled()
+
+        def fused(self):
+            return self
+
+    assert fuse_params(Holder()).inner.var == -2.0

@@ -42,7 +42,7 @@ def test_every_problem_is_named_at_once():
         load_state(build(make, param_dtype=jnp.float32), arrays, "the file")
     assert str(error.value).splitlines()[1:] == [
         "  embedding.norm.mean holds float64, the model float32: cast one of them",
-        '  head.bias has shape (5,), the model (10,); head="skip" leaves it as it is',
+        '  head.bias has shape (5,), the model (10,); head="skip" leaves it as it is (init_head in recipes)',
         "  missing: embedding.conv.kernel",
         "  not used by the model: tail.bias",
     ]

@@ -172,14 +172,16 @@ def test_one_wrong_value_is_noticed_whichever_version_saved_it(folder, stored):
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         weights.write_bytes(content)
-        with pytest.raises(ValueError, match=f"{path} is damaged: {weights.name} does not hold what was saved"):
+        with pytest.raises(ValueError, match=f"{path} is damaged: .* does not hold what was saved") as raised:
             load_model(path)
+        # The digest of today is the file's; those of format 1 name the array.
+        assert (weights.name in str(raised.value)) == (path.name == "of today")
 
 
 def test_weights_of_another_model_are_noticed_whichever_version_saved_it(folder, stored):
     for path in (shutil.copytree(folder, stored / "of today"), stored / "trained"):
         shutil.copy(stored / "one_scale" / "weights.safetensors", path)
-        with pytest.raises(ValueError, match=r"is damaged: weights\.safetensors does not hold what was saved"):
+        with pytest.raises(ValueError, match=r"is damaged: .* does not hold what was saved"):
             load_model(path)
 
 

@@ -39,6 +39,15 @@ def test_rows_between_epochs_are_drawn_between_them(tmp_path):
     assert [list(line.get_xdata()) for line in shares.lines] == [[0.5, 1, 1.5, 2], [2]]
 
 
+def test_within_the_first_epoch_the_axis_is_the_step(tmp_path):
+    metrics = Metrics(tmp_path, 0, ("accuracy",))
+    for step in (5, 10):
+        metrics.add(epoch=1, step=step, **ROW)
+    metrics.close()
+    axes = plots.learning_curves(plots.read_rows(tmp_path)).axes[0]
+    assert (axes.get_xlabel(), list(axes.lines[0].get_xdata())) == ("step", [5, 10])
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_has_the_same_rows_between_epochs(tmp_path):
     config = get_config()

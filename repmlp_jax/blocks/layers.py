@@ -226,31 +226,36 @@ def fuse_fc3(
     convolutions: Sequence[ConvBN],
     partition_size: Sequence[int],
     groups: int,
-) -> tuple[Float[Array, "groups inputs outputs"], Float[Array, "groups outputs"]]:
+) -> tuple[Float[Array, "groups ..."], Float[Array, "groups ..."]]:
     """Merges FC3 and the parallel convolutions into one FC, in float32 or wider (paper, Section 3.2).
 
     Args:
-        fc3: the kernel, with the inputs of a group before its outputs, and the norm after it; None: no FC3.
+        fc3: the kernel, (groups, *inputs, *outputs) with as many axes of inputs as of outputs, and the norm after it;
+            None: no FC3.
         convolutions: the Local Perceptron.
         partition_size: (h, w) of a partition.
         groups: groups of channels.
 
     Returns:
-        The kernel and the bias of the merged FC.
+        The kernel, and the bias (groups, *outputs); without FC3 they have the axes of `conv_to_fc`.
     """
     kernels, biases = [], []
+    shape: tuple[int, ...] = ()
     if fc3 is not None:
         kernel, norm = fc3
-        inputs = math.prod(kernel.shape[1 : 1 + kernel.ndim // 2])  # the other half are outputs
+        shape = kernel.shape
         scale, shift = (array.reshape(groups, 1, -1) for array in algebra.scale_and_shift(norm))
-        kernels.append(algebra.widened(kernel).reshape(groups, inputs, -1) * scale)
+        kernels.append(algebra.widened(kernel).reshape(groups, math.prod(shape[1 : 1 + len(shape) // 2]), -1) * scale)
         biases.append(shift[:, 0])
     if convolutions:
         kernel, bias = algebra.merge_convolutions([(conv.conv.kernel[...], conv.norm) for conv in convolutions])
         fc = algebra.conv_to_fc(kernel, partition_size, groups)
+        shape = shape or fc.shape
         kernels.append(fc.reshape(groups, math.prod(fc.shape[1:4]), -1))
         biases.append(algebra.fc_bias(bias, partition_size, groups).reshape(groups, -1))
-    return sum(kernels), jnp.broadcast_to(sum(biases), (groups, kernels[0].shape[-1]))
+    kernel = sum(kernels)
+    bias = jnp.broadcast_to(sum(biases), (groups, kernel.shape[-1]))
+    return kernel.reshape(shape), bias.reshape(groups, *shape[1 + len(shape) // 2 :])
 
 
 def grouped_fc(x: Float[Array, "M h w C"], kernel: Float[Array, "g h w c h2 w2 o"]) -> Float[Array, "g M h2 w2 o"]:

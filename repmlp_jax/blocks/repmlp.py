@@ -191,17 +191,15 @@ class RepMLP(nnx.Module):
 
     def fused(self) -> "FusedRepMLP":
         """The equivalent `FusedRepMLP`: three FCs without norms and convolutions (Section 3.2)."""
-        perceptron, partition_size = self.partition_perceptron, self.partitioning.partition_size
+        perceptron, convolutions = self.partition_perceptron, list(self.local_perceptron.values())
         fc3 = None if perceptron is None else (perceptron.kernel[...], perceptron.norm)
-        kernel, bias = layers.fuse_fc3(fc3, list(self.local_perceptron.values()), partition_size, self.groups)
-        inputs = (*partition_size, self.in_features // self.groups)
-        outputs = (*partition_size, self.out_features // self.groups)
+        kernel, bias = layers.fuse_fc3(fc3, convolutions, self.partitioning.partition_size, self.groups)
         return FusedRepMLP(
             self.partitioning,
             self.in_features,
             None if self.global_perceptron is None else self.global_perceptron.fused(),
-            kernel.reshape(self.groups, *inputs, *outputs).astype(self.param_dtype),
-            bias.reshape(self.groups, *outputs).astype(self.param_dtype),
+            kernel.astype(self.param_dtype),
+            bias.astype(self.param_dtype),
             self.dtype,
         )
 

@@ -122,8 +122,8 @@ class RepMLPNetBlock(nnx.Module):
             self.partition_size,
             self.pad,
             nnx.clone(self.gate),
-            kernel.reshape(self.kernel.shape).astype(self.param_dtype),
-            bias.reshape(self.kernel.shape[:3]).astype(self.param_dtype),
+            kernel.astype(self.param_dtype),
+            bias.astype(self.param_dtype),
             self.dtype,
         )
 

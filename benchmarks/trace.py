@@ -107,7 +107,7 @@ def draw(bars) -> Figure:
     axes.set_ylabel("thread")
     axes.set_yticks(range(rows))
     axes.invert_yaxis()
-    axes.legend(fontsize="x-small", ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.35))
+    figure.legend(fontsize="x-small", ncols=4, loc="outside upper center")
     return figure
 
 

@@ -54,7 +54,8 @@ def _print_version(wanted: bool) -> bool:
         devices = jax.devices()
         found = f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform})"
     except (RuntimeError, AssertionError) as error:  # JAX_PLATFORMS may name a missing platform
-        found = f"none: {str(error).strip().splitlines()[0] if str(error).strip() else 'JAX found none'}"
+        reason, *_ = str(error).strip().splitlines() or ["JAX found none"]
+        found = f"none: {reason}"
     print(f"{'devices':12}{found}")
     raise typer.Exit()
 

@@ -136,7 +136,7 @@ def _inputs_of_blocks(model, input_shape) -> dict[tuple, jax.ShapeDtypeStruct]:
     """Path of each fusable block, and () for the model → its input for one image."""
     input_shape = input_shape or getattr(model, "input_shape", None)
     if input_shape is None:
-        blocks = list(fusable_modules(model))
+        blocks: list = fusable_modules(model)
         return {path: _image(block.input_shape) for path, block in blocks if hasattr(block, "input_shape")}
     image = _image(input_shape)
     return {(): image} | inputs_of(model, image, is_fusable)

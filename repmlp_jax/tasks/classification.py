@@ -15,7 +15,7 @@ from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
-from repmlp_jax.training.task import ConfiguredTask
+from repmlp_jax.training.task import ConfiguredTask, stream_part
 
 
 class Classification(ConfiguredTask):
@@ -60,7 +60,7 @@ class Classification(ConfiguredTask):
 
         dataset = open_dataset(config.dataset, config.data_dir or None)
         size, seed = input_shape[:2], int(jax.random.bits(order_key, dtype=jnp.uint32))
-        part = dict(process_index=jax.process_index(), process_count=jax.process_count(), workers=config.workers)
+        part = stream_part(config)
         train_on = functools.partial(training_example, size=size, policy=POLICIES.get(config.augmentation))
         evaluate_on = functools.partial(evaluation_example, size=size)
 

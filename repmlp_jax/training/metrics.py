@@ -45,9 +45,10 @@ class Metrics:
         """Adds a row of the columns that were measured; it is on disk when this returns."""
         self.rows.append({name: kind(row[name]) if name in row else None for name, kind in self._columns.items()})
         self._write()
-        for name in [name for name in row if name not in ("epoch", "step")]:
-            self._tensorboard.add_scalar(name, row[name], row["step"])
-        self._tensorboard.add_scalar("images_per_second", images_per_second, row["step"])
+        step = row["step"]
+        for name, value in {**row, "images_per_second": images_per_second}.items():
+            if name not in ("epoch", "step"):
+                self._tensorboard.add_scalar(name, value, step)
         if time.perf_counter() - self._drawn > SECONDS_BETWEEN_PICTURES:
             self._draw()
 

@@ -47,6 +47,11 @@ class Task(Protocol):
         """Draws pictures of the model's outputs into the run's folder."""
 
 
+def stream_part(config) -> dict[str, Any]:
+    """The arguments of `make_stream` and `evaluation_stream` that give each process its part of the batches."""
+    return dict(process_index=jax.process_index(), process_count=jax.process_count(), workers=config.workers)
+
+
 class ConfiguredTask(Task):
     """A task that trains the model of its configuration."""
 

@@ -16,7 +16,7 @@ from repmlp_jax.tasks.faces.stream import stream_faces
 from repmlp_jax.tasks.faces.verification import cosine_similarities, roc, verification_report
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
-from repmlp_jax.training.task import ConfiguredTask
+from repmlp_jax.training.task import ConfiguredTask, stream_part
 
 BASELINES = {"pixels": pixels, "pixels less their mean": centred_pixels}
 
@@ -71,7 +71,7 @@ class Faces(ConfiguredTask):
             )
         # The images' own mean and deviation are not known without reading all of them.
         self._mean = self._std = (0.5,) * input_shape[-1]
-        part = dict(process_index=jax.process_index(), process_count=jax.process_count(), workers=config.workers)
+        part = stream_part(config)
         dataset = config.dataset, config.data_dir or None, input_shape[:2], config.num_people
         open_stream, examples = stream_faces(*dataset, batch_size=config.batch_size, **part)
         seed = int(jax.random.bits(order_key, dtype=jnp.uint32))

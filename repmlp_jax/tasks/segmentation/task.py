@@ -22,7 +22,7 @@ from repmlp_jax.training.evaluation import Comparison, images_per_second, in_eva
 from repmlp_jax.training.feed import StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
 from repmlp_jax.training.sharding import make_mesh, on_this_process, put_everywhere, split_batch
-from repmlp_jax.training.task import ConfiguredTask
+from repmlp_jax.training.task import ConfiguredTask, stream_part
 
 PICTURES_DRAWN = 4
 
@@ -56,7 +56,7 @@ class Segmentation(ConfiguredTask):
             training_example, dataset=self._scenes, crop_size=net.input_shape[:2], scale=tuple(config.crop_scale)
         )
         seed = int(jax.random.bits(order_key, dtype=jnp.uint32))
-        part = dict(process_index=jax.process_index(), process_count=jax.process_count(), workers=config.workers)
+        part = stream_part(config)
 
         def open_stream(step):
             return make_stream(splits["train"], transform, batch_size=config.batch_size, seed=seed, start=step, **part)

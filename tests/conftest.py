@@ -1,9 +1,6 @@
 """Every test runs with eight virtual CPU devices, float64 available, and no silent casts or broadcasts."""
 
-import atexit
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import jax
@@ -13,13 +10,6 @@ import pytest
 # Also for the processes that tests start; on a machine with an accelerator the tests are those of the CPU all the same.
 os.environ["JAX_PLATFORMS"] = "cpu"
 jax.config.update("jax_platforms", "cpu")
-# Most of the time goes into compiling, often the same: what one process has compiled the others read.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled = tempfile.mkdtemp(prefix="compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
-jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -27,7 +17,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
-    """The fast loop is compiled without optimisation, which takes half the time; the whole suite as users have it."""
+    """Most of the time goes into compiling: what was compiled once, by any process and in any run, is kept.
+
+    The fast loop is compiled without optimisation, which takes half the time; the whole suite as users have it.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("compiled"))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if "not slow" in config.option.markexpr:
         # By a variable, for the processes that tests start, and so that CI can have it otherwise.
         quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

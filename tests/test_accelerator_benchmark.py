@@ -115,6 +115,7 @@ def test_a_run_of_table1_that_fails_is_a_line(tmp_path):
     assert str(empty) in row["failed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -189,6 +190,7 @@ time.sleep(600)
 HEALTHY = dict(first="", says_so=True, steps=11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stand_in", "busy", "failure"),
     [
@@ -223,6 +225,7 @@ def test_a_kill_that_was_none_is_found(journal, monkeypatch, tmp_path, stand_in,
         assert not journal.all_right()
 
 
+@pytest.mark.slow
 def test_other_bits_do_not_hold(journal, monkeypatch, tmp_path):
     from on_accelerator import killed_runs
 

@@ -119,6 +119,7 @@ def test_faceresnet_is_as_wide_as_the_paper_says():
     assert model.head.conv.kernel.shape == (1, 1, 1024, 512)
 
 
+@pytest.mark.slow
 def test_the_report_counts_what_fusing_spares():
     report = fuse_report(full_size("bottleneck"))
     assert not any(block.kept for block in report.blocks)

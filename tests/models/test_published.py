@@ -27,8 +27,8 @@ def parameters(names, quick):
     return pytest.mark.parametrize("name", marked or [pytest.param("", marks=golden.needed)])
 
 
-every_official_model = parameters(STATS, {"RepMLPNet-T224", "create_RepMLPRes50_Light_224"})
-every_model = parameters(list_models(), {"pure_mlp", "wide_convnet", "RepMLPNet-T224", "RepMLP-Res50-light-224"})
+every_official_model = parameters(STATS, {"RepMLPNet-T224"})
+every_model = parameters(list_models(), {"pure_mlp", "wide_convnet", "RepMLPNet-T224"})
 
 
 def build(name):

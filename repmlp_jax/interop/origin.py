@@ -22,6 +22,8 @@ def likely_origin(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> str:
     """
     ours = official_shapes(model)
     theirs = {key: array.shape for key, array in arrays.items() if not key.endswith(COUNTER)}
+    if not theirs:
+        return "There are no weights at all."
     if prefix := _prefix(ours, theirs):
         return f"The model's keys are there behind {prefix!r}: pass what has this prefix, without it."
     if prefix := _prefix(theirs, ours):

@@ -102,6 +102,8 @@ def import_command(
     model: Annotated[str, typer.Option(help="Name of the model that the weights are of.")],
     num_classes: Annotated[int | None, typer.Option(help="Other number of classes than 1000.")] = None,
     skip_head: Annotated[bool, typer.Option("--skip-head", help="Draw new weights for the classifier.")] = False,
+    entry: Annotated[str | None, typer.Option(help="Entry of a training checkpoint, like state_dict_ema.")] = None,
+    all_problems: Annotated[bool, typer.Option("--all-problems", help="List all that does not fit.")] = False,
     overwrite: Overwrite = False,
 ):
     """Imports official PyTorch weights, of the trained or the deployed layout, as a saved model.
@@ -113,17 +115,23 @@ def import_command(
 
         from repmlp_jax import create_model, from_torch, fuse_params, load_torch_file, save_model
         from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+        from repmlp_jax.models.state import MisfitError
 
         _refuse_existing(out, overwrite)
         options = {} if num_classes is None else {"num_classes": num_classes}
-        state_dict = load_torch_file(file)
+        state_dict = load_torch_file(file, entry=entry)
 
         def build():
             return create_model(model, rngs=nnx.Rngs(0), **options)
 
         # Weights are drawn only for a classifier that the file does not provide.
         net = build() if skip_head else nnx.eval_shape(build)
-        net = from_torch(net, state_dict, head="skip" if skip_head else "load")
+        try:
+            net = from_torch(net, state_dict, head="skip" if skip_head else "load")
+        except MisfitError as error:
+            if all_problems:
+                print("\n".join(error.problems), file=sys.stderr)
+            raise
         if any(key.endswith("fc3.bias") for key in state_dict):
             print("the weights are of the deployed layout: the model is fused")
             net = fuse_params(net)

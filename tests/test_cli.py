@@ -97,6 +97,29 @@ def test_import_trained_and_deployed_weights(tiny, tmp_path):
     assert load_model(tmp_path / "few").head.linear.kernel.shape == (8, 3)
 
 
+def test_import_names_five_problems_and_all_on_request(tiny, tmp_path):
+    save_file({f"net.{key}": array for key, array in to_torch(tiny).items()}, tmp_path / "x.safetensors")
+    command = ("import", tmp_path / "x.safetensors", tmp_path / "x", "--model", "tiny")
+    assert_refused(run(*command), "The model's keys are there behind 'net.'")
+    result = run(*command, "--all-problems")
+    assert result.exit_code == 2
+    problems = result.stderr.splitlines()[:-1]
+    assert len(problems) > 50
+    assert f"and {len(problems) - 5} more: " in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_import_takes_an_entry(tiny, tmp_path):
+    torch = pytest.importorskip("torch", reason="needs PyTorch (the extra [torch])")
+    state_dict = {key: torch.tensor(array) for key, array in to_torch(tiny).items()}
+    other = {key: tensor + 1 for key, tensor in state_dict.items()}
+    torch.save({"state_dict": state_dict, "ema": other}, tmp_path / "x.pth")
+    result = run("import", tmp_path / "x.pth", tmp_path / "x", "--model", "tiny", "--entry", "ema")
+    assert result.exit_code == 0, result.stderr
+    bias = load_model(tmp_path / "x").head.linear.bias
+    assert_identical(bias[...], tiny.head.linear.bias[...] + 1)
+
+
 def test_fuse(folder, tmp_path):
     result = run("fuse", folder, tmp_path / "fused")
     assert result.exit_code == 0

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from flax import nnx
 
+from repmlp_jax.fusing.fuse import fusable_modules
 from repmlp_jax.interop.torch import from_torch
 from repmlp_jax.interop.torch_file import load_torch_file
 from repmlp_jax.models.backbone import with_backbone_of
 from repmlp_jax.models.pspnet import PSPNet
 from repmlp_jax.models.resnet import RepMLPResNet
-from repmlp_jax.models.state import arrays_of, head_places, load_state
+from repmlp_jax.models.state import MisfitError, arrays_of, head_places, load_state
 from repmlp_jax.storage.models import load_model
 
 
@@ -26,7 +27,7 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
-        ValueError: if the stored weights do not fit the model.
+        ValueError: if the stored weights do not fit the model, or one of them is NaN or infinite.
     """
     if not Path(path).is_dir():
         return from_torch(model, load_torch_file(path), head=head)
@@ -34,4 +35,9 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
     if isinstance(model, PSPNet) and isinstance(saved, RepMLPResNet):
         return with_backbone_of(model, saved)
     kept = head_places(model) if head == "skip" else ()
-    return load_state(model, arrays_of(saved), str(path), kept=kept)
+    try:
+        return load_state(model, arrays_of(saved), str(path), kept=kept)
+    except MisfitError as error:
+        fused = "" if fusable_modules(saved) else "fused "
+        error.guess = f"{path} holds a {fused}{type(saved).__name__}."
+        raise

@@ -129,6 +129,8 @@ def load(path: str | Path) -> SavedModel:
         raise ValueError(f"{path} is damaged: {description['model']} does not take its arguments ({error})") from error
     if describe(arrays_of(abstract)) != description["arrays"]:
         raise ValueError(f"{path} is damaged: its arrays are not those of the {description['model']} that it names")
+    if not (path / WEIGHTS).is_file():  # a pipe might never end
+        raise ValueError(f"{path} is damaged: its weights cannot be read (there is no file {WEIGHTS})")
     try:
         arrays = {name: jnp.asarray(array) for name, array in load_file(path / WEIGHTS).items()}
     except (OSError, SafetensorError) as error:

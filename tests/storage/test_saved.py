@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -194,6 +195,9 @@ def test_weights_cut_short_or_missing(folder, tmp_path):
         with pytest.raises(ValueError, match="is damaged: its weights cannot be read"):
             load_model(path)
     weights.unlink()
+    with pytest.raises(ValueError, match="is damaged: its weights cannot be read"):
+        load_model(path)
+    os.mkfifo(weights)
     with pytest.raises(ValueError, match="is damaged: its weights cannot be read"):
         load_model(path)
 

@@ -49,5 +49,5 @@ def official_keys(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
         else:
             renamed[matches[0]] = array
     if problems:
-        raise MisfitError("state_dict is not in mmpretrain's layout", problems)
+        raise MisfitError("state_dict is not in mmpretrain's layout", sorted(problems))
     return renamed

@@ -7,8 +7,8 @@ from typing import Any
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Data-parallel and averaged models wrap the whole.
 OUTER = "module."
-# thop's counts of each module, the counter of an averaged model, and the header of safetensors: no weights.
-IGNORED = {"total_ops", "total_params", "n_averaged", "__metadata__"}
+# thop's counts of each module, the counters of averaged models in PyTorch and mmengine, and the header of safetensors.
+IGNORED = {"total_ops", "total_params", "n_averaged", "steps", "__metadata__"}
 
 
 def with_plain_keys(state_dict: Mapping[str, Any]) -> dict[str, Any]:

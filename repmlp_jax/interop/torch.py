@@ -28,8 +28,8 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
     more norms of RepMLPNet than `fuse_params` does, which can fold them afterwards.)
 
     Keys may have what wrappers add to them: "module." before all, once or several times, "_orig_mod." (torch.compile)
-    and the like anywhere. Ignored are `total_ops` and `total_params` (thop), `n_averaged` (averaged models) and
-    safetensors' `__metadata__`. A missing `num_batches_tracked`, as in files of PyTorch before 0.4.1, is 0.
+    and the like anywhere. Ignored are `total_ops` and `total_params` (thop), `n_averaged` and `steps` (averaged
+    models) and safetensors' `__metadata__`. A missing `num_batches_tracked`, as in files of PyTorch before 0.4.1, is 0.
 
     Args:
         model: a module with an official layout; it may be abstract (`nnx.eval_shape`).

@@ -46,7 +46,7 @@ class MisfitError(ValueError):
     def __init__(self, what: str, problems: Sequence[str]):
         super().__init__(what, problems)
         self.what = what
-        self.problems = sorted(problems)
+        self.problems = list(problems)
         self.guess = ""
 
     def __str__(self) -> str:
@@ -88,24 +88,24 @@ def load_state(
     graphdef, state, *rest = nnx.split(seeded(model), weights, ...)
     variables = nnx.to_flat_state(state)
     leaves = leaves or {place: Leaf(dotted(place)) for place, _ in variables}
-    problems = [f"not used by the model: {key}" for key in arrays.keys() - {leaf.key for leaf in leaves.values()}]
-    loaded = []
+    misfits, missing, loaded = [], [], []
     for place, here in variables:
         leaf, shape = leaves[place], here.shape
         array, stored_shape = arrays.get(leaf.key), leaf.stored_shape(shape)
         if place in kept:
             pass
         elif array is None:
-            problems.append(f"missing: {leaf.key}")
+            missing.append(f"missing: {leaf.key}")
         elif array.shape != stored_shape:
             hint = '; head="skip" leaves it as it is (init_head in recipes)' if place in head_places(model) else ""
-            problems.append(f"{leaf.key} has shape {array.shape}, the model {stored_shape}{hint}")
+            misfits.append(f"{leaf.key} has shape {array.shape}, the model {stored_shape}{hint}")
         elif misfit := _misfit(array, here):
-            problems.append(f"{leaf.key} holds {misfit}")
+            misfits.append(f"{leaf.key} holds {misfit}")
         else:
             here = here.replace(jnp.asarray(leaf.restored(array, shape), here.dtype))
         loaded.append((place, here))
-    if problems:
+    unused = [f"not used by the model: {key}" for key in arrays.keys() - {leaf.key for leaf in leaves.values()}]
+    if problems := sorted(misfits) + sorted(missing) + sorted(unused):
         raise MisfitError(f"{source} does not fit {type(model).__name__}", problems)
     return nnx.merge(graphdef, nnx.from_flat_state(loaded), *rest, copy=True)
 

@@ -181,9 +181,9 @@ def test_every_problem_is_named_at_once():
     assert str(error.value).splitlines()[1:] == [
         "  avg.bn.num_batches_tracked holds 1099511627776, the model whole numbers from 0 to 2147483647",
         "  fc1_fc2.fc1.bias holds float64, the model float32: cast one of them",
+        "  repconv3.conv.weight has shape (4, 2, 5, 5), the model (4, 2, 3, 3)",
         "  missing: fc3_bn.weight",
         "  not used by the model: head.weight",
-        "  repconv3.conv.weight has shape (4, 2, 5, 5), the model (4, 2, 3, 3)",
     ]
 
 
@@ -238,7 +238,12 @@ def test_what_pytorchs_tools_add_to_keys_is_removed(spelled):
     block = build_block()
     found = {spelled.format(key): array for key, array in to_torch(block).items()}
     found |= {spelled.format(f"fc3.{name}"): np.zeros(1) for name in ("total_ops", "total_params")}
-    found |= {"n_averaged": np.asarray(3), "total_ops": np.zeros(1), "__metadata__": {"format": "pt"}}
+    found |= {
+        "n_averaged": np.asarray(3),
+        "steps": np.asarray(3),
+        "total_ops": np.zeros(1),
+        "__metadata__": {"format": "pt"},
+    }
     assert_identical(from_torch(block, found), block)
 
 

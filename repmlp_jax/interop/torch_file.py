@@ -8,6 +8,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from repmlp_jax.local_path import local_path
+
 PICKLED = (".pth", ".pt", ".tar", ".bin")
 NESTED = ("state_dict", "model", "model_state_dict")
 
@@ -30,7 +32,7 @@ def load_torch_file(path: str | Path) -> dict[str, np.ndarray]:
         ImportError: if the file needs torch and it is not installed.
         ValueError: if the suffix is not one of these, the file is damaged, or it holds anything but weights.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix == ".safetensors":

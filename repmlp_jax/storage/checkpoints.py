@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from repmlp_jax.local_path import local_path
 from repmlp_jax.storage import checkpoint_format
 from repmlp_jax.storage.checkpoint_format import CheckpointError
 
@@ -44,7 +45,7 @@ class Checkpoints:
         """
         if latest < 1:
             raise ValueError(f"latest must be at least 1, got {latest}")
-        self.folder = Path(folder).absolute()
+        self.folder = local_path(folder).absolute()
         self._latest = latest
         self._best = best
         self._config = config or {}

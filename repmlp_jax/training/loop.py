@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from repmlp_jax.fusing.host import host
+from repmlp_jax.local_path import local_path
 from repmlp_jax.storage.checkpoints import Checkpoints
 from repmlp_jax.training import sharding
 from repmlp_jax.training.config import FREE, check_config, differences
@@ -59,7 +60,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         SystemExit: after SIGTERM, once the state is saved.
     """
     check_config(config)
-    workdir = Path(workdir)
+    workdir = local_path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
     for name in ("batch_size", "eval_batch_size"):
         sharding.check_batch_size(name, config[name], mesh)

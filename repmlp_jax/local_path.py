@@ -23,4 +23,6 @@ def local_path(path: str | os.PathLike[str]) -> Path:
         return path.expanduser()
     except RuntimeError:
         home = path.parts[0]
-        raise ValueError(f"{path} needs a home folder, and none is known for {home}: set HOME, or replace {home}") from None
+        raise ValueError(
+            f"{path} needs a home folder, and none is known for {home}: set HOME, or replace {home}"
+        ) from None

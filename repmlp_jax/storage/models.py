@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -18,6 +17,7 @@ from repmlp_jax.fusing.finite import check_finite
 from repmlp_jax.fusing.fuse import fuse_params
 from repmlp_jax.local_path import local_path
 from repmlp_jax.models.arguments import arguments_from_text
+from repmlp_jax.models.precision import check_precision
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.models.state import arrays_of, load_state
 from repmlp_jax.quantisation.quantise import quantisation, quantise_params
@@ -88,7 +88,8 @@ def load_model(path: str | Path) -> nnx.Module:
 
     Raises:
         FileNotFoundError: if there is no such folder, or it holds no saved model.
-        ValueError: if it is damaged, or of a newer format.
+        ValueError: if it is damaged, of a newer format or a class that is not registered, holds weights that are NaN or
+            infinite, or needs 64 bits, which JAX has turned off.
 
     Examples:
         >>> from repmlp_jax import load_model
@@ -117,6 +118,8 @@ def load(path: str | Path) -> SavedModel:
     put_back(path)
     description = _read_description(path)
     model_class = _model_classes()[description["model"]]
+    described = [array.partition("[")[0] for array in description["arrays"].values()]
+    check_precision([*described, description["arguments"].get("dtype")], f"the model in {path}")
     try:
         abstract = _abstract(
             model_class, json.dumps(description["arguments"]), description["fused"], description.get("quantised")
@@ -136,6 +139,7 @@ def load(path: str | Path) -> SavedModel:
         changed = [] if _sha256(path / WEIGHTS) == description["weights_sha256"] else [WEIGHTS]
     if changed or describe(arrays) != description["arrays"]:
         raise ValueError(f"{path} is damaged: {', '.join(changed[:5]) or WEIGHTS} does not hold what was saved")
+    check_finite(arrays, str(path))
     model = load_state(abstract, arrays, str(path))
     model.eval()
     return SavedModel(model, description["preprocessing"])
@@ -194,8 +198,13 @@ def _read_description(path):
                 raise ValueError("its digest is wrong")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {DESCRIPTION} cannot be read ({error})") from error
-    if found[0] not in CONTENTS or found[1] not in _model_classes():
+    if found[0] not in CONTENTS:
         raise ValueError(f"{path} holds a {found[1]} of format {found[0]}; this version reads formats 1 to {FORMAT}")
+    if found[1] not in _model_classes():
+        raise ValueError(
+            f"{path} holds a {found[1]}, and no class of this name is registered: import {found[1]} and set "
+            f'repmlp_jax.models.registry.MODELS["a name"] = ({found[1]}, {{}}) before it is loaded'
+        )
     return description
 
 

@@ -1,0 +1,182 @@
+"""Folders and files that are replaced as a whole, by processes that are killed at any instant."""
+
+import itertools
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from repmlp_jax.storage.partial import partial_path
+from repmlp_jax.storage.whole_file import whole_file
+from repmlp_jax.storage.whole_folder import put_back, whole_folder
+
+CALLS = "mkdir", "rename", "replace", "rmdir", "unlink", "fsync"
+
+
+class Killed(BaseException):
+    """The process does nothing more, nor does it clean up."""
+
+
+@pytest.fixture
+def kill_at(monkeypatch):
+    """Kills this process, as far as the disk can tell, before its call of the given number to change the disk."""
+
+    def kill(instant):
+        calls = itertools.count()
+        for name in CALLS:
+
+            def call(*arguments, real=getattr(os, name), **options):
+                if next(calls) >= instant:
+                    raise Killed
+                return real(*arguments, **options)
+
+            monkeypatch.setattr(os, name, call)
+
+    return kill
+
+
+def write_folder(path, text):
+    with whole_folder(path, lambda: None) as folder:
+        (folder / "one").write_text(text)
+        (folder / "two").write_text(text)
+
+
+def write_file(path, text):
+    with whole_file(path, overwrite=True) as file:
+        file.write_text(text)
+
+
+def content(path):
+    """The text at a path: that of a folder's files, which have to be two of one writing."""
+    if not path.is_dir():
+        return path.read_text()
+    one, two = sorted(path.iterdir())
+    assert one.read_text() == two.read_text()
+    return one.read_text()
+
+
+@pytest.mark.parametrize("write", [write_folder, write_file])
+def test_killed_at_any_instant_the_old_or_the_new_one_is_whole(tmp_path, monkeypatch, kill_at, write):
+    found = []
+    for instant in itertools.count():
+        path = tmp_path / str(instant) / "saved"
+        write(path, "old")
+        kill_at(instant)
+        try:
+            write(path, "new")
+            killed = False
+        except Killed:
+            killed = True
+        monkeypatch.undo()
+        missing = not path.exists()
+        put_back(path)
+        found.append((content(path), missing))
+        write(path, "next")
+        assert content(path) == "next"
+        assert [child.name for child in path.parent.iterdir()] == ["saved"]
+        if not killed:
+            break
+    texts = [text for text, _ in found]
+    assert texts == sorted(texts, key=["old", "new"].index)
+    assert set(texts) == {"old", "new"}
+    # No system call replaces a folder that is not empty, so there are instants at which it has to be put back.
+    assert any(missing for _, missing in found) == (write is write_folder)
+
+
+@pytest.mark.parametrize("write", [write_folder, write_file])
+def test_a_write_that_fails_leaves_the_old_one_alone(tmp_path, monkeypatch, write):
+    write(tmp_path / "saved", "old")
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "rename", fail)
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write(tmp_path / "saved", "new")
+    assert content(tmp_path / "saved") == "old"
+    assert [child.name for child in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_reader_may_put_the_old_folder_back_while_it_is_being_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "saved"
+    write_folder(path, "old")
+    rename, seen = os.rename, []
+
+    def interrupted(source, target):
+        if target == path and not seen:
+            seen.append(source)
+            put_back(path)
+            assert content(path) == "old"
+        return rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    write_folder(path, "new")
+    assert seen
+    assert content(path) == "new"
+    assert [child.name for child in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_folder_that_was_removed_after_it_was_replaced_does_not_come_back(tmp_path, monkeypatch):
+    path = tmp_path / "saved"
+    write_folder(path, "old")
+    monkeypatch.setattr("repmlp_jax.storage.partial._remove", lambda path: None)
+    write_folder(path, "new")
+    assert len(list(tmp_path.glob("saved.partial.*/replaced"))) == 1
+    path.rename(tmp_path / "elsewhere")
+    put_back(path)
+    assert not path.exists()
+
+
+def test_only_what_processes_that_have_ended_left_is_removed(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here, path = socket.gethostname(), tmp_path / "saved"
+    running = [f"saved.partial.01234567.{os.getppid()}.{here}", "saved.partial.01234567.1.another-host"]
+    others = [
+        "saved.partial.notes",
+        f"saved.partial.01234567.{ended.pid}",
+        f"unsaved.partial.01234567.{ended.pid}.{here}",
+    ]
+    left = [f"saved.partial.01234567.{number}.{here}" for number in (ended.pid, os.getpid())]
+    for name in (*running, *others, *left):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / f"saved.partial.89abcdef.{ended.pid}.{here}").touch()
+    with partial_path(path) as writing:
+        writing.mkdir()
+        write_file(path, "new")  # as another thread of this process
+        assert writing.exists()
+    assert {child.name for child in tmp_path.iterdir()} == {"saved", *running, *others}
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_what_is_written_has_the_rights_that_the_umask_gives(tmp_path, umask, file, folder):
+    before = os.umask(umask)
+    try:
+        write_folder(tmp_path / "parent" / "folder", "new")
+        with whole_file(tmp_path / "file", overwrite=False) as partial:
+            partial.chmod(0o400)  # as safetensors does
+    finally:
+        os.umask(before)
+
+    def rights(path):
+        return path.stat().st_mode & 0o777
+
+    assert rights(tmp_path / "file") == rights(tmp_path / "parent" / "folder" / "one") == file
+    assert rights(tmp_path / "parent") == rights(tmp_path / "parent" / "folder") == folder
+
+
+def test_a_file_replaces_no_folder_device_or_link_unasked(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for name, overwrite, error, message in [
+        ("folder", True, IsADirectoryError, "is a folder; choose the path of a file"),
+        ("pipe", True, FileExistsError, "is a device, pipe or socket; choose the path of a file"),
+        ("link", False, FileExistsError, "link exists; pass overwrite=True to replace it"),
+    ]:
+        with pytest.raises(error, match=message), whole_file(tmp_path / name, overwrite):
+            pass

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from repmlp_jax.local_path import local_path
 from repmlp_jax.storage import checkpoint_format
 from repmlp_jax.storage.checkpoint_format import CheckpointError
+from repmlp_jax.storage.partial import sync, sync_tree
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -120,6 +121,10 @@ class Checkpoints:
         (step, saving), self._saving = self._saving, None
         try:
             saving.result()
+            if jax.process_index() == 0:
+                # Orbax syncs the arrays, not its metadata; before it is on the disk, no older checkpoint is removed.
+                sync_tree(self._path(step))
+                sync(self.folder)
         except Exception as error:
             raise self._failed_save(step, error) from error
         if jax.process_index() == 0:

@@ -25,14 +25,17 @@ def kill_at(monkeypatch):
 
     def kill(instant):
         calls = itertools.count()
-        for name in CALLS:
 
-            def call(*arguments, real=getattr(os, name), **options):
+        def mortal(real):
+            def call(*arguments, **options):
                 if next(calls) >= instant:
                     raise Killed
                 return real(*arguments, **options)
 
-            monkeypatch.setattr(os, name, call)
+            return call
+
+        for name in CALLS:
+            monkeypatch.setattr(os, name, mortal(getattr(os, name)))
 
     return kill
 
@@ -135,11 +138,7 @@ def test_only_what_processes_that_have_ended_left_is_removed(tmp_path):
     ended.wait()
     here, path = socket.gethostname(), tmp_path / "saved"
     running = [f"saved.partial.01234567.{os.getppid()}.{here}", "saved.partial.01234567.1.another-host"]
-    others = [
-        "saved.partial.notes",
-        f"saved.partial.01234567.{ended.pid}",
-        f"unsaved.partial.01234567.{ended.pid}.{here}",
-    ]
+    others = [f"{name}.{ended.pid}.{here}" for name in ("saved.partial.notes", "unsaved.partial.01234567")]
     left = [f"saved.partial.01234567.{number}.{here}" for number in (ended.pid, os.getpid())]
     for name in (*running, *others, *left):
         (tmp_path / name).mkdir()

@@ -312,8 +312,10 @@ def _report(model: str):
     from flax import nnx
 
     from repmlp_jax import create_model, fuse_report, load_model
+    from repmlp_jax.storage.whole_folder import put_back
 
-    if local_path(model).is_dir():
+    put_back(folder := local_path(model))
+    if folder.is_dir():
         return fuse_report(load_model(model))
     return fuse_report(nnx.eval_shape(lambda: create_model(model, rngs=nnx.Rngs(0))))
 

@@ -63,7 +63,7 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
     """
     path = local_path(path).absolute()
     put_back(path)
-    _check_may_write(path, overwrite)
+    check_may_write(path, overwrite)
     is_fused, arrays = _is_fused(model), arrays_of(model)
     check_finite(arrays, f"this {type(model).__name__}")
     description = {
@@ -76,7 +76,7 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
         "arrays": describe(arrays),
         "versions": versions(),
     }
-    with whole_folder(path, lambda: _check_may_write(path, overwrite)) as folder:
+    with whole_folder(path, lambda: check_may_write(path, overwrite)) as folder:
         save_file({name: np.asarray(array) for name, array in arrays.items()}, folder / WEIGHTS)
         description["weights_sha256"] = _sha256(folder / WEIGHTS)
         (folder / DESCRIPTION).write_text(json.dumps(description | {"sha256": _seal(description)}, indent=1))
@@ -145,7 +145,8 @@ def load(path: str | Path) -> SavedModel:
     return SavedModel(model, description["preprocessing"])
 
 
-def _check_may_write(path: Path, overwrite: bool):
+def check_may_write(path: Path, overwrite: bool):
+    """Refuses what `save_model` would not write to; raises FileExistsError as it does."""
     if not os.path.lexists(path):
         return
     if found := _not_ours(path):

@@ -12,6 +12,7 @@ from repmlp_jax.models.pspnet import PSPNet
 from repmlp_jax.models.resnet import RepMLPResNet
 from repmlp_jax.models.state import arrays_of, head_places, load_state
 from repmlp_jax.storage.models import load_model
+from repmlp_jax.storage.whole_folder import put_back
 
 
 def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") -> nnx.Module:
@@ -30,6 +31,7 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
         ValueError: if the stored weights do not fit the model.
     """
     path = local_path(path)
+    put_back(path)
     if not path.is_dir():
         return from_torch(model, load_torch_file(path), head=head)
     saved = load_model(path)

@@ -26,7 +26,7 @@ from repmlp_jax.training.metrics import Metrics, replace_text
 from repmlp_jax.training.optimizer import make_optimizer
 from repmlp_jax.training.pace import Pace
 from repmlp_jax.training.profiler import Profiler
-from repmlp_jax.training.results import fuse_and_save, score
+from repmlp_jax.training.results import check_results, fuse_and_save, score
 from repmlp_jax.training.saving import Saving
 from repmlp_jax.training.step import RETYPED, fetch_metrics, init_state, make_step
 from repmlp_jax.training.task import Task
@@ -56,6 +56,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
     Raises:
         ValueError: if the configuration is not valid, `workdir` holds a run of another configuration, or more than 5 %
             of at least 1,000 examples are damaged.
+        FileExistsError: if `model` or `fused` in `workdir` is nothing that `save_model` wrote.
         FloatingPointError: if a loss is not finite; the message names the step.
         SystemExit: after SIGTERM, once the state is saved.
     """
@@ -66,6 +67,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         sharding.check_batch_size(name, config[name], mesh)
     plain_config = json.loads(config.to_json())
     _refuse_another_configuration(workdir, plain_config)
+    check_results(workdir)
     is_chief = jax.process_index() == 0
 
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)

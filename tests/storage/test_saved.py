@@ -223,7 +223,7 @@ while True:
     path = tmp_path / "model"
     environment = os.environ | {"JAX_ENABLE_X64": "1"}
     known = [load_model(folder), fuse_params(load_model(folder))]
-    for number in range(12):
+    for number in range(6):
         command = [sys.executable, "-c", program, str(path), str(folder)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         next(line for line in process.stdout if line == "ready\n")

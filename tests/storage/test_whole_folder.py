@@ -5,13 +5,19 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from repmlp_jax.storage.partial import partial_path
 from repmlp_jax.storage.whole_file import whole_file
 from repmlp_jax.storage.whole_folder import put_back, whole_folder
 
+KILLS = 15
+REPOSITORY = Path(__file__).parents[2]
 CALLS = "mkdir", "rename", "replace", "rmdir", "unlink", "fsync"
 
 
@@ -88,6 +94,35 @@ def test_killed_at_any_instant_the_old_or_the_new_one_is_whole(tmp_path, monkeyp
     assert any(missing for _, missing in found) == (write is write_folder)
 
 
+@pytest.mark.slow
+def test_a_process_that_is_killed_leaves_the_old_or_the_new_folder(tmp_path):
+    program = """
+import itertools, sys
+from pathlib import Path
+from repmlp_jax.storage.whole_folder import put_back, whole_folder
+
+path = Path(sys.argv[1])
+put_back(path)
+for number in itertools.count(int(sys.argv[2])):
+    with whole_folder(path, lambda: None) as folder:
+        (folder / "one").write_text(str(number))
+        (folder / "two").write_text(str(number))
+    print(number, flush=True)
+"""
+    path, last = tmp_path / "saved", 0
+    for kill in range(KILLS):
+        command = [sys.executable, "-c", program, str(path), str(last + 1)]
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        first = int(process.stdout.readline())
+        time.sleep(0.0037 * kill)
+        process.kill()
+        process.wait()
+        last = max([first, *map(int, process.stdout)])
+        put_back(path)
+        assert int(content(path)) in (last, last + 1)
+        assert len(list(tmp_path.iterdir())) <= 2
+
+
 @pytest.mark.parametrize("write", [write_folder, write_file])
 def test_a_write_that_fails_leaves_the_old_one_alone(tmp_path, monkeypatch, write):
     write(tmp_path / "saved", "old")
@@ -157,7 +192,7 @@ def test_what_is_written_has_the_rights_that_the_umask_gives(tmp_path, umask, fi
     try:
         write_folder(tmp_path / "parent" / "folder", "new")
         with whole_file(tmp_path / "file", overwrite=False) as partial:
-            partial.chmod(0o400)  # as safetensors does
+            save_file({"x": np.zeros(1)}, partial)  # safetensors asks for 0600
     finally:
         os.umask(before)
 

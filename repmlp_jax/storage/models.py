@@ -115,7 +115,22 @@ class SavedModel(NamedTuple):
 def load(path: str | Path) -> SavedModel:
     """Reads a model and its preprocessing; raises as `load_model` does."""
     path = local_path(path).absolute()
-    put_back(path)
+    while True:
+        put_back(path)
+        before = _identity(path)
+        try:
+            return _load(path)
+        except (ValueError, FileNotFoundError):
+            # A model that is replaced meanwhile is read from its beginning.
+            if before == _identity(path):
+                raise
+
+
+def _identity(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
+
+
+def _load(path: Path) -> SavedModel:
     description = _read_description(path)
     model_class = _model_classes()[description["model"]]
     described = [array.partition("[")[0] for array in description["arrays"].values()]

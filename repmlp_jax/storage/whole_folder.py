@@ -17,6 +17,7 @@ from repmlp_jax.storage.partial import partial_path, partials, sync, sync_tree
 logger = logging.getLogger("repmlp_jax")
 
 NEW, REPLACED = "new", "replaced"
+TAKEN = errno.EEXIST, errno.ENOTEMPTY  # Another process has put a folder there in between.
 
 
 @contextlib.contextmanager
@@ -44,12 +45,10 @@ def whole_folder(path: Path, check: Callable[[], None]) -> Iterator[Path]:
                 try:
                     with contextlib.suppress(FileNotFoundError):
                         path.rename(replaced)
-                    sync(partial)
                     new.rename(path)
                     break
                 except OSError as error:
-                    # Another process has put a folder at `path` in between.
-                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    if error.errno not in TAKEN:
                         raise
         finally:
             put_back(path)
@@ -65,8 +64,9 @@ def put_back(path: Path) -> None:
         if (partial / NEW).exists() and (partial / REPLACED).exists():
             try:
                 (partial / REPLACED).rename(path)
-            except OSError:
-                if not path.exists():  # Otherwise another process was faster.
+            except OSError as error:
+                if error.errno not in (*TAKEN, errno.ENOENT):  # Otherwise another process was faster.
                     raise
-            logger.warning("%s was to be replaced by a process that did not finish; it is back as it was", path)
+            else:
+                logger.warning("%s was to be replaced by a process that did not finish; it is back as it was", path)
             return

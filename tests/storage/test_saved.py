@@ -206,6 +206,20 @@ def test_load_model_and_save_model_put_back_the_model_that_a_killed_save_was_rep
     assert "was to be replaced by a process that did not finish; it is back as it was" in caplog.text
 
 
+def test_a_model_that_is_replaced_while_it_is_read_is_read_whole(folder, model, tmp_path, monkeypatch):
+    path = shutil.copytree(folder, tmp_path / "model")
+    read, other = saved_models.load_file, fuse_params(model)
+
+    def replaced_first(file):
+        if not (tmp_path / "once").exists():
+            (tmp_path / "once").touch()
+            save_model(path, other, overwrite=True)
+        return read(file)
+
+    monkeypatch.setattr(saved_models, "load_file", replaced_first)
+    assert_identical(load_model(path), other)
+
+
 @pytest.mark.slow
 def test_killed_at_any_instant_the_old_or_the_new_model_is_loaded(folder, model, tmp_path):
     program = """

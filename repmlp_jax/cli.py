@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from repmlp_jax.local_path import local_path
+
 BAD_INPUT = 2
 app = typer.Typer(
     help="RepMLP in JAX: look at models, import official weights, fuse, evaluate, predict and export.",
@@ -318,8 +320,10 @@ def _report(model: str):
     from flax import nnx
 
     from repmlp_jax import create_model, fuse_report, load_model
+    from repmlp_jax.storage.whole_folder import put_back
 
-    if Path(model).is_dir():
+    put_back(folder := local_path(model))
+    if folder.is_dir():
         return fuse_report(load_model(model))
     return fuse_report(nnx.eval_shape(lambda: create_model(model, rngs=nnx.Rngs(0))))
 
@@ -349,6 +353,7 @@ def _save_picture(draw: Callable, out: Path, overwrite: bool):
     with one_line_errors():
         from repmlp_jax import plots
 
+        out = local_path(out)
         _refuse_existing(out, overwrite)
         if not out.suffix:
             raise ValueError(f"{out} has no ending that says which picture it is: use {out}.png, or .svg or .pdf")
@@ -359,7 +364,7 @@ def _save_picture(draw: Callable, out: Path, overwrite: bool):
 
 
 def _refuse_existing(out: Path, overwrite: bool):
-    if out.exists() and not overwrite:
+    if local_path(out).exists() and not overwrite:
         raise FileExistsError(f"{out} exists; --overwrite replaces it")
 
 

@@ -1,6 +1,7 @@
 """The command line, on small models."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -131,6 +132,29 @@ def test_fuse(folder, tmp_path):
     assert run("fuse", folder, tmp_path / "fused", "--overwrite").exit_code == 0
     assert_refused(run("fuse", tmp_path / "fused", tmp_path / "again"), "is fused already")
     assert_refused(run("fuse", tmp_path / "nothing", tmp_path / "again"), "holds no model.json")
+
+
+def test_a_path_may_start_at_the_home_folder_and_is_no_address(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.chdir(tmp_path)
+    assert run("summary", "~/model").stdout == run("summary", folder).stdout
+    assert run("plot", "report", "~/model", "~/report.svg").exit_code == 0
+    assert run("fuse", "~/model", "~/fused").exit_code == 0
+    assert load_model(folder.parent / "fused").input_shape == (8, 8, 1)
+    assert_refused(run("fuse", "~/model", "~/fused"), "~/fused exists; --overwrite replaces it")
+    for arguments in (
+        ("fuse", "~/model", "gs://bucket"),
+        ("plot", "identity", "gs://bucket/x.svg"),
+        ("summary", "gs://x"),
+    ):
+        assert_refused(run(*arguments), "is an address, and only files of this machine are read and written")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_a_killed_save_was_replacing_is_found(folder, tmp_path):
+    for part in ("new", "replaced"):
+        shutil.copytree(folder, tmp_path / "model.partial.01234567.1.another-host" / part)
+    assert run("summary", tmp_path / "model").stdout == run("summary", folder).stdout
 
 
 def test_evaluate(folder):

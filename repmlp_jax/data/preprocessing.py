@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from repmlp_jax.local_path import local_path
+
 # Per channel (red, green, blue) of ImageNet's images, scaled to [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,7 +24,8 @@ def read_image(path: str | Path, channels: int) -> UInt8[np.ndarray, "H W C"]:
     """
     if channels not in (1, 3):
         raise ValueError(f"a picture has 1 or 3 channels, the model takes {channels}")
-    if not Path(path).is_file():
+    path = local_path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB)
     if image is None:

@@ -13,6 +13,7 @@ from jax import export
 from jaxtyping import Array, Float
 
 from repmlp_jax.fusing.fuse import dotted, fusable_modules, fuse_params
+from repmlp_jax.local_path import local_path
 from repmlp_jax.models.randomness import weights
 from repmlp_jax.storage.whole_file import whole_file
 from repmlp_jax.version import versions
@@ -111,7 +112,7 @@ def load_exported(path: str | Path) -> ExportedModel:
         ValueError: if it is damaged, not an exported model, of a newer format, or of a JAX version that this one cannot
             read.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:

@@ -4,7 +4,6 @@ import logging
 import os
 import reprlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from repmlp_jax.interop.file_checks import LARGEST_RATIO, check_content, check_zip
 from repmlp_jax.interop.plain_keys import with_plain_keys
+from repmlp_jax.local_path import local_path
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -51,7 +51,7 @@ def load_torch_file(path: str | os.PathLike, *, entry: str | None = None) -> dic
         raise TypeError(f"path has to be the path of a file, and it is a {type(path).__name__}")
     if not isinstance(entry, str | None):
         raise TypeError(f"entry has to be a name, like 'state_dict_ema', and it is a {type(entry).__name__}")
-    path = Path(path)
+    path = local_path(path)
     check_content(path)
     if path.suffix == ".safetensors":
         if entry is not None:

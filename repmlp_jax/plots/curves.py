@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from repmlp_jax.local_path import local_path
 from repmlp_jax.plots.palette import BLUE, ORANGE, OTHERS
 
 EVERY_RUN_HAS = ("epoch", "step", "train_loss", "train_accuracy")
@@ -22,7 +23,7 @@ def read_rows(run: str | Path) -> list[dict]:
         FileNotFoundError: if the folder holds no `metrics.csv`.
         ValueError: if the file has no epoch yet, or is damaged.
     """
-    path = Path(run) / "metrics.csv"
+    path = local_path(run) / "metrics.csv"
     if not path.is_file():
         raise FileNotFoundError(f"{run} holds no {path.name}: it is no folder of a run that has finished an epoch")
     rows = []

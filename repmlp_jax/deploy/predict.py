@@ -38,6 +38,8 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | None = None, b
         ValueError: if the model is not a classifier, or the sizes of the images or the numbers of classes of model and
             dataset differ.
     """
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be an integer of 1 or more")
     saved = load(path)
     dataset = open_dataset(dataset_name, data_dir)
     classes = _number_of_classes(saved, path)

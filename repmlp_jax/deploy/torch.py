@@ -5,6 +5,7 @@ from pathlib import Path
 from flax import nnx
 from safetensors.numpy import save_file
 
+from repmlp_jax.fusing.finite import check_finite
 from repmlp_jax.interop.torch import to_torch
 from repmlp_jax.storage.whole_file import whole_file
 
@@ -23,6 +24,9 @@ def export_torch(model: nnx.Module, path: str | Path, *, overwrite: bool = False
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off.
         TypeError: if there is no official layout for this module, or for its fused form.
+        ValueError: if parameters or statistics are NaN or infinite.
     """
     with whole_file(path, overwrite) as partial:
-        save_file(to_torch(model), partial)
+        state_dict = to_torch(model)
+        check_finite(state_dict, f"the {type(model).__name__} to export")
+        save_file(state_dict, partial)

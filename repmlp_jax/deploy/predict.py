@@ -82,7 +82,8 @@ def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> d
 
     Args:
         path: folder of the saved model.
-        pictures: files of the pictures; they are turned as their EXIF orientation says.
+        pictures: files of the pictures. They are turned as their EXIF orientation says, since people see them so;
+            the pictures of datasets are not, since published results ignore it.
         top: number of classes to return for each.
 
     Returns:

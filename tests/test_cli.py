@@ -33,7 +33,7 @@ from repmlp_jax import (
 )
 from repmlp_jax.cli import app, main
 from repmlp_jax.data import digits
-from repmlp_jax.deploy.predict import predict
+from repmlp_jax.deploy.predict import evaluate, predict
 from repmlp_jax.interop.torch import deployed
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.storage.models import load
@@ -222,11 +222,27 @@ def test_a_picture_given_twice_is_listed_twice(folder):
         (dict(top=-2), ValueError, "top=-2 classes cannot be returned: use 1 or more"),
         (dict(top=2.0), TypeError, r"top=2\.0 must be an integer"),
         (dict(pictures="sound.png"), TypeError, r"pictures must be a list of files, not one file: use \['sound.png'\]"),
+        (dict(pictures=None), TypeError, "pictures=None must be a list of paths of files"),
+        (dict(pictures=[3]), TypeError, r"pictures=\[3\] must be a list of paths of files"),
     ],
 )
 def test_predictions_that_are_refused(folder, arguments, error, message):
     with pytest.raises(error, match=message):
         predict(folder, **dict(pictures=["sound.png"]) | arguments)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(dataset_name=3), TypeError, "dataset_name=3 must be the name of a dataset"),
+        (dict(batch_size=2.0), TypeError, r"batch_size=2\.0 must be an integer"),
+        (dict(batch_size=0), ValueError, "batch_size=0 must be 1 or more"),
+    ],
+)
+def test_evaluations_that_are_refused(folder, arguments, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(folder, **dict(dataset_name="digits") | arguments)
 
 
 STAGES = dict(image_size=(32, 32), widths=(4, 4), mid_widths=(4, 4), stage_sizes=(1, 1), stem_features=4)

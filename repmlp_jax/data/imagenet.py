@@ -56,8 +56,8 @@ def load_imagenet(data_dir: str | Path | None = None, name: str = "imagenet2012"
 
     Raises:
         FileNotFoundError: if the dataset is not prepared there; the message says how to prepare ImageNet.
-        ValueError: if it is prepared without random access, lacks a feature, a split or class labels, or its description
-            cannot be read.
+        ValueError: if it is prepared without random access, lacks a feature, a split or class labels, or its
+            description cannot be read.
     """
     import tensorflow_datasets as tfds
 

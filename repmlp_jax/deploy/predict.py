@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -35,11 +36,16 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | None = None, b
         `accuracy` (of 1), `loss` (nats) and the number of `images`.
 
     Raises:
-        ValueError: if the model is not a classifier, or the sizes of the images or the numbers of classes of model and
-            dataset differ.
+        TypeError: if `dataset_name` is not a string, or `batch_size` not an integer.
+        ValueError: if `batch_size` is below 1, the model is not a classifier, or the sizes of the images or the numbers
+            of classes of model and dataset differ.
     """
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} must be an integer of 1 or more")
+    if not isinstance(dataset_name, str):
+        raise TypeError(f"dataset_name={dataset_name!r} must be the name of a dataset")
+    if not isinstance(batch_size, int | np.integer):
+        raise TypeError(f"batch_size={batch_size!r} must be an integer")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more")
     saved = load(path)
     dataset = open_dataset(dataset_name, data_dir)
     classes = _number_of_classes(saved, path)
@@ -92,7 +98,7 @@ def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> d
 
     Raises:
         FileNotFoundError: if a file does not exist.
-        TypeError: if `pictures` is a single file, or `top` is not an integer.
+        TypeError: if `pictures` is not a list of paths, or `top` is not an integer.
         ValueError: if a file is not a picture or larger than `decoding.decode` takes, `top` is below 1, or the model is
             not a classifier of pictures.
     """
@@ -108,8 +114,10 @@ def predictions(
     path: str | Path, pictures: Sequence[str | Path], top: int = 5
 ) -> Iterator[tuple[str | Path, list[tuple[str, float]] | Exception]]:
     """Classifies pictures as `predict` does; yields each in the order given, with the error of one that is not read."""
-    if isinstance(pictures, str | bytes | Path):
-        raise TypeError(f"pictures must be a list of files, not one file: use [{str(pictures)!r}]")
+    if isinstance(pictures, str | os.PathLike):
+        raise TypeError(f"pictures must be a list of files, not one file: use [{os.fspath(pictures)!r}]")
+    if not isinstance(pictures, Sequence) or not all(isinstance(one, str | os.PathLike) for one in pictures):
+        raise TypeError(f"pictures={pictures!r:.80} must be a list of paths of files")
     if not isinstance(top, int | np.integer):
         raise TypeError(f"top={top!r} must be an integer, the number of classes to return")
     if top < 1:

@@ -3,6 +3,7 @@
 import json
 import logging
 import operator
+import os
 import zipfile
 from pathlib import Path
 
@@ -114,7 +115,10 @@ def load_exported(path: str | Path) -> ExportedModel:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, not an exported model, of a newer format, or of a JAX version that this one cannot
             read.
+        TypeError: if `path` is no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path={path!r} must be the path of a file")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")

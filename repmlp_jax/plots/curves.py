@@ -1,6 +1,7 @@
 """Pictures of a training: learning curves, and the ROC curve of face verification."""
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,8 +21,11 @@ def read_rows(run: str | Path) -> list[dict]:
 
     Raises:
         FileNotFoundError: if the folder holds no `metrics.csv`.
+        TypeError: if `run` is no path.
         ValueError: if the file has no epoch yet, or is damaged.
     """
+    if not isinstance(run, str | os.PathLike):
+        raise TypeError(f"run={run!r} must be the path of a run's folder")
     path = Path(run) / "metrics.csv"
     if not path.is_file():
         raise FileNotFoundError(f"{run} holds no {path.name}: it is no folder of a run that has finished an epoch")

@@ -17,7 +17,10 @@ def whole_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off.
         IsADirectoryError: if `path` is a folder.
+        TypeError: if `path` is no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path={path!r} must be the path of a file")
     path = Path(path).absolute()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; choose the path of a file")

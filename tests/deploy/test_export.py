@@ -323,6 +323,20 @@ def test_a_compressed_entry_is_refused_before_it_is_read(files, tmp_path):
         load_exported(tmp_path / "bomb")
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_arguments_of_another_type_are_named(fused, tmp_path):
+    for call in (load_exported, lambda path: export_model(fused["PureMLP"], path)):
+        with pytest.raises(TypeError, match="path=3 must be the path of a file"):
+            call(3)
+    for model, message in (
+        (None, "export needs an nnx.Module, not NoneType"),
+        (abstract(NETS["RepMLPNet"]), "this RepMLPNet is abstract: it has shapes, but no weights to export"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            export_torch(model, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
@@ -451,13 +465,13 @@ def test_onnx_without_its_extra(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_for_pytorch_come_back_bit_for_bit(models, tmp_path):
+def test_weights_for_pytorch_come_back_bit_for_bit(models, fused, tmp_path):
     model = models["RepMLPNet"]
     export_torch(model, tmp_path / "net.safetensors")
     assert_identical(from_torch(model, load_torch_file(tmp_path / "net.safetensors")), model)
     with pytest.raises(FileExistsError, match="pass overwrite=True to replace it"):
         export_torch(model, tmp_path / "net.safetensors")
-    for other in (models["PureMLP"], nnx.eval_shape(fuse_params, model)):
+    for other in (models["PureMLP"], fused["RepMLPNet"]):
         with pytest.raises(TypeError, match="has no official PyTorch layout"):
             export_torch(other, tmp_path / "other.safetensors")
     assert [file.name for file in tmp_path.iterdir()] == ["net.safetensors"]

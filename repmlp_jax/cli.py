@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from repmlp_jax.local_path import local_path
+from repmlp_jax.printing import print_any_character
 
 BAD_INPUT = 2
 app = typer.Typer(
@@ -33,14 +34,24 @@ Block = Annotated[int, typer.Option(min=0, help="Which RepMLP block, counted fro
 
 @contextlib.contextmanager
 def one_line_errors():
-    """Ends the program with one line on an error that a user can fix; REPMLP_JAX_DEBUG=1 shows the traceback."""
+    """Ends the program with one line on an error; REPMLP_JAX_DEBUG=1 shows the traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (typer.Exit, BrokenPipeError):  # Click ends quietly where nobody reads the output any more.
+        raise
+    except Exception as error:  # A bad file makes the libraries that read it raise any kind of error.
         if os.environ.get("REPMLP_JAX_DEBUG"):
             raise
-        print("error:", " ".join(line.strip() for line in str(error).splitlines()), file=sys.stderr)
+        _print_error(error)
         raise typer.Exit(BAD_INPUT) from error
+
+
+def _print_error(error: Exception):
+    """Prints an error on one line; one that no user is expected to cause with its type."""
+    message = " ".join(line.strip() for line in str(error).splitlines())
+    if not isinstance(error, ValueError | TypeError | OSError | ImportError) or not message:
+        message = f"{': '.join(filter(None, (type(error).__name__, message)))} (REPMLP_JAX_DEBUG=1 shows where)"
+    print("error:", message, file=sys.stderr)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -199,22 +210,34 @@ def predict(
 ):
     """Classifies pictures: the most probable classes of each.
 
-    A picture is resized and its centre is cropped, as in the evaluation of ImageNet: the shorter side becomes the
-    model's size / 0.875. A picture that is not larger than the model's images is only resized to their size.
+    A picture is turned as its EXIF orientation says, resized, and its centre is cropped, as in the evaluation of
+    ImageNet: the shorter side becomes the model's size / 0.875. A picture that is not larger than the model's images is
+    only resized to their size. Pictures that cannot be read are reported, the others are classified, and the exit code
+    is 2.
+
+    --json prints an object of IMAGE and [[class, probability], …]. If an IMAGE is given twice, it prints a list of
+    [IMAGE, [[class, probability], …]] in the order given.
 
     Example: repmlp-jax predict t224 cat.jpg dog.jpg
     """
     with one_line_errors():
-        from repmlp_jax.deploy.predict import predict
+        from repmlp_jax.deploy.predict import predictions
 
-        found = predict(model, images, top)
+        found = list(predictions(model, images, top))
+        errors = [error for _, error in found if isinstance(error, Exception)]
+        classified = [(str(path), classes) for path, classes in found if not isinstance(classes, Exception)]
+        for error in errors:
+            _print_error(error)
         if as_json:
-            print(json.dumps({str(path): classes for path, classes in found.items()}))
-            return
-        for path, classes in found.items():
-            print(path)
-            for name, probability in classes:
-                print(f"  {probability:7.2%}  {name}")
+            given_once = len(set(images)) == len(images)
+            print(json.dumps(dict(classified) if given_once else classified))
+        else:
+            for name, classes in classified:
+                print(name)
+                for class_name, probability in classes:
+                    print(f"  {probability:7.2%}  {class_name}")
+        if errors:
+            raise typer.Exit(BAD_INPUT)
 
 
 @app.command()
@@ -370,6 +393,7 @@ def _refuse_existing(out: Path, overwrite: bool):
 
 def main():
     """Runs the command line; a usage error also ends it with one line."""
+    print_any_character()
     try:
         code = app(standalone_mode=False)
     except Exception as error:

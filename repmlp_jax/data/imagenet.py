@@ -56,7 +56,8 @@ def load_imagenet(data_dir: str | Path | None = None, name: str = "imagenet2012"
 
     Raises:
         FileNotFoundError: if the dataset is not prepared there; the message says how to prepare ImageNet.
-        ValueError: if it is prepared without random access, or lacks a feature, a split or class labels.
+        ValueError: if it is prepared without random access, lacks a feature, a split or class labels, or its
+            description cannot be read.
     """
     import tensorflow_datasets as tfds
 
@@ -65,6 +66,8 @@ def load_imagenet(data_dir: str | Path | None = None, name: str = "imagenet2012"
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         raise FileNotFoundError(_not_prepared(name, data_dir)) from None
+    except Exception as error:  # a damaged description raises any kind of error
+        raise ValueError(f"{name} in {data_dir} cannot be opened: {error}") from error
     if not builder.is_prepared():
         raise FileNotFoundError(_not_prepared(name, data_dir))
     info = builder.info
@@ -96,6 +99,8 @@ def training_example(
 ) -> dict[str, np.ndarray | np.int32]:
     """Decodes a picture, crops and resizes it at random, mirrors half of the pictures, and applies a policy.
 
+    The EXIF orientation is ignored, as in `evaluation_example`.
+
     Args:
         example: of `EncodedImages.train`.
         random: source of the random numbers.
@@ -116,6 +121,8 @@ def training_example(
 
 def evaluation_example(example: dict, *, size: tuple[int, int]) -> dict[str, np.ndarray | np.int32]:
     """Decodes a picture and applies `resize_and_crop`: a size of 224 crops a shorter side of 256 pixels.
+
+    The EXIF orientation is ignored, since published results on ImageNet ignore it.
 
     Args:
         example: of `EncodedImages.validation`.

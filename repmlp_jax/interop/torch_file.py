@@ -47,8 +47,6 @@ def load_torch_file(path: str | os.PathLike, *, entry: str | None = None) -> dic
         ValueError: if the suffix is not one of these, the file is damaged, it holds anything but weights that NumPy
             has, or it unpacks to more than twice its size; if there is no such entry.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path has to be the path of a file, and it is a {type(path).__name__}")
     if not isinstance(entry, str | None):
         raise TypeError(f"entry has to be a name, like 'state_dict_ema', and it is a {type(entry).__name__}")
     path = local_path(path)

@@ -23,7 +23,8 @@ def whole_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off, or it is neither a file nor a folder.
         IsADirectoryError: if `path` is a folder.
-        ValueError: if `path` is no path of this machine.
+        TypeError: if `path` is no path.
+        ValueError: if it is none of this machine.
     """
     path = local_path(path).absolute()
     if path.is_dir():

@@ -1,23 +1,31 @@
 """Datasets: those that fit in memory by name, and opening others for streaming."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from repmlp_jax.data import cifar10, digits
+from repmlp_jax.data.checks import check_split
 from repmlp_jax.nearest import lookup, nearest
+from repmlp_jax.storage.preprocessing import check_class_names, check_preprocessing
 
 
-class Dataset(NamedTuple):
-    """Images and labels in memory.
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Images and labels in memory; they are checked when it is made.
 
     Attributes:
-        train: images uint8 (examples, H, W, C) and labels int32 (examples,).
+        train: images uint8 (examples, H, W, C) and integer labels (examples,), indices into `class_names`.
         test: other examples in the same format.
         mean: of each channel of images that are scaled to [0, 1].
-        std: standard deviation of each channel.
+        std: standard deviation of each channel, above 0.
         class_names: name of each label.
+
+    Raises:
+        TypeError: if something is not an array, a list of numbers or a list of names.
+        ValueError: if images are not uint8 (N, H, W, C) or differ in size between the splits, their labels are not as
+            many integers below the number of names, or a mean or deviation is missing or outside [0, 1].
     """
 
     train: tuple[np.ndarray, np.ndarray]
@@ -25,6 +33,15 @@ class Dataset(NamedTuple):
     mean: Sequence[float]
     std: Sequence[float]
     class_names: Sequence[str]
+
+    def __post_init__(self):
+        check_class_names(self.class_names)
+        for split, (images, labels) in (("training", self.train), ("test", self.test)):
+            check_split(images, labels, len(self.class_names), split)
+        shapes = [tuple(images.shape[1:]) for images, _ in (self.train, self.test)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the training images have shape {shapes[0]}, the test images {shapes[1]}")
+        check_preprocessing(dict(mean=self.mean, std=self.std), channels=shapes[0][-1])
 
 
 LOADERS = {
@@ -41,7 +58,7 @@ def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
         data_dir: folder of TFDS datasets; None: the environment's TFDS_DATA_DIR, or TFDS's default.
 
     Raises:
-        ValueError: if there is no such dataset; the message names the nearest.
+        ValueError: if there is no such dataset; the message names the nearest. As `Dataset`.
         FileNotFoundError: if it is not prepared and cannot be downloaded.
     """
     module, splits = lookup(LOADERS, name, "dataset")(data_dir)

@@ -1,5 +1,6 @@
 """Mixup and CutMix: blending images and targets of a batch in pairs, on the device, inside the jitted step."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -29,13 +30,19 @@ def mix(
         The blended images and targets.
 
     Raises:
-        ValueError: if an alpha is below 0 or a blended array does not have a floating dtype.
+        ValueError: if an alpha is below 0 or not finite, a blended array does not have a floating dtype, or there is
+            not one row of targets for each image.
     """
     for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
-        if alpha < 0:
-            raise ValueError(f"{name}={alpha} must not be below 0")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"{name}={alpha} must be a finite number that is not below 0")
     if not (mixup or cutmix):
         return images, targets
+    if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
+        raise ValueError(
+            f"images must be (N, H, W, C) and targets (N, classes), not {images.shape} and {targets.shape}: one-hot "
+            f"rows, one for each image"
+        )
     for name, array in (("images", images), ("targets", targets)):
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} are {array.dtype}, which cannot be blended; a floating dtype can")

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from repmlp_jax.deploy.program import ready_to_run
 from repmlp_jax.fusing.fuse import replace_modules
 from repmlp_jax.fusing.one_platform import as_compiled_for
+from repmlp_jax.storage.preprocessing import check_preprocessing_of
 from repmlp_jax.storage.whole_file import whole_file
 
 OPSET = 23
@@ -40,11 +41,12 @@ def export_onnx(model: nnx.Module, path: str | Path, *, preprocessing: dict | No
         FileExistsError: if `path` exists and `overwrite` is off.
         ImportError: if the extra `[onnx]` is not installed.
         TypeError: as `export_model`, or if the model gives another dtype than float32.
-        ValueError: if jax2onnx cannot convert the model, or the outputs of the file differ; as `fuse_params`.
+        ValueError: if jax2onnx cannot convert the model, or the outputs of the file differ; as `export_model`.
     """
     with whole_file(path, overwrite) as partial, _quiet("jax2onnx", "onnx_ir"):
         converter = _import_converter()
         model, input_shape = ready_to_run(model)
+        check_preprocessing_of(model, preprocessing or {})
         model = jax.tree.map(_in_float32, model)
         images = np.random.default_rng(0).normal(size=(max(BATCHES), *input_shape)).astype(np.float32)
         outputs = _outputs(model, images)

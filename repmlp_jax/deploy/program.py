@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.fusing.fuse import dotted, fusable_modules, fuse_params
 from repmlp_jax.models.randomness import weights
+from repmlp_jax.storage.preprocessing import check_preprocessing_of
 from repmlp_jax.storage.whole_file import whole_file
 from repmlp_jax.version import versions
 
@@ -42,10 +43,11 @@ def export_model(model: nnx.Module, path: str | Path, *, preprocessing: dict | N
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off.
         TypeError: if the model is not a module with an `input_shape`, or has float64 parameters.
-        ValueError: as `fuse_params`.
+        ValueError: as `fuse_params`, or if the preprocessing does not fit the model.
     """
     with whole_file(path, overwrite) as partial:
         model, input_shape = ready_to_run(model)
+        check_preprocessing_of(model, preprocessing or {})
         arrays = _arrays(model)
         description = {
             "format": FORMAT,
@@ -138,7 +140,7 @@ def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
 
     Raises:
         TypeError: if it is not a module with an `input_shape`, or has float64 parameters.
-        ValueError: as `fuse_params`.
+        ValueError: as `fuse_params`, or if the preprocessing does not fit the model.
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"export needs an nnx.Module, not {type(model).__name__}")

@@ -19,6 +19,7 @@ from repmlp_jax.models.registry import MODELS
 from repmlp_jax.models.state import arrays_of, load_state
 from repmlp_jax.quantisation.quantise import quantisation, quantise_params
 from repmlp_jax.storage.digest import describe, digests
+from repmlp_jax.storage.preprocessing import check_preprocessing_of
 from repmlp_jax.version import versions
 
 FORMAT = 2
@@ -37,12 +38,15 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
     Args:
         path: the folder; missing parents are created.
         model: the model, as its class, `fuse_params` or `quantise_params` returned it, with any weights.
-        preprocessing: saved as JSON with the model: mean and std of the channels, class names.
+        preprocessing: saved as JSON with the model: mean and std of the channels, class names, see
+            `check_preprocessing`.
         overwrite: replace the folder if it exists.
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off.
-        TypeError: if the model is not one of `list_models()`, or its modules were changed after it was built.
+        TypeError: if the model is not one of `list_models()`, or its modules were changed after it was built; as
+            `check_preprocessing`.
+        ValueError: if the preprocessing does not fit the model.
 
     Examples:
         >>> from flax import nnx
@@ -67,6 +71,7 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
         "arrays": describe(arrays),
         "versions": versions(),
     }
+    check_preprocessing_of(model, description["preprocessing"])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{path.name}.partial.", dir=path.parent))
     try:

@@ -48,7 +48,12 @@ NETS = {
     ),
     "RepMLPResNet": lambda **options: RepMLPResNet(block="light", widths=(16, 32, 64, 64), **RESNET, **options),
 }
-PREPROCESSING = dict(mean=list(digits.MEAN), std=list(digits.STD), class_names=list(digits.CLASS_NAMES))
+FIVE = dict(mean=[0.5] * 3, std=[0.25] * 3, class_names=["ant", "bee", "cat", "dog", "eel"])
+PREPROCESSING = {
+    "PureMLP": dict(mean=list(digits.MEAN), std=list(digits.STD), class_names=list(digits.CLASS_NAMES)),
+    "RepMLPNet": FIVE,
+    "RepMLPResNet": FIVE,
+}
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 HAS_CONVERTER = importlib.util.find_spec("jax2onnx") is not None
@@ -81,7 +86,7 @@ def fused(models):
 
 def written(write, models, folder):
     for name, model in models.items():
-        write(model, folder / name, preprocessing=PREPROCESSING)
+        write(model, folder / name, preprocessing=PREPROCESSING[name])
     return folder
 
 
@@ -141,7 +146,7 @@ def test_it_runs_in_a_process_that_has_jax_alone(expected, files, tmp_path):
 
 def test_preprocessing_and_class_names_travel_along(fused, small, tmp_path):
     assert small.input_shape == (8, 8, 1)
-    assert small.preprocessing == PREPROCESSING
+    assert small.preprocessing == PREPROCESSING["PureMLP"]
     assert small.class_names == list(digits.CLASS_NAMES)
     export_model(fused["PureMLP"], tmp_path / "parent" / "without")
     without = load_exported(tmp_path / "parent" / "without")
@@ -301,7 +306,7 @@ def test_onnxruntime_gives_the_logits_of_the_trained_net(expected, onnx_files, n
     file = onnx.load(onnx_files / name)
     assert [(opset.domain, opset.version) for opset in file.opset_import] == [("", 23)]
     session = onnxruntime.InferenceSession(file.SerializeToString())
-    assert json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"]) == PREPROCESSING
+    assert json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"]) == PREPROCESSING[name]
     images, logits = (np.asarray(array[:batch]) for array in expected[name])
     assert_close(session.run(["outputs"], {"images": images})[0], logits, ROUNDING_F32)
 
@@ -398,7 +403,7 @@ def run(*arguments):
 def saved(models, tmp_path_factory):
     """A saved model, as the command line takes it."""
     folder = tmp_path_factory.mktemp("saved") / "model"
-    save_model(folder, models["RepMLPNet"], preprocessing=PREPROCESSING)
+    save_model(folder, models["RepMLPNet"], preprocessing=FIVE)
     return folder
 
 
@@ -408,7 +413,7 @@ def test_the_command_line_exports_to_jax(expected, saved, tmp_path, caplog):
     assert (result.exit_code, result.stdout) == (0, f"saved: {out}\n")
     assert caplog.messages == ["RepMLPNet is not fused: it is fused before it is exported"]
     exported = load_exported(out)
-    assert exported.class_names == list(digits.CLASS_NAMES)
+    assert exported.class_names == FIVE["class_names"]
     images, logits = expected["RepMLPNet"]
     assert_close(exported(images), logits, ROUNDING_F32)
     refused = run(saved, out)

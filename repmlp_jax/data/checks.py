@@ -1,0 +1,69 @@
+"""What images and labels have to be, in memory and one at a time."""
+
+from typing import Any
+
+import numpy as np
+
+
+def check_images(images: Any, what: str = "the images"):
+    """Refuses what is not a batch of uint8 images (N, H, W, C), of NumPy or JAX.
+
+    Raises:
+        TypeError: if it is not an array.
+        ValueError: if its dtype or shape is another.
+    """
+    _check_array(images, what)
+    if images.dtype != np.uint8 or len(images.shape) != 4 or 0 in images.shape[1:]:
+        hint = "; multiply by 255 and round" if np.issubdtype(images.dtype, np.floating) else ""
+        raise ValueError(f"{what} must be uint8 (N, H, W, C), not {images.dtype} {tuple(images.shape)}{hint}")
+
+
+def check_labels(labels: Any, classes: int, what: str = "the labels"):
+    """Refuses what is not an array of integers (N,) from 0 to `classes` − 1.
+
+    Raises:
+        TypeError: if it is not an array.
+        ValueError: if its dtype or shape is another, or a label is no class; the message counts these.
+    """
+    _check_array(labels, what)
+    if not np.issubdtype(labels.dtype, np.integer) or len(labels.shape) != 1:
+        hint = "; one-hot labels become so by .argmax(1)" if len(labels.shape) == 2 else ""
+        raise ValueError(f"{what} must be integers (N,), not {labels.dtype} {tuple(labels.shape)}{hint}")
+    values = np.asarray(labels)
+    if strays := int(((values < 0) | (values >= classes)).sum()):
+        raise ValueError(
+            f"{what} go from {values.min()} to {values.max()}, and {classes} classes are numbered 0 to {classes - 1}: "
+            f"{strays} of {len(values)} labels are no class"
+        )
+
+
+def check_label(label: Any, classes: int) -> np.int32:
+    """One label of a streamed example, as int32.
+
+    Raises:
+        ValueError: if it is not an integer from 0 to `classes` − 1.
+    """
+    value = np.asarray(label)
+    if not np.issubdtype(value.dtype, np.integer) or value.shape != ():
+        raise ValueError(f"the label must be one integer, not {value.dtype} {value.shape}")
+    if not 0 <= value < classes:
+        raise ValueError(f"the label is {value}, and {classes} classes are numbered 0 to {classes - 1}")
+    return np.int32(value)
+
+
+def check_split(images: Any, labels: Any, classes: int, split: str):
+    """Refuses a split in memory that is not uint8 images (N, H, W, C) with as many labels, each a class.
+
+    Raises:
+        TypeError: as `check_images` and `check_labels`.
+        ValueError: as they do, and if the split is empty or the numbers of images and labels differ.
+    """
+    check_images(images, f"the {split} images")
+    check_labels(labels, classes, f"the {split} labels")
+    if len(images) != len(labels) or not len(images):
+        raise ValueError(f"the {split} split has {len(images)} images and {len(labels)} labels, not one for each image")
+
+
+def _check_array(array, what):
+    if not (hasattr(array, "dtype") and hasattr(array, "shape")):
+        raise TypeError(f"{what} must be an array, not a {type(array).__name__}")

@@ -1,10 +1,13 @@
-"""Decoding of pictures and random crops of a fixed size, on the host."""
+"""Reading and decoding of pictures, and random crops of a fixed size, on the host."""
 
+import io
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from repmlp_jax.data.preprocessing import resize
 from repmlp_jax.data.stream import BadExample
@@ -13,21 +16,65 @@ DRAWS = 10
 RATIOS = 3 / 4, 4 / 3  # smallest and largest width / height
 
 
-def decode(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes JPEG, PNG and other formats of OpenCV to RGB; a grey picture gets three equal channels.
+def read_image(path: str | Path, channels: int) -> UInt8[np.ndarray, "H W C"]:
+    """Reads a picture as a viewer shows it: `decode` with `apply_orientation`.
 
-    The EXIF orientation is ignored, as in published results on ImageNet.
+    Args:
+        path: the file.
+        channels: 3 for RGB, 1 for grey.
 
     Raises:
-        BadExample: if it is not a picture, or an incomplete one.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a regular file, `decode` cannot decode it, or `channels` is neither 1 nor 3.
     """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if not path.is_file():  # a pipe might never end
+        raise ValueError(f"{path} is no picture: it is a folder, a pipe or a device")
     try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        return decode(path.read_bytes(), channels, apply_orientation=True)
+    except BadExample as error:
+        raise ValueError(f"{path} is no picture that can be read: {error}") from error
+
+
+def decode(encoded: bytes, channels: int = 3, *, apply_orientation: bool = False) -> UInt8[np.ndarray, "H W C"]:
+    """Decodes JPEG, PNG and other formats of OpenCV.
+
+    Args:
+        encoded: the content of a picture's file.
+        channels: 3 for RGB, where a grey picture gets three equal channels; 1 for grey.
+        apply_orientation: turn the picture as its EXIF orientation says. Off for datasets, since published results on
+            ImageNet ignore the orientation; on for the pictures of users, as they see them upright.
+
+    Raises:
+        BadExample: if it is not a picture, it is incomplete, or its header gives more than 178,956,970 pixels (twice
+            `PIL.Image.MAX_IMAGE_PIXELS`; 2³⁰ in formats that Pillow does not know), of which none is decoded then.
+        ValueError: if `channels` is neither 1 nor 3.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"a picture has 1 or 3 channels, not {channels}")
+    _check_number_of_pixels(encoded)
+    mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    try:
+        image = cv2.imdecode(
+            np.frombuffer(encoded, np.uint8), mode if apply_orientation else mode | cv2.IMREAD_IGNORE_ORIENTATION
+        )
     except cv2.error as error:
         raise BadExample(f"{len(encoded)} bytes cannot be decoded: {error.err}") from None
     if image is None:
         raise BadExample(f"{len(encoded)} bytes are not a complete picture")
-    return image
+    return image.reshape(*image.shape[:2], channels)  # OpenCV drops the axis of a single channel.
+
+
+def _check_number_of_pixels(encoded):
+    """Refuses a picture that is too large by its header, which is all that Pillow reads here."""
+    try:
+        Image.open(io.BytesIO(encoded))
+    except Image.DecompressionBombError as error:
+        raise BadExample(f"it is too large: {error}") from None
+    except Exception:  # A damaged header raises any kind of error: OpenCV decides, which has a limit of its own.
+        pass
 
 
 def draw_box(

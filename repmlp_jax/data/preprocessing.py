@@ -1,6 +1,6 @@
-"""Reading, resizing and cropping pictures for a classifier."""
+"""Resizing and cropping pictures for a classifier."""
 
-from pathlib import Path
+import math
 
 import cv2
 import numpy as np
@@ -11,23 +11,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # The share of the shorter side that the centre crop keeps: 224 of 256 pixels.
 CENTRE = 0.875
-
-
-def read_image(path: str | Path, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    """Reads a picture in RGB if `channels` is 3, in grey if it is 1.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a picture, or `channels` is neither 1 nor 3.
-    """
-    if channels not in (1, 3):
-        raise ValueError(f"a picture has 1 or 3 channels, the model takes {channels}")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise ValueError(f"{path} is no picture that can be read")
-    return image[..., None] if channels == 1 else image
+# Of a picture that is longer than this many crops only the middle is resized: a thin one has millions of pixels then.
+LONGEST = 16
 
 
 def resize(image: UInt8[np.ndarray, "H W C"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width C"]:
@@ -45,13 +30,21 @@ def resize_and_crop(image: UInt8[np.ndarray, "H W C"], height: int, width: int) 
     """Resizes a picture and crops its centre to (height, width), as in the evaluation of ImageNet.
 
     The picture is scaled to cover (height, width) / 0.875. A picture that is not larger than (height, width) is scaled
-    to cover (height, width), since small datasets are not cropped.
+    to cover (height, width), since small datasets are not cropped. Besides the picture it takes memory for at most 16
+    times (height, width) / 0.875, whatever the picture's proportions are.
     """
     is_small = image.shape[0] <= height and image.shape[1] <= width
     scale = max(height / image.shape[0], width / image.shape[1]) / (1 if is_small else CENTRE)
+    image = _middle(image, math.ceil(LONGEST * height / scale), math.ceil(LONGEST * width / scale))
     size = [max(round(side * scale), least) for side, least in zip(image.shape[:2], (height, width), strict=True)]
     # INTER_AREA averages pixels, like antialiased bilinear interpolation, but does not enlarge.
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     resized = cv2.resize(image, (size[1], size[0]), interpolation=method).reshape(*size, image.shape[2])
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     return resized[top : top + height, left : left + width]
+
+
+def _middle(image, most_rows, most_columns):
+    """The middle of a picture, of at most so many rows and columns."""
+    top, left = max(0, image.shape[0] - most_rows) // 2, max(0, image.shape[1] - most_columns) // 2
+    return image[top : top + most_rows, left : left + most_columns]

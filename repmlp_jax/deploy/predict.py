@@ -10,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from repmlp_jax.data import Dataset, augment, open_dataset
-from repmlp_jax.data.preprocessing import read_image, resize_and_crop
+from repmlp_jax.data.decoding import read_image
+from repmlp_jax.data.preprocessing import resize_and_crop
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.storage.models import SavedModel, load
 from repmlp_jax.tasks.classification import batch_metrics, mean_metrics

@@ -1,10 +1,14 @@
 import math
+import os
+import struct
+import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from repmlp_jax.data.decoding import decode, draw_box, random_flip, random_resized_crop
+from repmlp_jax.data.decoding import decode, draw_box, random_flip, random_resized_crop, read_image
 from repmlp_jax.data.stream import BadExample
 
 
@@ -33,18 +37,73 @@ def test_grey_pictures_and_transparent_ones_become_three_channels(photograph):
     assert decode(transparent).shape == photograph.shape
 
 
-def test_the_cameras_orientation_is_left_aside(photograph):
+@pytest.fixture(scope="module")
+def turned(photograph):
+    """A JPEG that says that the camera was turned by a quarter."""
     jpeg = encoded(photograph)
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
-    turned = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
-    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (160, 120, 3)
-    np.testing.assert_array_equal(decode(turned), decode(jpeg))
+    return jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_cameras_orientation_is_applied_on_request_alone(turned, photograph, channels):
+    as_stored = decode(encoded(photograph), channels)
+    assert as_stored.shape == (120, 160, channels)
+    np.testing.assert_array_equal(decode(turned, channels), as_stored)
+    np.testing.assert_array_equal(decode(turned, channels, apply_orientation=True), np.rot90(as_stored, -1))
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"no picture", lambda data: data[: len(data) // 2]])
 def test_what_is_no_whole_picture_is_a_bad_example(damage, photograph):
     with pytest.raises(BadExample, match="bytes"):
         decode(damage(encoded(photograph)))
+
+
+def png_that_says(width, height):
+    """A PNG of a few bytes whose header gives any size."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(100))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(40_000, 30_000), (14_000, 14_000)])
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(size, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", None)
+    with pytest.raises(BadExample, match=r"too large: .*\(\d+ pixels\) exceeds limit of 178956970 pixels"):
+        decode(png_that_says(*size))
+
+
+def test_files_are_read_in_rgb_or_in_grey_and_upright(turned, photograph, tmp_path):
+    (tmp_path / "picture.png").write_bytes(encoded(photograph, ".png"))
+    np.testing.assert_array_equal(read_image(tmp_path / "picture.png", 3), photograph)
+    assert read_image(tmp_path / "picture.png", 1).shape == (120, 160, 1)
+    (tmp_path / "turned.jpg").write_bytes(turned)
+    assert read_image(tmp_path / "turned.jpg", 3).shape == (160, 120, 3)
+    with pytest.raises(ValueError, match="a picture has 1 or 3 channels, not 4"):
+        read_image(tmp_path / "picture.png", 4)
+
+
+def test_a_file_may_have_any_name_that_the_system_allows(photograph, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))  # Latin-1
+    path.write_bytes(encoded(photograph, ".png"))
+    np.testing.assert_array_equal(read_image(str(path), 3), photograph)
+
+
+def test_files_that_are_no_whole_picture_are_named(photograph, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*no\.png"):
+        read_image(tmp_path / "no.png", 3)
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path, tmp_path / "pipe.png"):
+        with pytest.raises(ValueError, match=f"{path.name} is no picture: it is a folder, a pipe or a device"):
+            read_image(path, 3)
+    for content in (b"", b"no picture", encoded(photograph)[:2000], encoded(photograph, ".png")[:2000]):
+        (tmp_path / "half.jpg").write_bytes(content)
+        with pytest.raises(ValueError, match=r"half.jpg is no picture that can be read: \d+ bytes"):
+            read_image(tmp_path / "half.jpg", 3)
 
 
 def test_boxes_have_the_areas_and_ratios_they_should():

@@ -4,9 +4,9 @@ import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from repmlp_jax.data.decoding import decode
 from repmlp_jax.data.folder import data_folder
 from repmlp_jax.data.preprocessing import resize
 from repmlp_jax.data.stream import BadExample, Stream, make_stream
@@ -59,13 +59,13 @@ def face_example(
         BadExample: if the picture cannot be decoded.
         ValueError: if the label is not a class number.
     """
-    mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-    image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), mode)
-    if image is None:
-        raise BadExample(f"a picture of {name} (label {record['label']}) cannot be decoded")
+    try:
+        image = decode(record["image"], channels)
+    except BadExample as error:
+        raise BadExample(f"a picture of {name} (label {record['label']}) cannot be decoded: {error}") from None
     if not 0 <= record["label"] < num_people:
         raise ValueError(
             f"{name} has the label {record['label']}, and num_people={num_people} allows 0 to {num_people - 1}"
         )
-    image = resize(image.reshape(*image.shape[:2], channels), image_size)
+    image = resize(image, image_size)
     return dict(image=image, label=np.int32(record["label"]))

@@ -4,11 +4,11 @@ The functions run on the host. They are pure functions of the record and, in tra
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import cv2
 import numpy as np
 
+from repmlp_jax.data.decoding import decode
 from repmlp_jax.data.stream import BadExample
 from repmlp_jax.tasks.segmentation.data import StreetScenes
 from repmlp_jax.tasks.segmentation.metrics import IGNORED
@@ -28,16 +28,18 @@ def evaluation_example(example: Mapping, *, dataset: StreetScenes) -> dict[str, 
         BadExample: if a picture is corrupt or their sizes differ; the message names the record.
         ValueError: if the dataset does not have a label; the message names the record.
     """
-    image: Any = _decode(example[dataset.image], cv2.IMREAD_COLOR_RGB)
-    ids: Any = _decode(example["segmentation_label"], cv2.IMREAD_UNCHANGED)
-    for what, picture, dimensions in (("picture", image, 3), ("labels", ids, 2)):
-        if picture is None:
-            raise BadExample(f"{_record(example, dataset)}: its {what} cannot be decoded")
-        if picture.ndim != dimensions or picture.dtype != np.uint8:
-            raise BadExample(
-                f"{_record(example, dataset)}: its {what} are {picture.dtype} of shape {picture.shape}, "
-                f"which should be uint8 with {dimensions} axes"
-            )
+    try:
+        image = decode(example[dataset.image])
+    except BadExample as error:
+        raise BadExample(f"{_record(example, dataset)}: its picture cannot be decoded: {error}") from None
+    ids = _decode_labels(example["segmentation_label"])
+    if ids is None:
+        raise BadExample(f"{_record(example, dataset)}: its labels cannot be decoded")
+    if ids.ndim != 2 or ids.dtype != np.uint8:
+        raise BadExample(
+            f"{_record(example, dataset)}: its labels are {ids.dtype} of shape {ids.shape}, which should be uint8 with "
+            f"2 axes"
+        )
     if image.shape[:2] != ids.shape:
         raise BadExample(
             f"{_record(example, dataset)}: its picture has {image.shape[:2]} pixels, its labels {ids.shape}"
@@ -103,10 +105,10 @@ def _record(example, dataset) -> str:
     return f"record {name.decode() if isinstance(name, bytes) else name} of {dataset.name}"
 
 
-def _decode(content: bytes, mode: int) -> np.ndarray | None:
-    """The decoded picture; None if it is corrupt."""
+def _decode_labels(content: bytes) -> np.ndarray | None:
+    """A picture's values as they are stored; None if it is corrupt."""
     try:
-        return cv2.imdecode(np.frombuffer(content, np.uint8), mode)
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return None
 

@@ -43,6 +43,11 @@ class Dataset:
             raise ValueError(f"the training images have shape {shapes[0]}, the test images {shapes[1]}")
         check_preprocessing(dict(mean=self.mean, std=self.std), channels=shapes[0][-1])
 
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
 
 LOADERS = {
     "cifar10": lambda data_dir: (cifar10, cifar10.load_cifar10(data_dir)),
@@ -65,27 +70,33 @@ def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
     return Dataset(splits["train"], splits["test"], module.MEAN, module.STD, module.CLASS_NAMES)
 
 
-def open_dataset(name: str, data_dir: str | None = None):
+def open_dataset(name: str, data_dir: str | None = None, channels: int = 3):
     """Reads a dataset into memory if it fits, and otherwise opens it for streaming.
 
     Args:
         name: as of `load_dataset`, or the name of a TFDS dataset of images with one label each.
         data_dir: as of `load_dataset`.
+        channels: of streamed images, as of `load_imagenet`; those of a dataset in memory have the ones they have.
 
     Returns:
         A `Dataset`, or `imagenet.EncodedImages`.
 
     Raises:
-        ValueError: if the name resembles that of a dataset that fits in memory; the message names it.
-        FileNotFoundError: if the dataset is not prepared in the folder.
+        TypeError: if the name is not a string.
+        ValueError: if TFDS does not know the name, and it resembles that of a dataset that fits in memory; the message
+            names it. As `Dataset` and `load_imagenet`.
+        FileNotFoundError: if the dataset is not prepared in the folder; the message says how to.
     """
-    if name in LOADERS:
+    if isinstance(name, str) and name in LOADERS:
         return load_dataset(name, data_dir)
     from repmlp_jax.data.imagenet import load_imagenet
 
     try:
-        return load_imagenet(data_dir, name)
+        return load_imagenet(data_dir, name, channels)
     except FileNotFoundError:
-        if nearest(name, LOADERS, cutoff=0.6):
+        import tensorflow_datasets as tfds
+
+        is_known = name.partition(":")[0] in tfds.list_builders(with_community_datasets=False)
+        if not is_known and nearest(name, LOADERS, cutoff=0.6):
             load_dataset(name)  # raises an error that names the nearest
         raise

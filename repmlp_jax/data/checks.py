@@ -18,8 +18,8 @@ def check_images(images: Any, what: str = "the images"):
         raise ValueError(f"{what} must be uint8 (N, H, W, C), not {images.dtype} {tuple(images.shape)}{hint}")
 
 
-def check_labels(labels: Any, classes: int, what: str = "the labels"):
-    """Refuses what is not an array of integers (N,) from 0 to `classes` − 1.
+def check_labels(labels: Any, classes: int | None, what: str = "the labels"):
+    """Refuses what is not an array of integers (N,) from 0 to `classes` − 1, or that int32 can hold if it is None.
 
     Raises:
         TypeError: if it is not an array.
@@ -30,28 +30,28 @@ def check_labels(labels: Any, classes: int, what: str = "the labels"):
         hint = "; one-hot labels become so by .argmax(1)" if len(labels.shape) == 2 else ""
         raise ValueError(f"{what} must be integers (N,), not {labels.dtype} {tuple(labels.shape)}{hint}")
     values = np.asarray(labels)
-    if strays := int(((values < 0) | (values >= classes)).sum()):
+    if strays := int(((values < 0) | (values > _last(classes))).sum()):
         raise ValueError(
-            f"{what} go from {values.min()} to {values.max()}, and {classes} classes are numbered 0 to {classes - 1}: "
-            f"{strays} of {len(values)} labels are no class"
+            f"{what} go from {values.min()} to {values.max()}, and classes are numbered 0 to {_last(classes)}: {strays} of "
+            f"{len(values)} labels are no class"
         )
 
 
-def check_label(label: Any, classes: int) -> np.int32:
+def check_label(label: Any, classes: int | None) -> np.int32:
     """One label of a streamed example, as int32.
 
     Raises:
-        ValueError: if it is not an integer from 0 to `classes` − 1.
+        ValueError: if it is not an integer from 0 to `classes` − 1, or that int32 can hold if it is None.
     """
     value = np.asarray(label)
     if not np.issubdtype(value.dtype, np.integer) or value.shape != ():
         raise ValueError(f"the label must be one integer, not {value.dtype} {value.shape}")
-    if not 0 <= value < classes:
-        raise ValueError(f"the label is {value}, and {classes} classes are numbered 0 to {classes - 1}")
+    if not 0 <= value <= _last(classes):
+        raise ValueError(f"the label is {value}, and classes are numbered 0 to {_last(classes)}")
     return np.int32(value)
 
 
-def check_split(images: Any, labels: Any, classes: int, split: str):
+def check_split(images: Any, labels: Any, classes: int | None, split: str):
     """Refuses a split in memory that is not uint8 images (N, H, W, C) with as many labels, each a class.
 
     Raises:
@@ -62,6 +62,10 @@ def check_split(images: Any, labels: Any, classes: int, split: str):
     check_labels(labels, classes, f"the {split} labels")
     if len(images) != len(labels) or not len(images):
         raise ValueError(f"the {split} split has {len(images)} images and {len(labels)} labels, not one for each image")
+
+
+def _last(classes: int | None) -> int:
+    return np.iinfo(np.int32).max if classes is None else classes - 1
 
 
 def _check_array(array, what):

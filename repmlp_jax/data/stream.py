@@ -115,7 +115,7 @@ def make_stream(
     Returns:
         An iterator of name → array (batch_size / process_count, …). The entry "skipped" holds for each place the number
         of damaged examples before the one used. It raises BadExample if 100 examples in a row are damaged, and all
-        other errors of `transform`.
+        other errors of `transform`; a ValueError names the example.
 
     Raises:
         ValueError: if a number is out of range, the source is empty, or the batch cannot be split evenly.
@@ -158,7 +158,8 @@ def evaluation_stream(
     Returns:
         An iterator of name → array (batch_size / process_count, …), with the same number of batches in every process.
         The entry "mask", bool (batch_size / process_count,), is False where the last example pads the last batch. It
-        raises all errors of `transform`, including BadExample, since a missing example would change the score.
+        raises all errors of `transform`, including BadExample, since a missing example would change the score; a
+        ValueError names the example.
 
     Raises:
         ValueError: if a number is out of range, the source is empty, or the batch cannot be split evenly.
@@ -174,6 +175,8 @@ def evaluation_stream(
             return {**transform(source[index]), "mask": np.bool_(place <= last)}
         except BadExample as error:
             raise BadExample(f"example {index} cannot be evaluated: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"example {index}: {error}") from error
 
     places = grain.MapDataset.range(-(-len(source) // batch_size) * batch_size)
     return Stream(_iterate(places.map(prepare).batch(part)[process_index::process_count], workers))
@@ -198,6 +201,8 @@ def _first_sound(source: Source, transform: Callable, first: int, random: np.ran
             return {**transform(source[index], random), "skipped": np.int32(skipped)}
         except BadExample as error:
             logger.warning("example %d is damaged, the next takes its place: %s", index, error)
+        except ValueError as error:
+            raise ValueError(f"example {index}: {error}") from error
     raise BadExample(f"{ATTEMPTS} examples in a row are damaged, from {first} on")
 
 

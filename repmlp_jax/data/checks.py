@@ -32,8 +32,8 @@ def check_labels(labels: Any, classes: int | None, what: str = "the labels"):
     values = np.asarray(labels)
     if strays := int(((values < 0) | (values > _last(classes))).sum()):
         raise ValueError(
-            f"{what} go from {values.min()} to {values.max()}, and classes are numbered 0 to {_last(classes)}: {strays} of "
-            f"{len(values)} labels are no class"
+            f"{what} go from {values.min()} to {values.max()}, and classes are numbered 0 to {_last(classes)}: "
+            f"{strays} of {len(values)} labels are no class"
         )
 
 

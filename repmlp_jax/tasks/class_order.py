@@ -35,10 +35,10 @@ def class_order(
         raise ValueError(f"{model} has {len(names)} class names for {classes} classes")
     if not (names and dataset_names):
         if classes != dataset_classes:
-            nameless = " and ".join(one for one, has in ((model, names), (dataset, dataset_names)) if not has)
+            why = f"{dataset if names else model} has no" if names or dataset_names else "neither has"
             raise ValueError(
-                f"{model} has {classes} classes, {dataset} {dataset_classes}; they are compared by number, since "
-                f"{nameless} has no class names"
+                f"{model} has {classes} classes, {dataset} {dataset_classes}; they are compared by number, since {why} "
+                f"class names"
             )
         return np.arange(classes, dtype=np.int32)
     if tuple(names) == tuple(dataset_names):

@@ -100,8 +100,9 @@ def training_example(
     num_classes: int | None = None,
     channels: int = 3,
     policy: Callable[[UInt8[np.ndarray, "H W 3"], np.random.Generator], UInt8[np.ndarray, "H W 3"]] | None = None,
+    mirrored: bool = True,
 ) -> dict[str, np.ndarray | np.int32]:
-    """Decodes a picture, crops and resizes it at random, mirrors half of the pictures, and applies a policy.
+    """Decodes a picture, crops and resizes it at random, mirrors it or not, and applies a policy.
 
     Args:
         example: of `EncodedImages.train`.
@@ -110,6 +111,7 @@ def training_example(
         num_classes: number of classes that labels are checked against; None: any number.
         channels: 3 for RGB, 1 for grey.
         policy: one of `policies.POLICIES`, for RGB; None: no distortion.
+        mirrored: mirror half of the pictures.
 
     Returns:
         "image" uint8 (height, width, channels) and "label" int32 ().
@@ -118,7 +120,9 @@ def training_example(
         BadExample: if the picture cannot be decoded.
         ValueError: if the label is not an integer from 0 to `num_classes` − 1.
     """
-    image = random_flip(random_resized_crop(decode(example["image"], channels), size, random), random)
+    image = random_resized_crop(decode(example["image"], channels), size, random)
+    if mirrored:
+        image = random_flip(image, random)
     if policy is not None:
         image = policy(image, random)
     return {"image": image, "label": check_label(example["label"], num_classes)}

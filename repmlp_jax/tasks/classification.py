@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from flax import nnx
 from repmlp_jax.data import LOADERS, augment, load_dataset, open_dataset
 from repmlp_jax.data.mixing import mix
 from repmlp_jax.models.output_shape import output_shape
+from repmlp_jax.storage.models import load
+from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
@@ -28,7 +31,8 @@ class Classification(ConfiguredTask):
         order_key: seed of the order of the examples and of their augmentation on the host.
 
     Raises:
-        ValueError: if there is no such model or dataset, or their sizes of images or numbers of classes differ.
+        ValueError: if there is no such model or dataset, or their sizes of images or numbers of classes differ; with
+            `epochs=0`, also if the classes of `init_from` have other names or stand in another order.
     """
 
     scores = ("loss", "accuracy")
@@ -44,6 +48,8 @@ class Classification(ConfiguredTask):
         self._mean, self._std = dataset.mean, dataset.std
         self.preprocessing = dict(mean=dataset.mean, std=dataset.std, class_names=dataset.class_names)
         self._classes = _check_classes(config, net, dataset.num_classes)
+        if not config.epochs and config.init_head == "load":
+            _check_order(config.init_from, config.dataset, dataset)
         self.evaluator = Evaluator(batches, self._predict, batch_metrics, mean_metrics, mesh)
 
     @staticmethod
@@ -69,7 +75,9 @@ class Classification(ConfiguredTask):
         dataset = open_dataset(config.dataset, config.data_dir or None, channels)
         seed, part = int(jax.random.bits(order_key, dtype=jnp.uint32)), stream_part(config)
         example = dict(size=tuple(size), num_classes=dataset.num_classes, channels=channels)
-        train_on = functools.partial(training_example, **example, policy=POLICIES.get(config.augmentation))
+        train_on = functools.partial(
+            training_example, **example, policy=POLICIES.get(config.augmentation), mirrored=config.flip
+        )
         evaluate_on = functools.partial(evaluation_example, **example)
 
         def open_stream(step):
@@ -121,6 +129,22 @@ def mean_metrics(measured) -> dict[str, float]:
     """The mean loss in nats and the accuracy, a share of 1, over the metrics of all batches."""
     losses, right, counts = (np.sum(values, dtype=np.float64) for values in measured)
     return dict(loss=float(losses / counts), accuracy=float(right / counts))
+
+
+def _check_order(init_from: str, name: str, dataset):
+    """Refuses a saved model whose classes are not the dataset's: without training they would be scored by number."""
+    path = Path(init_from).expanduser()
+    if not init_from or not path.is_dir():
+        return
+    saved = load(path)
+    names = saved.preprocessing.get("class_names") or ()
+    classes = output_shape(saved.model)[-1]
+    order = class_order(names, classes, dataset.class_names, dataset.num_classes, model=init_from, dataset=name)
+    if (order != np.arange(classes)).any():
+        raise ValueError(
+            f"{init_from} has the classes of {name} in another order, and epochs=0 would not train it to this one: use "
+            f"`repmlp-jax evaluate`, which matches classes by name"
+        )
 
 
 def check_size(model: Any, takes: Sequence[int], dataset: str, given: Sequence[int]):

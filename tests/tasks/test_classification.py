@@ -4,7 +4,9 @@ import grey_pictures
 import jax
 import jax.numpy as jnp
 import pytest
+from cases import abstract, randomised
 
+from repmlp_jax import create_model, save_model
 from repmlp_jax.deploy.predict import evaluate
 from repmlp_jax.tasks.classification import Classification
 from repmlp_jax.training import default_config, train_and_evaluate
@@ -52,6 +54,32 @@ def test_a_model_of_one_channel_is_trained_on_grey_pictures_of_tfds(data_dir, tm
 def test_distortions_of_colour_are_refused_for_grey_pictures(data_dir):
     with pytest.raises(ValueError, match="augmentation='randaugment' distorts pictures in RGB, and 'pure_mlp' takes"):
         make_task(make_config(data_dir, augmentation="randaugment"))
+
+
+def test_pictures_are_mirrored_only_if_the_recipe_says_so(data_dir):
+    batches = []
+    for flip in (True, False, False):
+        with make_task(make_config(data_dir, flip=flip)).feed._open_stream(0) as stream:
+            batches.append(next(stream)["image"])
+    assert (batches[1] == batches[2]).all()
+    mirrored = (batches[0] == batches[1][:, :, ::-1]).all((1, 2, 3))
+    assert (mirrored ^ (batches[0] == batches[1]).all((1, 2, 3))).all()
+    assert mirrored.any()
+
+
+def test_without_training_the_classes_of_the_first_weights_have_to_be_those_of_the_dataset(tmp_path):
+    sizes = dict(num_classes=10, image_size=(8, 8))
+    config = make_config(dataset="digits", epochs=0, init_from=str(tmp_path / "model"), model_arguments=sizes)
+    model = randomised(abstract(create_model, "pure_mlp", **config.model_arguments))
+    for names, message in (
+        ("9876543210", "model has the classes of digits in another order, and epochs=0 would not train it"),
+        ("abcdefghij", "names differ: only .* has 'a', 'b', 'c', 'd', 'e' and 5 more; only digits has '0'"),
+    ):
+        save_model(tmp_path / "model", model, preprocessing=dict(class_names=list(names)), overwrite=True)
+        with pytest.raises(ValueError, match=message):
+            make_task(config)
+    config.init_head = "skip"
+    make_task(config)
 
 
 def test_images_in_memory_of_another_size_are_refused():

@@ -1,5 +1,6 @@
-"""What images and labels have to be, in memory and one at a time."""
+"""What images, labels and numbers have to be, in memory and one at a time."""
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,18 @@ def check_images(images: Any, what: str = "the images"):
     if images.dtype != np.uint8 or len(images.shape) != 4 or 0 in images.shape[1:]:
         hint = "; multiply by 255 and round" if np.issubdtype(images.dtype, np.floating) else ""
         raise ValueError(f"{what} must be uint8 (N, H, W, C), not {images.dtype} {tuple(images.shape)}{hint}")
+
+
+def check_picture(image: Any):
+    """Refuses what is not one picture (H, W, C) with pixels.
+
+    Raises:
+        TypeError: if it is not an array.
+        ValueError: if its shape is another.
+    """
+    _check_array(image, "the image")
+    if len(image.shape) != 3 or 0 in image.shape:
+        raise ValueError(f"the image must be (H, W, C) with at least one pixel, not of shape {image.shape}")
 
 
 def check_labels(labels: Any, classes: int | None, what: str = "the labels"):
@@ -62,6 +75,41 @@ def check_split(images: Any, labels: Any, classes: int | None, split: str):
     check_labels(labels, classes, f"the {split} labels")
     if len(images) != len(labels) or not len(images):
         raise ValueError(f"the {split} split has {len(images)} images and {len(labels)} labels, not one for each image")
+
+
+def whole_number(name: str, value: Any, least: int = 0) -> int:
+    """A whole number, of Python or NumPy, as Python's.
+
+    Raises:
+        TypeError: if it is none; the message names the argument.
+        ValueError: if it is below `least`.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, not {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name}={number} must not be below {least}")
+    return number
+
+
+def height_and_width(name: str, value: Any) -> tuple[int, int]:
+    """A size (height, width) in pixels, as Python's integers.
+
+    Raises:
+        TypeError: if it is not two whole numbers; the message names the argument.
+        ValueError: if one of them is below 1.
+    """
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{name} must be (height, width), two whole numbers, not {value!r}")
+    height, width = (whole_number(name, side, 1) for side in value)
+    return height, width
+
+
+def check_random(random: Any):
+    """Raises TypeError for a source of random numbers that is not `numpy.random.default_rng(seed)`."""
+    if not isinstance(random, np.random.Generator):
+        raise TypeError(f"random must be a numpy.random.Generator, as default_rng(seed) makes it, not {random!r}")
 
 
 def _last(classes: int | None) -> int:

@@ -5,7 +5,13 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
 from repmlp_jax.models.output_shape import output_shape
+
+Statistics = Sequence[float] | Float[Array | np.ndarray, " channels"]
 
 
 def check_preprocessing(preprocessing: Mapping[str, Any], *, channels: int, classes: int | None = None):
@@ -53,13 +59,19 @@ def check_class_names(names: Sequence[str]):
         raise TypeError(f"class_names must be a list of strings, not {names!r}")
 
 
-def check_statistics(name: str, values: Sequence[float], channels: int):
+def check_statistics(name: str, values: Statistics, channels: int):
     """Refuses a "mean" or "std" that is not one number for each channel of images scaled to [0, 1].
+
+    Of traced arrays only the shape is known.
 
     Raises:
         TypeError: if `values` is not a list of numbers.
         ValueError: if there is not one for each channel, one is outside [0, 1], or a deviation is 0.
     """
+    if isinstance(values, jax.core.Tracer) and values.shape == (channels,):
+        return
+    if isinstance(values, jax.Array | np.ndarray):
+        values = values.tolist()
     if not (_is_sequence(values) and all(isinstance(value, numbers.Real) for value in values)):
         raise TypeError(f"{name} must be a list of numbers, one for each channel, not {values!r}")
     if len(values) != channels:

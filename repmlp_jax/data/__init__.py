@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -55,7 +56,7 @@ LOADERS = {
 }
 
 
-def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
+def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Reads a dataset into memory.
 
     Args:
@@ -70,7 +71,7 @@ def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
     return Dataset(splits["train"], splits["test"], module.MEAN, module.STD, module.CLASS_NAMES)
 
 
-def open_dataset(name: str, data_dir: str | None = None, channels: int = 3):
+def open_dataset(name: str, data_dir: str | Path | None = None, channels: int = 3):
     """Reads a dataset into memory if it fits, and otherwise opens it for streaming.
 
     Args:

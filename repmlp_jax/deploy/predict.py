@@ -22,7 +22,7 @@ from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedB
 PICTURES_AT_A_TIME = 32
 
 
-def evaluate(path: str | Path, dataset_name: str, data_dir: str | None = None, batch_size: int = 200) -> dict:
+def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = None, batch_size: int = 200) -> dict:
     """Evaluates a saved model on a dataset's test images, or on its validation split if it has one.
 
     Classes are matched by name, or by number if the model or the dataset has no class names.

@@ -168,6 +168,7 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
         load_faces("people")
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("train", "message"),
     [

@@ -16,8 +16,11 @@ def lookup(table: Mapping[str, Value], name: str, what: str) -> Value:
     """Looks up a name in a table.
 
     Raises:
+        TypeError: if the name is not a string.
         ValueError: if there is no such name; the message lists the nearest name and all names.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a {what} must be a string, not {name!r}")
     if name not in table:
         raise ValueError(
             f"no {what} is called {name!r}; the nearest is {nearest(name, table)!r}. There are: {', '.join(table)}"

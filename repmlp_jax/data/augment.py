@@ -1,14 +1,23 @@
 """Augmentation and normalisation on the device, inside the jitted step."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from repmlp_jax.data.checks import check_images, whole_number
+from repmlp_jax.storage.preprocessing import Statistics, check_statistics
 
 
 def pad_and_crop(key: PRNGKeyArray, images: UInt8[Array, "N H W C"], padding: int) -> UInt8[Array, "N H W C"]:
-    """Zero-pads each side by `padding` pixels and crops each image to its original size at a random position."""
+    """Zero-pads each side by `padding` pixels and crops each image to its original size at a random position.
+
+    Raises:
+        TypeError: if `padding` is not a whole number.
+        ValueError: if the images are not uint8 (N, H, W, C), or `padding` is negative.
+    """
+    check_images(images)
+    padding = whole_number("padding", padding)
     padded = jnp.pad(images, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
     corners = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1)
 
@@ -19,7 +28,12 @@ def pad_and_crop(key: PRNGKeyArray, images: UInt8[Array, "N H W C"], padding: in
 
 
 def flip(key: PRNGKeyArray, images: UInt8[Array, "N H W C"]) -> UInt8[Array, "N H W C"]:
-    """Mirrors each image left to right with probability one half."""
+    """Mirrors each image left to right with probability one half.
+
+    Raises:
+        ValueError: if the images are not uint8 (N, H, W, C).
+    """
+    check_images(images)
     chosen = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
     return jnp.where(chosen, images[:, :, ::-1], images)
 
@@ -35,8 +49,19 @@ def crop_and_flip(
 
 
 def normalise(
-    images: UInt8[Array, "N H W C"], mean: Sequence[float], std: Sequence[float], dtype=jnp.float32
+    images: UInt8[Array, "N H W C"], mean: Statistics, std: Statistics, dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "N H W C"]:
-    """Scales images to [0, 1], then subtracts `mean` and divides by `std`, one value for each channel."""
+    """Scales images to [0, 1], then subtracts `mean` and divides by `std`, one value for each channel.
+
+    Raises:
+        TypeError: if `mean` or `std` is not a list of numbers, or `dtype` is not a floating dtype.
+        ValueError: if the images are not uint8 (N, H, W, C), there is not one mean and one deviation for each channel,
+            one of them is outside [0, 1], or a deviation is 0.
+    """
+    check_images(images)
+    for name, values in (("mean", mean), ("std", std)):
+        check_statistics(name, values, images.shape[-1])
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype must be a floating dtype, not {dtype!r}")
     offset, scale = (jnp.asarray(values, dtype).reshape(1, 1, 1, -1) for values in (mean, std))
     return (images.astype(dtype) / 255 - offset) / scale

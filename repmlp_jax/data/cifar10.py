@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from repmlp_jax.data.folder import data_folder
 from repmlp_jax.data.packed import read_packed
+from repmlp_jax.data.prepared import open_prepared
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -32,20 +33,18 @@ def load_cifar10(data_dir: str | Path | None = None) -> dict[str, tuple[np.ndarr
     Raises:
         FileNotFoundError: if CIFAR-10 is not prepared in `data_dir` and cannot be downloaded.
         FileExistsError: if the dataset's folder exists but is incomplete.
-        ValueError: if the downloaded archive is not the expected one.
-        NotImplementedError: if CIFAR-10 is prepared in a format without random access, such as tfrecord.
+        ValueError: if the downloaded archive is not the expected one, or CIFAR-10 is damaged, or prepared in a format
+            without random access, such as tfrecord.
     """
     if data_dir is not None and Path(data_dir).suffix == ".npz":
         return read_packed(data_dir)
-
-    import tensorflow_datasets as tfds
 
     from repmlp_jax.data.prepare_cifar10 import VERSION, prepare_cifar10
 
     data_dir = data_folder(data_dir)
     prepare_cifar10(data_dir)
-    sources = tfds.data_source(f"cifar10:{VERSION}", data_dir=data_dir, download=False)
-    return {split: _read_all(sources[split], f"Reading CIFAR-10 {split}") for split in ("train", "test")}
+    _, splits = open_prepared(f"cifar10:{VERSION}", data_dir)
+    return {split: _read_all(splits[split], f"Reading CIFAR-10 {split}") for split in ("train", "test")}
 
 
 def _read_all(source, description: str) -> tuple[np.ndarray, np.ndarray]:

@@ -109,13 +109,13 @@ def draw_box(
 
 
 def random_resized_crop(
-    image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], random: np.random.Generator
-) -> UInt8[np.ndarray, "height width 3"]:
+    image: UInt8[np.ndarray, "H W C"], size: tuple[int, int], random: np.random.Generator
+) -> UInt8[np.ndarray, "height width C"]:
     """Cuts out a box of `draw_box` and resizes it to `size`, (height, width), with `resize`."""
     top, left, height, width = draw_box(image.shape[0], image.shape[1], random)
     return resize(image[top : top + height, left : left + width], size)
 
 
-def random_flip(image: UInt8[np.ndarray, "H W 3"], random: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+def random_flip(image: UInt8[np.ndarray, "H W C"], random: np.random.Generator) -> UInt8[np.ndarray, "H W C"]:
     """Mirrors a picture left to right with probability one half."""
     return np.ascontiguousarray(image[:, ::-1]) if random.random() < 0.5 else image

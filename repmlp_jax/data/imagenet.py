@@ -1,41 +1,49 @@
 """ImageNet and similar TFDS datasets: encoded pictures with one label each, read without TensorFlow.
 
 images = load_imagenet(data_dir)
-transform = functools.partial(training_example, size=(224, 224), policy=POLICIES["randaugment"])
+transform = functools.partial(training_example, size=(224, 224), num_classes=1000, policy=POLICIES["randaugment"])
 batches = make_stream(images.train, transform, batch_size=256, seed=0, workers=16)
 
 Batches are uint8; `augment.normalise` converts them on the device to the input of a model.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
+from repmlp_jax.data.checks import check_label
 from repmlp_jax.data.decoding import decode, random_flip, random_resized_crop
-from repmlp_jax.data.folder import data_folder
+from repmlp_jax.data.prepared import check_features, check_splits, open_prepared
 from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, resize_and_crop
 from repmlp_jax.data.stream import Source
-from repmlp_jax.nearest import nearest
+from repmlp_jax.storage.preprocessing import check_preprocessing
 
-HOW_TO_PREPARE = """\
-TFDS does not download it: register at https://image-net.org/download-images, put ILSVRC2012_img_train.tar and \
-ILSVRC2012_img_val.tar into {data_dir}/downloads/manual, and run, where TensorFlow is installed, \
-`tfds build imagenet2012 --file_format=array_record --data_dir={data_dir}`"""
+# Of grey images: the means of ImageNet's three channels.
+GREY_MEAN = (0.449,)
+GREY_STD = (0.226,)
 
 
-class EncodedImages(NamedTuple):
-    """Pictures that are decoded on access.
+@dataclasses.dataclass(frozen=True)
+class EncodedImages:
+    """Pictures that are decoded on access; what is said of them is checked when it is made.
 
     Attributes:
         train: examples with "image", the encoded picture in bytes, and "label", an int from 0.
         validation: other examples in the same format.
         num_classes: number of classes.
-        class_names: name of each label; for ImageNet WordNet's numbers, such as "n01440764".
+        class_names: name of each label; for ImageNet WordNet's numbers, such as "n01440764". Empty if the dataset has
+            none.
         mean: of each channel of images scaled to [0, 1]; ImageNet's, for every dataset.
         std: standard deviation of each channel; ImageNet's, for every dataset.
+        channels: that pictures are decoded to, 3 (RGB) or 1 (grey).
+
+    Raises:
+        TypeError: if a mean or deviation is not a list of numbers, or the names are not a list of strings.
+        ValueError: if there is not one name for each class, or not one mean and one deviation within [0, 1] for each
+            channel.
     """
 
     train: Source
@@ -44,50 +52,44 @@ class EncodedImages(NamedTuple):
     class_names: Sequence[str]
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
+    channels: int = 3
+
+    def __post_init__(self):
+        about = dict(mean=self.mean, std=self.std, class_names=self.class_names)
+        check_preprocessing(about, channels=self.channels, classes=self.num_classes)
 
 
-def load_imagenet(data_dir: str | Path | None = None, name: str = "imagenet2012") -> EncodedImages:
+def load_imagenet(data_dir: str | Path | None = None, name: str = "imagenet2012", channels: int = 3) -> EncodedImages:
     """Opens a prepared TFDS dataset; it reads only the description.
 
     Args:
         data_dir: folder of TFDS datasets; None: the environment's TFDS_DATA_DIR, or `~/tensorflow_datasets`.
         name: a dataset with the features "image" and "label" and the splits "train" and "validation" (or "test" if
             there is no "validation"); a version, as in "imagenet2012:5.1.0", is optional.
+        channels: that pictures are decoded to: 3, of which a grey picture gets three that are equal, or 1 for a dataset
+            of grey pictures, such as MNIST.
 
     Raises:
-        FileNotFoundError: if the dataset is not prepared there; the message says how to prepare ImageNet.
-        ValueError: if it is prepared without random access, lacks a feature, a split or class labels, or its
-            description cannot be read.
+        TypeError: if `name` is not a string.
+        FileNotFoundError: if the dataset or a file of it is not there; the message says how to prepare it.
+        ValueError: if a file is damaged, the dataset is prepared without random access, or lacks a feature, a split or
+            class labels, or its pictures do not have that many channels.
     """
     import tensorflow_datasets as tfds
 
-    data_dir = data_folder(data_dir)
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        raise FileNotFoundError(_not_prepared(name, data_dir)) from None
-    except Exception as error:  # a damaged description raises any kind of error
-        raise ValueError(f"{name} in {data_dir} cannot be opened: {error}") from error
-    if not builder.is_prepared():
-        raise FileNotFoundError(_not_prepared(name, data_dir))
-    info = builder.info
-    if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        raise ValueError(
-            f"{builder.data_dir} is prepared as {info.file_format.value}, which cannot be read in any order; "
-            f"prepare it again with file_format='array_record'"
-        )
-    if missing := {"image", "label"} - set(info.features):
-        raise ValueError(f"{name} has no feature {min(missing)!r}; it has {', '.join(map(repr, info.features))}")
-    if not isinstance(info.features["label"], tfds.features.ClassLabel):
-        raise ValueError(f"the labels of {name} are {info.features['label']}, not one class an image")
-    held_out = "validation" if "validation" in info.splits else "test"
-    if missing := {"train", held_out} - set(info.splits):
-        raise ValueError(f"{name} has no split {min(missing)!r}; it has {', '.join(map(repr, info.splits))}")
-    train, validation = (
-        builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}) for split in ("train", held_out)
-    )
+    info, splits = open_prepared(name, data_dir, undecoded=("image",))
+    check_features(name, info, ("image", "label"))
     label = info.features["label"]
-    return EncodedImages(train, validation, label.num_classes, tuple(label.names))
+    if not isinstance(label, tfds.features.ClassLabel):
+        raise ValueError(f"the labels of {name} are {label}, not one class an image")
+    _check_channels(name, info.features["image"], channels)
+    held_out = "validation" if "validation" in splits else "test"
+    check_splits(name, splits, ("train", held_out))
+    # TFDS makes names up, "0", "1" and so on, for a dataset that has none.
+    is_named = label.get_names_filepath(info.data_dir, "label").exists()
+    mean, std = (GREY_MEAN, GREY_STD) if channels == 1 else (IMAGENET_MEAN, IMAGENET_STD)
+    names = tuple(label.names) if is_named else ()
+    return EncodedImages(splits["train"], splits[held_out], label.num_classes, names, mean, std, channels)
 
 
 def training_example(
@@ -95,9 +97,12 @@ def training_example(
     random: np.random.Generator,
     *,
     size: tuple[int, int],
+    num_classes: int | None = None,
+    channels: int = 3,
     policy: Callable[[UInt8[np.ndarray, "H W 3"], np.random.Generator], UInt8[np.ndarray, "H W 3"]] | None = None,
+    mirrored: bool = True,
 ) -> dict[str, np.ndarray | np.int32]:
-    """Decodes a picture, crops and resizes it at random, mirrors half of the pictures, and applies a policy.
+    """Decodes a picture, crops and resizes it at random, mirrors it or not, and applies a policy.
 
     The EXIF orientation is ignored, as in `evaluation_example`.
 
@@ -105,21 +110,29 @@ def training_example(
         example: of `EncodedImages.train`.
         random: source of the random numbers.
         size: (height, width) in pixels.
-        policy: one of `policies.POLICIES`; None: no distortion.
+        num_classes: number of classes that labels are checked against; None: any number.
+        channels: 3 for RGB, 1 for grey.
+        policy: one of `policies.POLICIES`, for RGB; None: no distortion.
+        mirrored: mirror half of the pictures.
 
     Returns:
-        "image" uint8 (height, width, 3) in RGB and "label" int32 ().
+        "image" uint8 (height, width, channels) and "label" int32 ().
 
     Raises:
         BadExample: if the picture cannot be decoded.
+        ValueError: if the label is not an integer from 0 to `num_classes` − 1.
     """
-    image = random_flip(random_resized_crop(decode(example["image"]), size, random), random)
+    image = random_resized_crop(decode(example["image"], channels), size, random)
+    if mirrored:
+        image = random_flip(image, random)
     if policy is not None:
         image = policy(image, random)
-    return {"image": image, "label": np.int32(example["label"])}
+    return {"image": image, "label": check_label(example["label"], num_classes)}
 
 
-def evaluation_example(example: dict, *, size: tuple[int, int]) -> dict[str, np.ndarray | np.int32]:
+def evaluation_example(
+    example: dict, *, size: tuple[int, int], num_classes: int | None = None, channels: int = 3
+) -> dict[str, np.ndarray | np.int32]:
     """Decodes a picture and applies `resize_and_crop`: a size of 224 crops a shorter side of 256 pixels.
 
     The EXIF orientation is ignored, since published results on ImageNet ignore it.
@@ -127,19 +140,26 @@ def evaluation_example(example: dict, *, size: tuple[int, int]) -> dict[str, np.
     Args:
         example: of `EncodedImages.validation`.
         size: (height, width) in pixels.
+        num_classes: number of classes that labels are checked against; None: any number.
+        channels: 3 for RGB, 1 for grey.
 
     Returns:
-        "image" uint8 (height, width, 3) in RGB and "label" int32 ().
+        "image" uint8 (height, width, channels) and "label" int32 ().
 
     Raises:
         BadExample: if the picture cannot be decoded.
+        ValueError: if the label is not an integer from 0 to `num_classes` − 1.
     """
-    return {"image": resize_and_crop(decode(example["image"]), *size), "label": np.int32(example["label"])}
+    image = resize_and_crop(decode(example["image"], channels), *size)
+    return {"image": image, "label": check_label(example["label"], num_classes)}
 
 
-def _not_prepared(name: str, data_dir: Path) -> str:
-    what = f"{name} is not prepared in {data_dir}"
-    if name.partition(":")[0] == "imagenet2012":
-        return f"{what}. {HOW_TO_PREPARE.format(data_dir=data_dir)}"
-    there = sorted({path.parents[1].name for path in data_dir.glob("*/*/dataset_info.json")})
-    return f"{what}; the nearest there is {nearest(name, there)!r}" if there else f"{what}, nor is any other dataset"
+def _check_channels(name, image, channels):
+    """Refuses pictures that would lose their colours, their transparency or half of their bits."""
+    if channels not in (1, 3):
+        raise ValueError(f"channels={channels}: {name} is decoded to 3 channels (RGB), or 1 (grey)")
+    *_, has = image.shape or (None,)
+    if np.dtype(image.np_dtype) != np.uint8 or has not in (None, 1, 3):
+        raise ValueError(f"{name} holds pictures {image.np_dtype} {image.shape}, not uint8 of 1 or 3 channels")
+    if channels == 1 and has != 1:
+        raise ValueError(f"{name} holds pictures in colour, and not of 1 channel: set model_arguments.in_features=3")

@@ -1,10 +1,14 @@
 """Mixup and CutMix: blending images and targets of a batch in pairs, on the device, inside the jitted step."""
 
+import math
+import numbers
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from repmlp_jax.data.checks import height_and_width
 
 Images = Float[Array, "N H W C"]
 Targets = Float[Array, "N classes"]
@@ -29,13 +33,25 @@ def mix(
         The blended images and targets.
 
     Raises:
-        ValueError: if an alpha is below 0 or a blended array does not have a floating dtype.
+        TypeError: if an alpha is not a number, or images or targets are not arrays.
+        ValueError: if an alpha is below 0 or not finite, a blended array does not have a floating dtype, or there is
+            not one row of targets for each image.
     """
     for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
-        if alpha < 0:
-            raise ValueError(f"{name}={alpha} must not be below 0")
+        if not isinstance(alpha, numbers.Real):
+            raise TypeError(f"{name} must be a number, not {alpha!r}")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"{name}={alpha} must be a finite number that is not below 0")
     if not (mixup or cutmix):
         return images, targets
+    for name, array in (("images", images), ("targets", targets)):
+        if not (hasattr(array, "dtype") and hasattr(array, "shape")):
+            raise TypeError(f"{name} must be an array, not a {type(array).__name__}")
+    if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
+        raise ValueError(
+            f"images must be (N, H, W, C) and targets (N, classes), not {images.shape} and {targets.shape}: one-hot "
+            f"rows, one for each image"
+        )
     for name, array in (("images", images), ("targets", targets)):
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} are {array.dtype}, which cannot be blended; a floating dtype can")
@@ -55,7 +71,13 @@ def mix(
 
 
 def mixup_weights(key: PRNGKeyArray, alpha: float, shape: Sequence[int]) -> Float[Array, "H W"]:
-    """The weight of the image itself at each pixel: one value from Beta(alpha, alpha)."""
+    """The weight of the image itself at each pixel: one value from Beta(alpha, alpha).
+
+    Raises:
+        TypeError: if `shape` is not (H, W).
+        ValueError: if `alpha` is not above 0.
+    """
+    _check_weights(alpha, shape)
     return jnp.broadcast_to(jax.random.beta(key, alpha, alpha, dtype=jnp.float32), shape)
 
 
@@ -64,7 +86,12 @@ def cutmix_weights(key: PRNGKeyArray, alpha: float, shape: Sequence[int]) -> Flo
 
     The box has the images' proportions and a random centre, so it may extend over the border. The mean of the weights
     counts only its part inside.
+
+    Raises:
+        TypeError: if `shape` is not (H, W).
+        ValueError: if `alpha` is not above 0.
     """
+    _check_weights(alpha, shape)
     share_key, middle_key = jax.random.split(key)
     side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32))  # share of the images' sides
     rows, columns = (
@@ -72,6 +99,12 @@ def cutmix_weights(key: PRNGKeyArray, alpha: float, shape: Sequence[int]) -> Flo
         for middle_key, length in zip(jax.random.split(middle_key), shape, strict=True)
     )
     return 1 - jnp.outer(rows, columns)
+
+
+def _check_weights(alpha, shape):
+    height_and_width("shape", shape)
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha={alpha} must be a finite number above 0")
 
 
 def _inside(key, length: int, share):

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from repmlp_jax.data.checks import check_labels
 from repmlp_jax.local_path import local_path
 from repmlp_jax.storage.whole_file import whole_file
 
@@ -23,13 +24,17 @@ def write_packed(path: str | Path, splits: dict[str, Iterable[tuple[bytes, int]]
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off.
+        ValueError: if a split is missing or empty, or its labels are not integers from 0.
     """
     arrays = {}
     for split in SPLITS:
-        pictures, labels = zip(*splits[split], strict=True)
+        if not (examples := list(splits.get(split, ()))):
+            raise ValueError(f"there are no pictures of split {split!r}; it takes {' and '.join(SPLITS)}")
+        pictures, labels = zip(*examples, strict=True)
         arrays[f"{split}_pictures"] = np.frombuffer(b"".join(pictures), np.uint8)
         arrays[f"{split}_lengths"] = np.array([len(picture) for picture in pictures], np.int32)
-        arrays[f"{split}_labels"] = np.array(labels, np.int32)
+        check_labels(numbers := np.array(labels), None, f"the labels of {split!r}")
+        arrays[f"{split}_labels"] = numbers.astype(np.int32)
     with whole_file(path, overwrite) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -71,4 +76,8 @@ def _decode(path, pictures, lengths, labels):
         if image is None:
             raise ValueError(f"{path}: picture {number} of {len(lengths)} cannot be decoded")
         images.append(image)
+    if len(shapes := {image.shape for image in images}) != 1:
+        raise ValueError(
+            f"the {len(images)} pictures of {path} have {len(shapes)} sizes, {sorted(shapes)[:5]}, not one"
+        )
     return np.stack(images), labels

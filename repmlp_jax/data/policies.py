@@ -7,6 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from repmlp_jax.data import distortions as d
+from repmlp_jax.data.checks import check_random, whole_number
 
 # Name → distortion, for magnitudes 0 to 9.
 AUTO_AUGMENT: dict[str, d.Distortion] = {
@@ -79,9 +80,10 @@ def auto_augment(image: UInt8[np.ndarray, "H W 3"], random: np.random.Generator)
         random: source of the random numbers.
 
     Raises:
+        TypeError: if the image is not an array, or `random` is not a generator.
         ValueError: if the image is not uint8 (H, W, 3).
     """
-    picture = _picture(image)
+    picture = _picture(image, random)
     for name, probability, magnitude in IMAGENET_POLICY[random.integers(len(IMAGENET_POLICY))]:
         if random.random() < probability:
             picture = AUTO_AUGMENT[name](picture, magnitude / 9, random)
@@ -104,11 +106,11 @@ def rand_augment(
         magnitude: one more than the largest magnitude.
 
     Raises:
+        TypeError: if the image is not an array, `random` is not a generator, or a number is not whole.
         ValueError: if the image is not uint8 (H, W, 3), or a number is not above 0.
     """
-    if layers < 1 or magnitude < 1:
-        raise ValueError(f"layers={layers} and magnitude={magnitude} must be above 0")
-    picture = _picture(image)
+    layers, magnitude = whole_number("layers", layers, 1), whole_number("magnitude", magnitude, 1)
+    picture = _picture(image, random)
     for _ in range(layers):
         distort = RAND_AUGMENT[random.integers(len(RAND_AUGMENT))]
         picture = distort(picture, int(random.integers(magnitude)) / 10, random)
@@ -119,7 +121,10 @@ POLICIES: dict[str, Callable] = {"autoaugment": auto_augment, "randaugment": ran
 """Name in a configuration → policy."""
 
 
-def _picture(image):
+def _picture(image, random):
+    check_random(random)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"the image must be a NumPy array, uint8 (H, W, 3), not a {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"the image is {image.dtype} {image.shape}; augmentation takes uint8 (H, W, 3)")
     return Image.fromarray(image)

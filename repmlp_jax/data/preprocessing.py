@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from repmlp_jax.data.checks import check_picture, height_and_width, whole_number
+
 # Per channel (red, green, blue) of ImageNet's images, scaled to [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -19,7 +21,13 @@ def resize(image: UInt8[np.ndarray, "H W C"], size: tuple[int, int]) -> UInt8[np
     """Resizes a picture to (height, width) without keeping its proportions.
 
     A smaller size averages pixels; otherwise they are interpolated linearly.
+
+    Raises:
+        TypeError: if the picture is not an array, or `size` not two whole numbers.
+        ValueError: if the picture is not (H, W, C), or it or the size is empty.
     """
+    check_picture(image)
+    size = height_and_width("size", size)
     shrinks = image.shape[0] >= size[0] and image.shape[1] >= size[1]
     # INTER_AREA averages pixels, but does not interpolate when it enlarges.
     resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -32,7 +40,13 @@ def resize_and_crop(image: UInt8[np.ndarray, "H W C"], height: int, width: int) 
     The picture is scaled to cover (height, width) / 0.875. A picture that is not larger than (height, width) is scaled
     to cover (height, width), since small datasets are not cropped. Besides the picture it takes memory for at most 16
     times (height, width) / 0.875, whatever the picture's proportions are.
+
+    Raises:
+        TypeError: if the picture is not an array, or `height` or `width` not a whole number.
+        ValueError: if the picture is not (H, W, C), or it or the size is empty.
     """
+    check_picture(image)
+    height, width = whole_number("height", height, 1), whole_number("width", width, 1)
     is_small = image.shape[0] <= height and image.shape[1] <= width
     scale = max(height / image.shape[0], width / image.shape[1]) / (1 if is_small else CENTRE)
     image = _middle(image, math.ceil(LONGEST * height / scale), math.ceil(LONGEST * width / scale))

@@ -19,6 +19,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from repmlp_jax.data.checks import whole_number
+
 logger = logging.getLogger("repmlp_jax")
 
 ATTEMPTS = 100  # examples tried for one place in a batch; more damaged ones in a row are a systematic error
@@ -115,15 +117,17 @@ def make_stream(
     Returns:
         An iterator of name → array (batch_size / process_count, …). The entry "skipped" holds for each place the number
         of damaged examples before the one used. It raises BadExample if 100 examples in a row are damaged, and all
-        other errors of `transform`.
+        other errors of `transform`; a ValueError names the example.
 
     Raises:
+        TypeError: if a number is not whole, `transform` is not a function, or the source has no random access.
         ValueError: if a number is out of range, the source is empty, or the batch cannot be split evenly.
     """
-    part = _part(source, batch_size, process_index, process_count)
-    for name, number, end in (("start", start, None), ("workers", workers, None), ("seed", seed, 2**32)):
-        if number < 0 or (end and number >= end):
-            raise ValueError(f"{name}={number} must not be below 0{f' or above {end - 1}' if end else ''}")
+    part = _part(source, transform, batch_size, process_index, process_count)
+    numbers = dict(start=start, workers=workers, seed=seed)
+    start, workers, seed = (whole_number(name, number) for name, number in numbers.items())
+    if seed >= 2**32:
+        raise ValueError(f"seed={seed} must not be below 0 or above {2**32 - 1}")
 
     def prepare(index, random):
         return _first_sound(source, transform, index, random)
@@ -158,14 +162,15 @@ def evaluation_stream(
     Returns:
         An iterator of name → array (batch_size / process_count, …), with the same number of batches in every process.
         The entry "mask", bool (batch_size / process_count,), is False where the last example pads the last batch. It
-        raises all errors of `transform`, including BadExample, since a missing example would change the score.
+        raises all errors of `transform`, including BadExample, since a missing example would change the score; a
+        ValueError names the example.
 
     Raises:
+        TypeError: if a number is not whole, `transform` is not a function, or the source has no random access.
         ValueError: if a number is out of range, the source is empty, or the batch cannot be split evenly.
     """
-    part = _part(source, batch_size, process_index, process_count)
-    if workers < 0:
-        raise ValueError(f"workers={workers} must not be below 0")
+    part = _part(source, transform, batch_size, process_index, process_count)
+    workers = whole_number("workers", workers)
     last = len(source) - 1
 
     def prepare(place):
@@ -174,13 +179,24 @@ def evaluation_stream(
             return {**transform(source[index]), "mask": np.bool_(place <= last)}
         except BadExample as error:
             raise BadExample(f"example {index} cannot be evaluated: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"example {index}: {error}") from error
 
     places = grain.MapDataset.range(-(-len(source) // batch_size) * batch_size)
     return Stream(_iterate(places.map(prepare).batch(part)[process_index::process_count], workers))
 
 
-def _part(source: Source, batch_size: int, process_index: int, process_count: int) -> int:
+def _part(source: Source, transform: Callable, batch_size: int, process_index: int, process_count: int) -> int:
     """The number of examples of a batch that this process reads."""
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise TypeError(
+            f"source must have a length and examples by their index, which a {type(source).__name__} has not"
+        )
+    if not callable(transform):
+        raise TypeError(f"transform must be a function of an example, not {transform!r}")
+    numbers = dict(batch_size=batch_size, process_index=process_index, process_count=process_count)
+    for name, number in numbers.items():
+        whole_number(name, number)
     if not len(source):
         raise ValueError("the source holds no example")
     if not 0 <= process_index < process_count:
@@ -198,6 +214,8 @@ def _first_sound(source: Source, transform: Callable, first: int, random: np.ran
             return {**transform(source[index], random), "skipped": np.int32(skipped)}
         except BadExample as error:
             logger.warning("example %d is damaged, the next takes its place: %s", index, error)
+        except ValueError as error:
+            raise ValueError(f"example {index}: {error}") from error
     raise BadExample(f"{ATTEMPTS} examples in a row are damaged, from {first} on")
 
 

@@ -16,15 +16,18 @@ from repmlp_jax.data.decoding import read_image
 from repmlp_jax.data.preprocessing import resize_and_crop
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.storage.models import SavedModel, load
-from repmlp_jax.tasks.classification import batch_metrics, mean_metrics
+from repmlp_jax.tasks.class_order import class_order
+from repmlp_jax.tasks.classification import batch_metrics, check_size, mean_metrics
 from repmlp_jax.training import sharding
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 
 PICTURES_AT_A_TIME = 32
 
 
-def evaluate(path: str | Path, dataset_name: str, data_dir: str | None = None, batch_size: int = 200) -> dict:
+def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = None, batch_size: int = 200) -> dict:
     """Evaluates a saved model on a dataset's test images, or on its validation split if it has one.
+
+    Classes are matched by name, or by number if the model or the dataset has no class names.
 
     Args:
         path: folder of the saved model.
@@ -37,8 +40,9 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | None = None, b
 
     Raises:
         TypeError: if `dataset_name` is not a string, or `batch_size` not an integer.
-        ValueError: if `batch_size` is below 1, the model is not a classifier, or the sizes of the images or the numbers
-            of classes of model and dataset differ.
+        FileNotFoundError: if there is no such model, or the dataset is not prepared.
+        ValueError: if `batch_size` is below 1, the model is not a classifier, the sizes of the images, or the names or
+            numbers of classes, of model and dataset differ, or one of both is damaged.
     """
     if not isinstance(dataset_name, str):
         raise TypeError(f"dataset_name={dataset_name!r} must be the name of a dataset")
@@ -47,27 +51,27 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | None = None, b
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
     saved = load(path)
-    dataset = open_dataset(dataset_name, data_dir)
     classes = _number_of_classes(saved, path)
-    if classes != len(dataset.class_names):
-        raise ValueError(f"{path} has {classes} classes, {dataset_name} {len(dataset.class_names)}")
+    dataset = open_dataset(dataset_name, data_dir, saved.model.input_shape[-1])  # type: ignore[attr-defined]  # as below
+    names, called = saved.preprocessing.get("class_names") or (), dict(model=str(path), dataset=dataset_name)
+    order = class_order(names, classes, dataset.class_names, dataset.num_classes, **called)
     mesh = sharding.make_mesh()
     batch_size = -(-batch_size // mesh.size) * mesh.size
     if isinstance(dataset, Dataset):
         batches, examples = _resident(saved, path, dataset_name, dataset, batch_size, mesh)
     else:
         batches, examples = _streamed(saved, dataset, batch_size, mesh)
-    evaluator = Evaluator(
-        batches, lambda model, batch: _logits(saved, model, batch["image"]), batch_metrics, mean_metrics, mesh
-    )
+
+    def logits(model, batch):
+        return _logits(saved, model, batch["image"])[:, order]
+
+    evaluator = Evaluator(batches, logits, batch_metrics, mean_metrics, mesh)
     return evaluator.evaluate(saved.model) | dict(images=examples)
 
 
 def _resident(saved, path, dataset_name, dataset, batch_size, mesh):
     images, labels = dataset.test
-    if images.shape[1:] != tuple(saved.model.input_shape):
-        takes, given = (_size(shape) for shape in (saved.model.input_shape, images.shape[1:]))
-        raise ValueError(f"{path} takes images of {takes}, those of {dataset_name} are {given}")
+    check_size(path, saved.model.input_shape, dataset_name, images.shape[1:])
     return ResidentBatches(dict(image=images, label=labels), batch_size, mesh), len(labels)
 
 
@@ -75,7 +79,10 @@ def _streamed(saved, dataset, batch_size, mesh):
     from repmlp_jax.data.imagenet import evaluation_example
     from repmlp_jax.data.stream import evaluation_stream
 
-    example = functools.partial(evaluation_example, size=saved.model.input_shape[:2])
+    *size, channels = saved.model.input_shape
+    example = functools.partial(
+        evaluation_example, size=tuple(size), num_classes=dataset.num_classes, channels=channels
+    )
 
     def open_stream():
         return evaluation_stream(dataset.validation, example, batch_size=batch_size)
@@ -172,7 +179,3 @@ def _logits(saved: SavedModel, model, images):
     mean = saved.preprocessing.get("mean") or (0.0,) * channels
     std = saved.preprocessing.get("std") or (1.0,) * channels
     return model(augment.normalise(images, mean, std))
-
-
-def _size(shape) -> str:
-    return "×".join(map(str, shape))

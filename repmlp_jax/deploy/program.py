@@ -18,6 +18,7 @@ from repmlp_jax.fusing.fuse import dotted, fusable_modules, fuse_params
 from repmlp_jax.local_path import local_path
 from repmlp_jax.models.randomness import weights
 from repmlp_jax.models.state import arrays_of
+from repmlp_jax.storage.preprocessing import check_preprocessing_of
 from repmlp_jax.storage.whole_file import whole_file
 from repmlp_jax.version import versions
 
@@ -47,16 +48,18 @@ def export_model(model: nnx.Module, path: str | Path, *, preprocessing: dict | N
         FileExistsError: if `path` exists and `overwrite` is off.
         TypeError: if the model is not a module with an `input_shape`, is abstract, or has float64 parameters, or the
             preprocessing is not a dict that JSON can hold.
-        ValueError: if parameters or statistics are NaN or infinite; as `fuse_params`.
+        ValueError: if parameters or statistics are NaN or infinite, or the preprocessing does not fit the model; as
+            `fuse_params`.
     """
     with whole_file(path, overwrite) as partial:
         model, input_shape = ready_to_run(model)
+        check_preprocessing_of(model, preprocessing)
         arrays = arrays_of(model)
         description = {
             "format": FORMAT,
             "model": type(model).__name__,
             "input_shape": input_shape,
-            "preprocessing": json.loads(as_json(preprocessing)),
+            "preprocessing": preprocessing or {},
             "weights": list(arrays),
             "versions": versions(),
         }
@@ -186,24 +189,6 @@ def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
         fused = nnx.clone(model)
         fused.eval()
     return fused, (height, width, channels)
-
-
-def as_json(preprocessing: dict | None) -> str:
-    """The preprocessing as JSON.
-
-    Raises:
-        TypeError: if it is not a dict with strings as keys, or JSON cannot hold a value.
-        ValueError: if a number is NaN or infinite.
-    """
-    preprocessing = {} if preprocessing is None else preprocessing
-    if not isinstance(preprocessing, dict):
-        raise TypeError(f"preprocessing must be a dict of mean, std and class_names, not {preprocessing!r}")
-    if strange := [key for key in preprocessing if not isinstance(key, str)]:
-        raise TypeError(f"preprocessing has the key {strange[0]!r}, which is no string")
-    try:
-        return json.dumps(preprocessing, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"preprocessing cannot be written as JSON: {error}") from None
 
 
 def _reason(error: Exception) -> str:

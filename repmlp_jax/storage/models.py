@@ -22,6 +22,7 @@ from repmlp_jax.models.registry import MODELS
 from repmlp_jax.models.state import arrays_of, load_state
 from repmlp_jax.quantisation.quantise import quantisation, quantise_params
 from repmlp_jax.storage.digest import describe, digests
+from repmlp_jax.storage.preprocessing import check_preprocessing_of
 from repmlp_jax.storage.whole_folder import put_back, whole_folder
 from repmlp_jax.version import versions
 
@@ -43,14 +44,17 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
     Args:
         path: the folder; missing parents are created.
         model: the model, as its class, `fuse_params` or `quantise_params` returned it, with finite weights.
-        preprocessing: saved as JSON with the model: mean and std of the channels, class names.
+        preprocessing: saved as JSON with the model: mean and std of the channels, class names, see
+            `check_preprocessing`.
         overwrite: replace the folder if it is empty, or `save_model` wrote it and nothing was added. Anything else,
             a link included, is never replaced.
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off, or is nothing that may be replaced.
-        TypeError: if the model is not one of `list_models()`, or its modules were changed after it was built.
-        ValueError: if weights or statistics are NaN or infinite, or `path` is no path of this machine.
+        TypeError: if the model is not one of `list_models()`, or its modules were changed after it was built; as
+            `check_preprocessing`.
+        ValueError: if weights or statistics are NaN or infinite, the preprocessing does not fit the model, or `path` is
+            no path of this machine.
 
     Examples:
         >>> from flax import nnx
@@ -76,6 +80,7 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
         "arrays": describe(arrays),
         "versions": versions(),
     }
+    check_preprocessing_of(model, preprocessing)
     with whole_folder(path, lambda: check_may_write(path, overwrite)) as folder:
         save_file({name: np.asarray(array) for name, array in arrays.items()}, folder / WEIGHTS)
         description["weights_sha256"] = _sha256(folder / WEIGHTS)

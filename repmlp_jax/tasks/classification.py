@@ -1,6 +1,8 @@
 """Classification of datasets that fit on the devices (CIFAR-10, digits) or are streamed (ImageNet)."""
 
 import functools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +14,8 @@ from flax import nnx
 from repmlp_jax.data import LOADERS, augment, load_dataset, open_dataset
 from repmlp_jax.data.mixing import mix
 from repmlp_jax.models.output_shape import output_shape
+from repmlp_jax.storage.models import load
+from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
@@ -27,7 +31,8 @@ class Classification(ConfiguredTask):
         order_key: seed of the order of the examples and of their augmentation on the host.
 
     Raises:
-        ValueError: if there is no such model or dataset, or their numbers of classes differ.
+        ValueError: if there is no such model or dataset, or their sizes of images or numbers of classes differ; with
+            `epochs=0`, also if the classes of `init_from` have other names or stand in another order.
     """
 
     scores = ("loss", "accuracy")
@@ -42,12 +47,15 @@ class Classification(ConfiguredTask):
         dataset, self.feed, batches = load(config, net.input_shape, mesh, order_key)
         self._mean, self._std = dataset.mean, dataset.std
         self.preprocessing = dict(mean=dataset.mean, std=dataset.std, class_names=dataset.class_names)
-        self._classes = _check_classes(config, net, len(dataset.class_names))
+        self._classes = _check_classes(config, net, dataset.num_classes)
+        if not config.epochs and config.init_head == "load":
+            _check_order(config.init_from, config.dataset, dataset)
         self.evaluator = Evaluator(batches, self._predict, batch_metrics, mean_metrics, mesh)
 
     @staticmethod
     def _load_resident(config, input_shape, mesh, order_key):
         dataset = load_dataset(config.dataset, config.data_dir or None)
+        check_size(config.model, input_shape, config.dataset, dataset.train[0].shape[1:])
         train, test = (dict(zip(("image", "label"), split, strict=True)) for split in (dataset.train, dataset.test))
         feed = ResidentFeed(train, config.batch_size, order_key, mesh)
         return dataset, feed, ResidentBatches(test, config.eval_batch_size, mesh)
@@ -58,11 +66,19 @@ class Classification(ConfiguredTask):
         from repmlp_jax.data.policies import POLICIES
         from repmlp_jax.data.stream import evaluation_stream, make_stream
 
-        dataset = open_dataset(config.dataset, config.data_dir or None)
-        size, seed = input_shape[:2], int(jax.random.bits(order_key, dtype=jnp.uint32))
-        part = stream_part(config)
-        train_on = functools.partial(training_example, size=size, policy=POLICIES.get(config.augmentation))
-        evaluate_on = functools.partial(evaluation_example, size=size)
+        *size, channels = input_shape
+        if config.augmentation and channels != 3:
+            raise ValueError(
+                f"augmentation={config.augmentation!r} distorts pictures in RGB, and {config.model!r} takes images of "
+                f"{channels} channels"
+            )
+        dataset = open_dataset(config.dataset, config.data_dir or None, channels)
+        seed, part = int(jax.random.bits(order_key, dtype=jnp.uint32)), stream_part(config)
+        example = dict(size=tuple(size), num_classes=dataset.num_classes, channels=channels)
+        train_on = functools.partial(
+            training_example, **example, policy=POLICIES.get(config.augmentation), mirrored=config.flip
+        )
+        evaluate_on = functools.partial(evaluation_example, **example)
 
         def open_stream(step):
             return make_stream(dataset.train, train_on, batch_size=config.batch_size, seed=seed, start=step, **part)
@@ -115,8 +131,31 @@ def mean_metrics(measured) -> dict[str, float]:
     return dict(loss=float(losses / counts), accuracy=float(right / counts))
 
 
+def _check_order(init_from: str, name: str, dataset):
+    """Refuses a saved model whose classes are not the dataset's: without training they would be scored by number."""
+    path = Path(init_from).expanduser()
+    if not init_from or not path.is_dir():
+        return
+    saved = load(path)
+    names = saved.preprocessing.get("class_names") or ()
+    classes = output_shape(saved.model)[-1]
+    order = class_order(names, classes, dataset.class_names, dataset.num_classes, model=init_from, dataset=name)
+    if (order != np.arange(classes)).any():
+        raise ValueError(
+            f"{init_from} has the classes of {name} in another order, and epochs=0 would not train it to this one: use "
+            f"`repmlp-jax evaluate`, which matches classes by name"
+        )
+
+
+def check_size(model: Any, takes: Sequence[int], dataset: str, given: Sequence[int]):
+    """Refuses images of another size, (H, W, C), than a model takes."""
+    if tuple(takes) != tuple(given):
+        takes_size, given_size = ("×".join(map(str, shape)) for shape in (takes, given))
+        raise ValueError(f"{model} takes images of {takes_size}, those of {dataset} are {given_size}")
+
+
 def _are_right(logits, labels):
-    return jax.lax.argmax(logits, 1, jnp.int32) == labels
+    return jax.lax.argmax(logits, 1, jnp.int32) == labels.astype(jnp.int32)
 
 
 def _check_classes(config, net, classes) -> int:

@@ -110,9 +110,18 @@ class ResidentBatches:
         dataset: name → array (examples, …).
         batch_size: examples of a batch, of all devices together.
         mesh: the devices.
+
+    Raises:
+        ValueError: if the dataset holds no array or no example, its arrays differ in length, or `batch_size` is not
+            above 0.
     """
 
     def __init__(self, dataset: dict[str, np.ndarray], batch_size: int, mesh):
+        lengths = {name: len(array) for name, array in dataset.items()}
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise ValueError(f"the arrays of a dataset must have the same number of examples, above 0, not {lengths}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be above 0")
         self._resident = {name: put_on_every_device(array, mesh) for name, array in dataset.items()}
         self._examples = len(next(iter(dataset.values())))
         self._batch_size = batch_size
@@ -193,7 +202,13 @@ def in_evaluation(model: nnx.Module) -> nnx.Module:
 
 
 def images_per_second(call: Callable[[], jax.Array], images: int, runs: int) -> float:
-    """The median speed of a call that processes `images` images, after a first call that compiles."""
+    """The median speed of a call that processes `images` images, after a first call that compiles.
+
+    Raises:
+        ValueError: if `runs` is not above 0.
+    """
+    if runs < 1:
+        raise ValueError(f"runs={runs} must be above 0")
     call().block_until_ready()
     seconds = []
     for _ in range(runs):

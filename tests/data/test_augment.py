@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from repmlp_jax.data.augment import flip, normalise, pad_and_crop
+from repmlp_jax.data.augment import crop_and_flip, flip, normalise, pad_and_crop
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +65,32 @@ def test_normalise_undoes_mean_and_deviation(images):
     normalised = np.asarray(normalise(images, mean.tolist(), std.tolist(), jnp.float64))
     assert np.abs(normalised.mean((0, 1, 2))).max() < 1e-12
     assert np.abs(normalised.std((0, 1, 2)) - 1).max() < 1e-12
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.ones((2, 4, 4, 3), np.float32), r"uint8 \(N, H, W, C\), not float32 \(2, 4, 4, 3\); multiply by 255"),
+        (np.ones((4, 4, 3), np.uint8), r"uint8 \(N, H, W, C\), not uint8 \(4, 4, 3\)"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused(images, message):
+    key = jax.random.key(0)
+    for augment in (
+        lambda: flip(key, images),
+        lambda: pad_and_crop(key, images, 1),
+        lambda: normalise(images, [0.5] * 3, [0.5] * 3),
+    ):
+        with pytest.raises(ValueError, match=message):
+            augment()
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_numbers_that_do_not_fit_the_images_are_refused(images):
+    with pytest.raises(ValueError, match="mean has 1 values, and the images have 3 channels"):
+        normalise(images, [0.5], [0.5] * 3)
+    with pytest.raises(ValueError, match="a channel without deviation"):
+        normalise(images, [0.5] * 3, [0.5, 0.0, 0.5])
+    with pytest.raises(ValueError, match="padding=-1 must not be below 0"):
+        crop_and_flip(jax.random.key(0), images, padding=-1, flipped=False)

@@ -113,5 +113,16 @@ def test_dtypes_are_kept_and_whole_numbers_refused(batch):
         mix(jax.random.key(0), batch[0].astype(jnp.uint8), batch[1], mixup=0.4)
     with pytest.raises(ValueError, match="targets are int32, which cannot be blended"):
         mix(jax.random.key(0), batch[0], batch[1].astype(jnp.int32), cutmix=0.4)
-    with pytest.raises(ValueError, match="mixup=-1 must not be below 0"):
+    with pytest.raises(ValueError, match="mixup=-1 must be a finite number that is not below 0"):
         mix(jax.random.key(0), *batch, mixup=-1)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_targets_that_are_not_one_row_for_each_image_are_refused(batch):
+    images, targets = batch
+    for wrong in ((images, targets[:3]), (images, targets.argmax(1).astype(jnp.float32)), (images[0], targets)):
+        with pytest.raises(ValueError, match=r"images must be \(N, H, W, C\) and targets \(N, classes\), not "):
+            mix(jax.random.key(0), *wrong, mixup=0.2)
+    for alpha in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ValueError, match=f"cutmix={alpha} must be a finite number"):
+            mix(jax.random.key(0), images, targets, cutmix=alpha)

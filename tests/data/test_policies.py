@@ -216,5 +216,5 @@ def test_rand_augment_draws_distortions_and_magnitudes_alike(image, monkeypatch)
 
 @pytest.mark.parametrize("arguments", [dict(layers=0), dict(magnitude=0)])
 def test_rand_augment_of_nothing_is_refused(arguments, image, random):
-    with pytest.raises(ValueError, match="must be above 0"):
+    with pytest.raises(ValueError, match="must not be below 1"):
         rand_augment(image, random, **arguments)

@@ -49,7 +49,12 @@ NETS = {
     ),
     "RepMLPResNet": lambda **options: RepMLPResNet(block="light", widths=(16, 32, 64, 64), **RESNET, **options),
 }
-PREPROCESSING = dict(mean=list(digits.MEAN), std=list(digits.STD), class_names=list(digits.CLASS_NAMES))
+FIVE = dict(mean=[0.5] * 3, std=[0.25] * 3, class_names=["ant", "bee", "cat", "dog", "eel"])
+PREPROCESSING = {
+    "PureMLP": dict(mean=list(digits.MEAN), std=list(digits.STD), class_names=list(digits.CLASS_NAMES)),
+    "RepMLPNet": FIVE,
+    "RepMLPResNet": FIVE,
+}
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 HAS_CONVERTER = importlib.util.find_spec("jax2onnx") is not None
@@ -82,7 +87,7 @@ def fused(models):
 
 def written(write, models, folder):
     for name, model in models.items():
-        write(model, folder / name, preprocessing=PREPROCESSING)
+        write(model, folder / name, preprocessing=PREPROCESSING[name])
     return folder
 
 
@@ -142,7 +147,7 @@ def test_it_runs_in_a_process_that_has_jax_alone(expected, files, tmp_path):
 
 def test_preprocessing_and_class_names_travel_along(fused, small, tmp_path):
     assert small.input_shape == (8, 8, 1)
-    assert small.preprocessing == PREPROCESSING
+    assert small.preprocessing == PREPROCESSING["PureMLP"]
     assert small.class_names == list(digits.CLASS_NAMES)
     export_model(fused["PureMLP"], tmp_path / "parent" / "without")
     without = load_exported(tmp_path / "parent" / "without")
@@ -356,23 +361,10 @@ def test_weights_that_are_not_finite_are_not_exported(write, models, tmp_path):
 
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("write", [export_model, pytest.param(export_onnx, marks=needs_converter)])
-@pytest.mark.parametrize(
-    ("preprocessing", "error", "message"),
-    [
-        ([0.5], TypeError, r"preprocessing must be a dict of mean, std and class_names, not \[0.5\]"),
-        ({1: 2}, TypeError, "preprocessing has the key 1, which is no string"),
-        (
-            {"mean": np.zeros(3)},
-            TypeError,
-            "preprocessing cannot be written as JSON: .*ndarray is not",
-        ),
-        ({"std": [np.nan]}, ValueError, "preprocessing cannot be written as JSON: .*not JSON compliant"),
-    ],
-    ids=["a list", "a number as key", "an array", "NaN"],
-)
-def test_preprocessing_that_is_no_json(write, preprocessing, error, message, fused, tmp_path):
-    with pytest.raises(error, match=message):
-        write(fused["PureMLP"], tmp_path / "model", preprocessing=preprocessing)
+def test_preprocessing_that_cannot_be_written(write, fused, tmp_path):
+    for preprocessing in ([0.5], 0):
+        with pytest.raises(TypeError, match="preprocessing must be a dictionary, not a"):
+            write(fused["PureMLP"], tmp_path / "model", preprocessing=preprocessing)
     assert not list(tmp_path.iterdir())
 
 
@@ -387,7 +379,7 @@ def test_onnxruntime_gives_the_logits_of_the_trained_net(expected, onnx_files, n
     file = onnx.load(onnx_files / name)
     assert [(opset.domain, opset.version) for opset in file.opset_import] == [("", 23)]
     session = onnxruntime.InferenceSession(file.SerializeToString())
-    assert json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"]) == PREPROCESSING
+    assert json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"]) == PREPROCESSING[name]
     images, logits = (np.asarray(array[:batch]) for array in expected[name])
     assert_close(session.run(["outputs"], {"images": images})[0], logits, ROUNDING_F32)
 
@@ -485,7 +477,7 @@ def run(*arguments):
 def saved(models, tmp_path_factory):
     """A saved model, as the command line takes it."""
     folder = tmp_path_factory.mktemp("saved") / "model"
-    save_model(folder, models["RepMLPNet"], preprocessing=PREPROCESSING)
+    save_model(folder, models["RepMLPNet"], preprocessing=FIVE)
     return folder
 
 
@@ -495,7 +487,7 @@ def test_the_command_line_exports_to_jax(expected, saved, tmp_path, caplog):
     assert (result.exit_code, result.stdout) == (0, f"saved: {out}\n")
     assert caplog.messages == ["RepMLPNet is not fused: it is fused before it is exported"]
     exported = load_exported(out)
-    assert exported.class_names == list(digits.CLASS_NAMES)
+    assert exported.class_names == FIVE["class_names"]
     images, logits = expected["RepMLPNet"]
     assert_close(exported(images), logits, ROUNDING_F32)
     refused = run(saved, out)

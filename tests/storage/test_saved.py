@@ -73,7 +73,7 @@ def test_a_model_in_training_comes_back_in_evaluation_mode(folder, model):
 
 
 def test_preprocessing_comes_back(tmp_path, model):
-    preprocessing = {"mean": [0.3], "std": [0.4], "class_names": ["cat", "chien", "ñandú"]}
+    preprocessing = {"mean": [0.3], "std": [0.4], "class_names": ["cat", "chien", "ñandú", *"0123456"]}
     save_model(tmp_path / "model", model, preprocessing=preprocessing)
     assert saved_models.load(tmp_path / "model").preprocessing == preprocessing
 

@@ -1,5 +1,7 @@
 """Faces: the real ones where they are, and small datasets of our own for what can go wrong."""
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tensorflow_datasets as tfds
 from tolerance import ROUNDING_F64, assert_close
 
 from repmlp_jax.data.stream import BadExample
+from repmlp_jax.tasks.faces import data
 from repmlp_jax.tasks.faces.data import centred_pixels, load_faces, load_test_faces, pixels
 from repmlp_jax.tasks.faces.stream import face_example, stream_faces
 from repmlp_jax.tasks.faces.verification import cosine_similarities, verification_report
@@ -25,13 +28,12 @@ def example(label, shape=(8, 6, 1), value=100):
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """Makes a folder look as if a dataset of these splits were prepared there."""
+    """Makes a dataset of these splits look as if it were prepared in a folder."""
 
-    def prepare(name="people", **splits):
-        (tmp_path / name / "1.0.0").mkdir(parents=True)
-        (tmp_path / name / "1.0.0" / "dataset_info.json").touch()
+    def prepare(**splits):
         sources = {split: Source(examples) for split, examples in splits.items()}
-        monkeypatch.setattr(tfds, "data_source", lambda *arguments, **options: sources)
+        features = next(record for source in sources.values() for record in source)
+        monkeypatch.setattr(data, "open_prepared", lambda name, data_dir: (SimpleNamespace(features=features), sources))
         return tmp_path
 
     return prepare
@@ -70,21 +72,23 @@ def test_pixels_tell_orls_people_apart_better_than_chance_and_not_well(shared_da
 
 
 def test_class_numbers_have_no_gap_and_a_map_back(prepared):
-    folder = prepared(train=[example(9), example(2), example(9), example(5)], test=[example(7), example(3)])
+    labels, values = (9, 2, 9, 5), (0, 200, 200, 0)
+    train = [example(label, value=value) for label, value in zip(labels, values, strict=True)]
+    folder = prepared(train=train, test=[example(7), example(3)])
     faces = load_faces("people", folder, image_size=(4, 3))
     assert faces.people == (2, 5, 9)
     assert faces.train[1].tolist() == [2, 0, 2, 1]
     assert [faces.people[number] for number in faces.train[1]] == [9, 2, 9, 5]
     assert faces.test[1].tolist() == [7, 3]
-    assert (faces.mean, faces.std) == (pytest.approx((100 / 255,)), pytest.approx((0.0,)))
+    assert (faces.mean, faces.std) == (pytest.approx((100 / 255,)), pytest.approx((100 / 255,)))
 
 
 def test_images_of_any_size_and_both_kinds_of_colour_come_to_one_size(prepared):
     sizes = [(8, 6, 3), (3, 2, 3), (3, 9, 3), (4, 4, 3)]
-    folder = prepared(train=[example(0, size) for size in sizes], test=[example(1, (5, 5, 3))])
+    folder = prepared(train=[example(0, size, 10 * size[0]) for size in sizes], test=[example(1, (5, 5, 3))])
     faces = load_faces("people", folder, image_size=(4, 4))
     assert faces.train[0].shape == (4, 4, 4, 3)
-    assert (faces.train[0] == 100).all()
+    assert (faces.train[0] == np.array([80, 30, 30, 40])[:, None, None, None]).all()
 
 
 def test_shrinking_averages_what_falls_into_a_pixel(prepared):
@@ -100,16 +104,10 @@ def test_somebody_who_was_trained_on_is_not_tested(prepared):
 
 
 def test_what_a_dataset_lacks_is_named(prepared, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"orl_faces is not prepared in .*: nothing is.*TFDS_DATA_DIR"):
+    with pytest.raises(FileNotFoundError, match=r"orl_faces is not prepared in .*, nor is any other.*TFDS_DATA_DIR"):
         load_faces("orl_faces", tmp_path)
     folder = prepared(train=[example(0)])
-    with pytest.raises(
-        FileNotFoundError, match=r"peeple is not prepared in .*: the nearest there is 'people' of people"
-    ):
-        load_faces("peeple", folder)
-    with pytest.raises(FileNotFoundError, match=r"people:2.0.0 is not prepared"):
-        load_faces("people:2.0.0", folder)
-    with pytest.raises(ValueError, match="people lacks the split test; it has train"):
+    with pytest.raises(ValueError, match="people has no split 'test'; it has 'train'"):
         load_faces("people", folder)
 
 
@@ -118,8 +116,8 @@ def test_of_a_streamed_datasets_tests_only_the_test_split_is_read(prepared):
     images, labels = load_test_faces("people", folder, image_size=(4, 3))
     assert images.shape == (2, 4, 3, 1)
     assert labels.tolist() == [7, 3]
-    folder = prepared("untested", train=[example(0)])
-    with pytest.raises(ValueError, match="untested lacks the split test; it has train"):
+    folder = prepared(train=[example(0)])
+    with pytest.raises(ValueError, match="untested has no split 'test'; it has 'train'"):
         load_test_faces("untested", folder)
 
 
@@ -146,26 +144,44 @@ def test_a_streamed_face_that_cannot_be_read_or_has_no_class_is_named():
     with pytest.raises(BadExample, match=r"a picture of people \(label 2\) cannot be decoded"):
         face_example({"image": b"no picture", "label": 2}, random, **options)
     image = cv2.imencode(".png", np.zeros((4, 4), np.uint8))[1].tobytes()
-    with pytest.raises(ValueError, match="people has the label 3, and num_people=3 allows 0 to 2"):
+    with pytest.raises(ValueError, match="num_people=3 does not fit people: the label is 3, and classes are"):
         face_example({"image": image, "label": 3}, random, **options)
+    with pytest.raises(ValueError, match="num_people=3 does not fit people: the label must be one integer, not float"):
+        face_example({"image": image, "label": 1.0}, random, **options)
 
 
 def test_a_dataset_without_labels_or_with_mixed_colours_is_refused(prepared):
-    folder = prepared("unlabelled", train=[{"image": np.zeros((2, 2, 1), np.uint8)}], test=[])
-    with pytest.raises(ValueError, match=r"unlabelled lacks the feature label; it has \['image'\]"):
+    folder = prepared(train=[{"image": np.zeros((2, 2, 1), np.uint8)}], test=[])
+    with pytest.raises(ValueError, match="unlabelled has no feature 'label'; it has 'image'"):
         load_faces("unlabelled", folder)
-    folder = prepared("mixed", train=[example(0), example(1, (2, 2, 3))], test=[])
+    folder = prepared(train=[example(0), example(1, (2, 2, 3))], test=[])
     with pytest.raises(ValueError, match=r"2 images of a split of mixed have \[1, 3\] channels"):
         load_faces("mixed", folder)
-    folder = prepared("empty", train=[example(0)], test=[])
+    folder = prepared(train=[example(0)], test=[])
     with pytest.raises(ValueError, match=r"0 images of a split of empty have \[\] channels"):
         load_faces("empty", folder)
 
 
-def test_the_environment_names_the_folder(prepared, monkeypatch):
-    folder = prepared(train=[example(0)], test=[example(1)])
-    monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
-    assert load_faces("people").train[0].shape == (1, 96, 96, 1)
+def test_the_environment_names_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
+    with pytest.raises(FileNotFoundError, match=f"people is not prepared in {tmp_path / 'elsewhere'}"):
+        load_faces("people")
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ([example(-1), example(0)], r"the people train labels go from -1 to 0, .*: 1 of 2 labels are no class"),
+        ([example(2**31), example(0)], r"labels go from 0 to 2147483648, .*: 1 of 2 labels are no class"),
+        ([example(0) | {"label": 0.5}], r"labels must be integers \(N,\), not float64 \(1,\)"),
+        ([example(0) | {"image": np.zeros((4, 4, 1), np.uint16)}], r"images must be uint8 \(N, H, W, C\), not uint16"),
+        ([example(0), example(2)], r"std is \[0.0\]: a channel without deviation"),
+    ],
+)
+def test_images_and_labels_that_cannot_be_trained_on_are_refused(prepared, train, message):
+    with pytest.raises(ValueError, match=message):
+        load_faces("people", prepared(train=train, test=[example(7)]))
 
 
 def test_centred_pixels_see_neither_brightness_nor_contrast():

@@ -192,7 +192,7 @@ def test_every_class_has_a_name_and_a_colour_of_its_own(dataset):
 def test_a_name_that_does_not_exist_gets_the_nearest(tmp_path):
     with pytest.raises(ValueError, match="'cityscape'; the nearest is 'cityscapes'"):
         street_scenes("cityscape")
-    with pytest.raises(FileNotFoundError, match=f"there is no camvid in {tmp_path}"):
+    with pytest.raises(FileNotFoundError, match=f"camvid is not prepared in {tmp_path}"):
         load_street_scenes("camvid", tmp_path)
 
 

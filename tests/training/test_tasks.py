@@ -1,6 +1,7 @@
 """Whole runs of every task on real data, narrow and short."""
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -100,7 +101,7 @@ def small_splits(monkeypatch):
 
     def load_some_images(*arguments):
         images = load_images(*arguments)
-        return images._replace(train=Some(images.train, 600), validation=Some(images.validation, 250))
+        return dataclasses.replace(images, train=Some(images.train, 600), validation=Some(images.validation, 250))
 
     monkeypatch.setattr(imagenet, "load_imagenet", load_some_images)
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
 
-from repmlp_jax.data.folder import data_folder
+from repmlp_jax.data.checks import check_split
+from repmlp_jax.data.prepared import check_features, check_splits, open_prepared
 from repmlp_jax.data.preprocessing import resize
-from repmlp_jax.nearest import nearest
+from repmlp_jax.storage.preprocessing import check_statistics
 
 IMAGES_PER_READ = 1000
 
@@ -45,22 +46,21 @@ def load_faces(
         image_size: (height, width) of the images, in pixels.
 
     Raises:
-        FileNotFoundError: if it is not prepared in that folder; the message names the nearest dataset.
-        NotImplementedError: if it is prepared in a format without random access, such as tfrecord.
-        ValueError: if it lacks a split or a feature, its images differ in channels, or a person is in both splits.
+        FileNotFoundError: as `open_prepared`.
+        ValueError: as `open_prepared`, or if it lacks a split or a feature, its images are not uint8 or differ in
+            channels, its labels are not integers from 0, a channel is the same all over the training images, or a
+            person is in both splits.
     """
     sources = _open(name, data_dir, {"train", "test"})
-    train_images, train_labels = _read(name, sources["train"], image_size)
-    test_images, test_labels = _read(name, sources["test"], image_size)
+    train_images, train_labels = _read(name, "train", sources, image_size)
+    test_images, test_labels = _read(name, "test", sources, image_size)
     _check_unseen(name, train_labels, test_labels)
     people, classes = np.unique(train_labels, return_inverse=True)
     scaled = train_images.reshape(-1, train_images.shape[-1]).astype(np.float64) / 255
+    mean, std = tuple(scaled.mean(0).tolist()), tuple(scaled.std(0).tolist())
+    check_statistics("std", std, len(std))
     return Faces(
-        (train_images, classes.astype(np.int32)),
-        (test_images, test_labels),
-        tuple(scaled.mean(0).tolist()),
-        tuple(scaled.std(0).tolist()),
-        tuple(people.tolist()),
+        (train_images, classes.astype(np.int32)), (test_images, test_labels), mean, std, tuple(people.tolist())
     )
 
 
@@ -76,10 +76,10 @@ def load_test_faces(
 
     Raises:
         FileNotFoundError: as `load_faces`.
-        NotImplementedError: as `load_faces`.
-        ValueError: if there is no split "test", it lacks a feature, or its images differ in channels.
+        ValueError: as `open_prepared`, or if there is no split "test", it lacks a feature, its images are not uint8 or
+            differ in channels, or its labels are not integers from 0.
     """
-    return _read(name, _open(name, data_dir, {"test"})["test"], image_size)
+    return _read(name, "test", _open(name, data_dir, {"test"}), image_size)
 
 
 def pixels(images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N features"]:
@@ -97,41 +97,26 @@ def centred_pixels(images: UInt8[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N
 
 
 def _open(name, data_dir, splits):
-    import tensorflow_datasets as tfds
-
-    data_dir = data_folder(data_dir)
-    _check_prepared(name, data_dir)
-    sources = tfds.data_source(name, data_dir=data_dir, download=False)
-    if missing := splits - set(sources):
-        raise ValueError(f"{name} lacks the split {' and '.join(sorted(missing))}; it has {', '.join(sorted(sources))}")
+    info, sources = open_prepared(name, data_dir)
+    check_features(name, info, ("image", "label"))
+    check_splits(name, sources, splits)
     return sources
 
 
-def _check_prepared(name, data_dir):
-    dataset, _, version = name.partition(":")
-    if any((data_dir / dataset).glob(f"{version or '*'}/dataset_info.json")):
-        return
-    there = sorted({path.parents[1].name for path in data_dir.glob("*/*/dataset_info.json")})
-    found = f"the nearest there is {nearest(dataset, there)!r} of {', '.join(there)}" if there else "nothing is"
-    raise FileNotFoundError(
-        f"{name} is not prepared in {data_dir}: {found}. Pass data_dir or set TFDS_DATA_DIR to a folder of TFDS "
-        f"datasets that has it, in array_record format"
-    )
-
-
-def _read(name, source, image_size):
+def _read(name, split, sources, image_size):
+    source = sources[split]
     images, labels = [], []
     for start in range(0, len(source), IMAGES_PER_READ):
         # Reading many records at once is faster than indexing them one by one.
         for example in source.__getitems__(range(start, min(start + IMAGES_PER_READ, len(source)))):
-            if missing := {"image", "label"} - set(example):
-                raise ValueError(f"{name} lacks the feature {' and '.join(sorted(missing))}; it has {sorted(example)}")
             images.append(resize(example["image"], image_size))
             labels.append(example["label"])
     channels = {image.shape[-1] for image in images}
     if len(channels) != 1:
         raise ValueError(f"the {len(images)} images of a split of {name} have {sorted(channels)} channels, not one")
-    return np.stack(images), np.array(labels, np.int32)
+    faces, people = np.stack(images), np.array(labels)
+    check_split(faces, people, None, f"{name} {split}")
+    return faces, people.astype(np.int32)
 
 
 def _check_unseen(name, train_labels, test_labels):

@@ -1,5 +1,6 @@
 """Cosine classifiers and their loss, AM-Softmax (arXiv 1801.05599)."""
 
+import math
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ def am_softmax(
         raise ValueError(
             f"am_softmax takes cosines (N, people) and labels (N,), not shapes {cosines.shape} and {labels.shape}"
         )
-    if margin < 0 or scale <= 0:
+    if not (0 <= margin < math.inf and 0 < scale < math.inf):
         raise ValueError(f"am_softmax needs margin >= 0 and scale > 0, not margin={margin} and scale={scale}")
     people = cosines.shape[1]
     own = jax.nn.one_hot(labels, people, dtype=algebra.fusing_dtype(cosines.dtype))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from repmlp_jax.data.checks import check_label
 from repmlp_jax.data.decoding import decode
-from repmlp_jax.data.folder import data_folder
+from repmlp_jax.data.prepared import check_features, check_splits, open_prepared
 from repmlp_jax.data.preprocessing import resize
 from repmlp_jax.data.stream import BadExample, Stream, make_stream
 
@@ -26,14 +27,16 @@ def stream_faces(
 
     Returns:
         `(seed, step) → stream` of batches, starting at that step, and the number of examples.
-    """
-    import tensorflow_datasets as tfds
 
-    data_dir = data_folder(data_dir)
-    source = tfds.data_source(
-        name, split="train", data_dir=data_dir, download=False, decoders={"image": tfds.decode.SkipDecoding()}
-    )
-    channels = tfds.builder(name, data_dir=data_dir).info.features["image"].shape[-1]
+    Raises:
+        FileNotFoundError: as `open_prepared`.
+        ValueError: as `open_prepared`, or if it lacks the split or a feature.
+    """
+    info, splits = open_prepared(name, data_dir, undecoded=("image",))
+    check_features(name, info, ("image", "label"))
+    check_splits(name, splits, ("train",))
+    source = splits["train"]
+    channels = info.features["image"].shape[-1]
     prepare = functools.partial(
         face_example, name=name, image_size=image_size, channels=channels, num_people=num_people
     )
@@ -63,9 +66,8 @@ def face_example(
         image = decode(record["image"], channels)
     except BadExample as error:
         raise BadExample(f"a picture of {name} (label {record['label']}) cannot be decoded: {error}") from None
-    if not 0 <= record["label"] < num_people:
-        raise ValueError(
-            f"{name} has the label {record['label']}, and num_people={num_people} allows 0 to {num_people - 1}"
-        )
-    image = resize(image, image_size)
-    return dict(image=image, label=np.int32(record["label"]))
+    try:
+        label = check_label(record["label"], num_people)
+    except ValueError as error:
+        raise ValueError(f"num_people={num_people} does not fit {name}: {error}") from None
+    return dict(image=resize(image, image_size), label=label)

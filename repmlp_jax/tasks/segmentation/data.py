@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from repmlp_jax.data.folder import data_folder
+from repmlp_jax.data.prepared import check_features, open_prepared
 from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from repmlp_jax.nearest import lookup
+from repmlp_jax.storage.preprocessing import check_preprocessing
 from repmlp_jax.tasks.segmentation.metrics import IGNORED
 
 
@@ -30,6 +31,10 @@ class StreetScenes:
         mean: of each channel of images that are scaled to [0, 1].
         std: standard deviation of each channel.
         classes_of_ids: the class of each id in its label pictures, 255 for none; None: the id itself.
+
+    Raises:
+        TypeError: as `check_preprocessing`.
+        ValueError: as `check_preprocessing`, or if there is not one colour for each class, or an id has no class.
     """
 
     name: str
@@ -40,6 +45,16 @@ class StreetScenes:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     classes_of_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        about = dict(mean=self.mean, std=self.std, class_names=self.class_names)
+        check_preprocessing(about, channels=3, classes=len(self.palette))
+        strays = set(self.classes_of_ids or ()) - {*range(len(self.class_names)), IGNORED}
+        if strays:
+            raise ValueError(
+                f"classes_of_ids of {self.name} holds {sorted(strays)}; classes are 0 to {len(self.class_names) - 1}, "
+                f"and {IGNORED} is what does not count"
+            )
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
@@ -148,19 +163,11 @@ def load_street_scenes(name: str, data_dir: str | Path | None = None) -> dict[st
         Split → its undecoded records, for `evaluation_example` and `training_example`.
 
     Raises:
-        ValueError: if there is no such dataset.
-        FileNotFoundError: if it is not prepared in `data_dir`.
-        NotImplementedError: if it is prepared there in a format without random access, such as tfrecord.
+        ValueError: if there is no such dataset, it lacks a feature, or as `open_prepared`.
+        FileNotFoundError: as `open_prepared`.
     """
-    import tensorflow_datasets as tfds
-
     dataset = street_scenes(name)
-    data_dir = data_folder(data_dir)
-    if not any((data_dir / name).rglob("dataset_info.json")):
-        raise FileNotFoundError(
-            f"there is no {name} in {data_dir}. Prepare it with TFDS as array_record, from pictures that you are "
-            f"entitled to (Cityscapes asks to register), or name another folder by data_dir or TFDS_DATA_DIR"
-        )
-    features = (dataset.image, "segmentation_label")
-    decoders = {feature: tfds.decode.SkipDecoding() for feature in features}
-    return dict(tfds.data_source(name, data_dir=data_dir, decoders=decoders, download=False))
+    pictures = dataset.image, "segmentation_label"
+    info, splits = open_prepared(name, data_dir, undecoded=pictures)
+    check_features(name, info, (*pictures, dataset.record))
+    return dict(splits)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int64, Integer, UInt8
 
+from repmlp_jax.data.checks import height_and_width, whole_number
 from repmlp_jax.fusing.algebra import widened
 
 IGNORED = 255
@@ -30,16 +31,19 @@ def confusion_matrix(
         ignore: label of pixels that do not count.
 
     Raises:
-        TypeError: if labels or predictions are not integers.
-        ValueError: if their shapes differ, or there are more than 2^31 - 1 of them.
+        TypeError: if labels or predictions are not integers, or `num_classes` is not a whole number.
+        ValueError: if their shapes differ, there are more than 2^31 - 1 of them, or `num_classes` is not above 0.
     """
     for name, array in (("labels", labels), ("predictions", predictions)):
+        if not hasattr(array, "dtype"):
+            raise TypeError(f"{name} must be an array of integers, not a {type(array).__name__}")
         if not jnp.issubdtype(array.dtype, jnp.integer):
             raise TypeError(f"{name} must be integers, not {array.dtype}")
     if labels.shape != predictions.shape:
         raise ValueError(f"labels have shape {labels.shape}, predictions {predictions.shape}")
     if math.prod(labels.shape) >= 2**31:
         raise ValueError(f"{math.prod(labels.shape)} pixels at once are more than int32 can count: use smaller batches")
+    num_classes = whole_number("num_classes", num_classes, 1)
     rows, columns = (_index(array, num_classes) for array in (labels, predictions))
     rows = jnp.where(labels == ignore, num_classes + 1, rows)  # outside the matrix, so dropped
     zeros = jnp.zeros((num_classes + 1,) * 2, jnp.int32)
@@ -128,9 +132,11 @@ def sliding_window(
         fill: colour of the padding, one number or one for each channel.
 
     Raises:
-        ValueError: if strides are below 1 or leave gaps between windows, the image is not (H, W, C), or `predict`
-            returns another size.
+        TypeError: if `window` is not two whole numbers, or `batch_size` is not one.
+        ValueError: if the window or the batch is empty, strides are below 1 or leave gaps between windows, the image is
+            not (H, W, C), or `predict` returns another size.
     """
+    window, batch_size = height_and_width("window", window), whole_number("batch_size", batch_size, 1)
     if image.ndim != 3 or 0 in image.shape:
         raise ValueError(f"image must be one picture (height, width, channels), not of shape {image.shape}")
     steps = tuple(-(-2 * side // 3) for side in window) if stride is None else tuple(stride)

@@ -29,7 +29,7 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
     Args:
         model: a module with an official layout; it may be abstract (`nnx.eval_shape`).
         state_dict: official key → array (anything that NumPy can view).
-        head: "load", or "skip" to keep the model's classifier, which may have another number of classes.
+        head: "load", or "skip" to keep the model's classifier, which may have another number of classes, or none.
 
     Returns:
         A new model; the given one stays as it is.
@@ -57,7 +57,10 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
     if deployed_keys and not deployed_keys & {leaf.key for leaf in leaves.values()}:
         model = nnx.eval_shape(deployed, model)
         leaves = official_leaves(model)
-    kept = _places_to_keep(model) if head == "skip" else ()
+    kept: set[tuple] = set()
+    if head == "skip":
+        kept = _places_to_keep(model)
+        arrays = {key: array for key, array in arrays.items() if key not in _classifier_keys(model)}
     return load_state(model, arrays, "state_dict", leaves=leaves, kept=kept)
 
 
@@ -93,11 +96,18 @@ def deployed(model: nnx.Module) -> nnx.Module:
 
 def _places_to_keep(model) -> set[tuple]:
     places = head_places(model)
-    if not places:
+    if not places and not _classifier_keys(model):
         raise ValueError(f'head="skip": a {type(model).__name__} has no classifier')
     if any(isinstance(arrays_of(model)[dotted(place)], jax.ShapeDtypeStruct) for place in places):
         raise ValueError('head="skip" keeps the classifier, but that of an abstract model has no values; build it')
     return places
+
+
+def _classifier_keys(model) -> set[str]:
+    """The official keys of a model's classifier, which it need not have."""
+    names = official_names(model)
+    prefix = names.get("head.linear", names.get("head"))
+    return set() if prefix is None else {f"{prefix}weight", f"{prefix}bias"}
 
 
 def official_leaves(model) -> dict[tuple, Leaf]:

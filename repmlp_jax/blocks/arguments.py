@@ -42,7 +42,7 @@ def checked(function: Function) -> Function:
         except TypeError:
             return function(*args, **kwargs)  # Python's error names the function, too.
         for name, value in bound.arguments.items():
-            bound.arguments[name] = _converted(name, value, parameters.parameters[name].annotation)
+            bound.arguments[name] = converted(name, value, parameters.parameters[name].annotation)
         return function(*bound.args, **bound.kwargs)
 
     return typing.cast("Function", call)
@@ -68,7 +68,8 @@ class _Kind(NamedTuple):
     convert: Callable[[Any], Any]
 
 
-def _converted(name, value, annotation):
+def converted(name: str, value: Any, annotation: Any) -> Any:
+    """The value of an argument as its annotation says; raises as `checked`."""
     options = _options(annotation)
     kind = _KINDS.get(options - {types.NoneType})
     if kind is None or (value is None and types.NoneType in options):

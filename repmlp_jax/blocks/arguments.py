@@ -48,7 +48,7 @@ def checked(function: Function) -> Function:
     return typing.cast("Function", call)
 
 
-def pair(value: Pair) -> tuple[int, int]:
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
     """(height, width), or whatever comes in pairs, from a pair or from one number for both.
 
     Raises:

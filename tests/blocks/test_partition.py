@@ -116,6 +116,7 @@ def test_a_block_for_maps_of_any_size_names_what_it_was_called_with(fused):
         block(jnp.zeros((2, 6, 7, 4), jnp.float32))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_check_refuses_what_is_no_array():
     with pytest.raises(TypeError, match=r"takes floating-point maps .* not list: convert"):
         Partitioning((6, 6), (3, 3)).check([[0.0]], 3)

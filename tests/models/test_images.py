@@ -135,6 +135,7 @@ def test_a_batch_of_any_size_is_exported_with_the_check(name):
     assert str(jax.eval_shape(forward, arrays, images).shape[0]) == "batch"
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_arrays_of_numpy_are_images_too():
     model = MODELS["PureMLP"](rngs=nnx.Rngs(0))
     model.eval()

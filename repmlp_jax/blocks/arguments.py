@@ -10,7 +10,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, SupportsIndex, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def checked(function: Function) -> Function:
     return typing.cast("Function", call)
 
 
-def pair(value: int | Sequence[int]) -> tuple[int, int]:
+def pair(value: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]:
     """(height, width), or whatever comes in pairs, from a pair or from one number for both.
 
     Raises:

@@ -12,14 +12,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from repmlp_jax.blocks.repmlp import FusedRepMLP
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock
 from repmlp_jax.fusing.algebra import fusing_dtype
-from repmlp_jax.fusing.fuse import dotted, fusable_modules, replace_modules
+from repmlp_jax.fusing.fuse import check_weights, dotted, fusable_modules, replace_modules
 from repmlp_jax.fusing.host import transformed_on_host
 from repmlp_jax.fusing.report import change, table
 from repmlp_jax.quantisation import quantised as int8
@@ -59,9 +57,9 @@ def quantise_params(model: nnx.Module, *, activations: str | None = None) -> nnx
 
     Raises:
         TypeError: if `model` is not an NNX module.
-        ValueError: if it is not fused; if `activations` is not one of these; if a weight is not finite (traced weights
-            cannot be checked); if, with `activations`, a convolution has a mask, or an output sums more products than
-            an int32 can hold.
+        ValueError: if it is not fused; if `activations` is not one of these; if a parameter or a running
+            statistic is NaN or infinite, or a running variance is negative (traced values cannot be checked); if, with
+            `activations`, a convolution has a mask, or an output sums more products than an int32 can hold.
 
     Warns:
         UserWarning: if there is nothing to quantise, or an array stays that is not a kernel, a bias or a vector.
@@ -83,10 +81,12 @@ def quantise_params(model: nnx.Module, *, activations: str | None = None) -> nnx
 
 
 def _quantised(activations, model):
+    check_weights(model, "quantise")
     model = nnx.clone(model)
     layers = _layers(model)
-    for path, layer in layers:
-        _check_kernel(path, layer, activations)
+    if activations:
+        for path, layer in layers:
+            _check_operand(path, layer)
     # A kernel that two layers share stays shared.
     shared = {id(layer.kernel): layer for _, layer in layers}
     kernels = {key: _int8_kernel(layer, activations) for key, layer in shared.items()}
@@ -253,13 +253,8 @@ def _why_it_stays(path, owner, parameter) -> str:
     return "a vector" if parameter.ndim < 2 else UNKNOWN
 
 
-def _check_kernel(path, layer, activations):
+def _check_operand(path, layer):
     kernel, where = layer.kernel.get_value(), dotted((*path, "kernel"))
-    broken = 0 if isinstance(kernel, jax.core.Tracer) else int(_count_broken(kernel))
-    if broken:
-        raise ValueError(f"cannot quantise {where}: {broken} of its {kernel.size} weights are not finite")
-    if not activations:
-        return
     if getattr(layer, "mask", None) is not None:
         raise ValueError(f"cannot multiply {where} in int8, as it has a mask: multiply it into the kernel")
     summed = math.prod(kernel.shape[axis] for axis in summed_axes(layer))
@@ -268,11 +263,6 @@ def _check_kernel(path, layer, activations):
             f"cannot multiply {where} in int8: each output sums over {summed:,} products, and an int32 surely holds "
             f"{MOST_SUMMED:,}. activations=None has no such limit"
         )
-
-
-@jax.jit
-def _count_broken(kernel):
-    return jnp.sum(~jnp.isfinite(kernel), dtype=jnp.int32)
 
 
 def _int8_kernel(layer, activations) -> int8.Int8Kernel:

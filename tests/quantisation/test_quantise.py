@@ -435,7 +435,7 @@ def test_broken_weights_are_named(mlp, value):
     broken = nnx.clone(mlp)
     kernel = broken.stages[0][2].kernel
     kernel[...] = kernel[...].at[0, 0, 0, :2].set(value)
-    message = r"cannot quantise stages\.0\.2\.kernel: 16 of its 128 weights are not finite"
+    message = r"cannot quantise: PureMLP holds values that are NaN or infinite: stages\.0\.2\.kernel \(16 of 128\)"
     with pytest.raises(ValueError, match=message):
         quantise_params(broken)
 

@@ -70,6 +70,7 @@ class BatchNorm(nnx.Module):
         Raises:
             ValueError: in training, if there are fewer than two values for each feature.
         """
+        check_single("BatchNorm", self.batches.shape)
         statistics_dtype = self.mean[...].dtype
         shape = (1,) * (x.ndim - self.scale[...].ndim) + self.scale[...].shape
         scale, bias = (p[...].astype(statistics_dtype).reshape(shape) for p in (self.scale, self.bias))
@@ -165,6 +166,7 @@ class ConvBN(nnx.Module):
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 O"]:
         """Convolves and normalises."""
+        check_single("ConvBN", self.norm.batches.shape)
         return self.norm(self.conv(x))
 
     def fused(self) -> nnx.Conv:
@@ -269,6 +271,15 @@ def ungroup(y: Float[Array, "g M h w o"]) -> Float[Array, "M h w O"]:
     """Moves the groups of `grouped_fc` back into the channels."""
     groups, m, h, w, o = y.shape
     return y.transpose(1, 2, 3, 0, 4).reshape(m, h, w, groups * o)
+
+
+def check_single(kind: str, stack: tuple[int, ...]):
+    """Raises ValueError if a module is a stack of modules, given the shape of the stack; () is a single module."""
+    if stack:
+        raise ValueError(
+            f"this {kind} is a stack of {' x '.join(map(str, stack))}, as nnx.vmap over a constructor makes it: call it "
+            f"within nnx.vmap or nnx.scan over the stack"
+        )
 
 
 def check_groups(groups: int, *channel_counts: int):

@@ -77,6 +77,7 @@ class PartitionPerceptron(nnx.Module):
     @jax.named_scope("partition_perceptron")
     def __call__(self, x: Float[Array, "M h w C"]) -> Float[Array, "M h w O"]:
         """Applies FC3 and its norm to partitions."""
+        layers.check_single("PartitionPerceptron", self.norm.batches.shape)
         x, kernel = promote_dtype((x, self.kernel[...]), dtype=self.dtype)
         return layers.ungroup(self.norm(layers.grouped_fc(x, kernel)))
 
@@ -267,6 +268,7 @@ class FusedRepMLP(nnx.Module):
         Raises:
             ValueError: if the map's size or channels are not those that the block was built for.
         """
+        layers.check_single("FusedRepMLP", self.kernel.shape[:-7])
         self.partitioning.check(x, self.in_features)
         x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
         x = self.partitioning.split(x)

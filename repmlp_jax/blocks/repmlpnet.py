@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.initializers import kernel_init, shared_kernel_init
-from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_groups, fuse_fc3
+from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_groups, check_single, fuse_fc3
 from repmlp_jax.blocks.partition import Partitioning
 
 
@@ -102,6 +102,7 @@ class RepMLPNetBlock(nnx.Module):
         Raises:
             ValueError: if the partitions do not divide the map, or the channels are not `features`.
         """
+        check_single("RepMLPNetBlock", self.norm.batches.shape)
         partitioning = Partitioning(x.shape[1:3], self.partition_size, self.pad)
         partitioning.check(x, self.features)
         x, kernel = promote_dtype((x, self.kernel[...]), dtype=self.dtype)
@@ -170,6 +171,7 @@ class FusedRepMLPNetBlock(nnx.Module):
         Raises:
             ValueError: if the partitions do not divide the map, or the channels are not `features`.
         """
+        check_single("FusedRepMLPNetBlock", self.kernel.shape[:-5])
         partitioning = Partitioning(x.shape[1:3], self.partition_size, self.pad)
         partitioning.check(x, self.features)
         x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)

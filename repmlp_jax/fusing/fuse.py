@@ -1,9 +1,11 @@
 """Fusing whole models: replaces every fusable module by its fused form."""
 
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
 from flax import nnx
 
 from repmlp_jax.fusing.algebra import Norm
@@ -18,7 +20,8 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
 
     A module is fusable if it has a method `fused()` that returns its replacement; all blocks of this library and your
     own modules can have one. The outermost fusable module decides for its submodules. The result is a new model in
-    evaluation mode; the given model is not changed. A block with two parents is fused once and stays shared.
+    evaluation mode; the given model is not changed. A block with two parents is fused once and stays shared. A stack of
+    blocks, which `nnx.vmap` over a constructor makes, is fused to a stack, as by `jax.vmap(fuse_params)`.
 
     This is a pure transformation: it works under `jax.jit`, `jax.grad`, `jax.vmap` over a stack of models, and
     `nnx.eval_shape`, which returns the abstract fused model. (JAX's transformations take a model as a tree, in which a
@@ -31,7 +34,7 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
         The fused model, in evaluation mode.
 
     Raises:
-        TypeError: if `model` is not an NNX module.
+        TypeError: if `model` is not an NNX module, or a class overrides `__call__` but not `fused()`.
         ValueError: if a parameter or a running statistic is NaN or infinite, or a running variance is negative. (Traced
             values cannot be checked.)
 
@@ -46,8 +49,7 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
         >>> [type(layer).__name__ for layer in fuse_params(model).layers]
         ['FusedRepMLP', 'Linear']
     """
-    if not isinstance(model, nnx.Module):
-        raise TypeError(f"fuse_params takes an nnx.Module, not {type(model).__name__}")
+    check_module(model, "fuse_params")
     if not fusable_modules(model):
         warnings.warn(
             f"nothing to fuse: {type(model).__name__} holds no module with a fused() method. "
@@ -58,6 +60,13 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
     fused = transformed_on_host(_checked_and_fused, model)
     fused.eval()
     return fused
+
+
+def check_module(model: Any, function: str):
+    """Raises TypeError unless `model`, the argument of a function of that name, is an NNX module."""
+    if not isinstance(model, nnx.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"{function}: model must be an nnx.Module, such as RepMLP(…), not {given}")
 
 
 def _checked_and_fused(model):
@@ -90,8 +99,52 @@ def check_weights(model: nnx.Module, verb: str):
 
 
 def with_fused_modules(model: nnx.Module) -> nnx.Module:
-    """Replaces each outermost fusable module by its `fused()`, without checks."""
-    return replace_modules(model, is_fusable, lambda path, module: module.fused())
+    """Replaces each outermost fusable module by its `fused()`, without checks of its values."""
+    return replace_modules(model, is_fusable, fused_form)
+
+
+def fused_form(path: tuple, module: Any) -> nnx.Module:
+    """What `module.fused()` returns.
+
+    Raises:
+        TypeError: if the module or one that it holds has a `__call__` of its own and the `fused()` of its base class,
+            which does not know of that `__call__`.
+    """
+    for inner, part in _nodes(module):
+        base = next((kind for kind in type(part).__mro__ if "fused" in vars(kind)), None)
+        if is_fusable(part) and base and overrides_call(type(part), base):
+            raise TypeError(
+                f"cannot fuse {dotted((*path, *inner))}: {type(part).__name__} has a __call__ of its own and the "
+                f"fused() of {base.__name__}, which would drop it: define fused() in {type(part).__name__}, too"
+            )
+    fuse = operator.methodcaller("fused")
+    for _ in stack_shape(module):
+        fuse = jax.vmap(fuse)
+    return fuse(module)
+
+
+def stack_shape(module: nnx.Module) -> tuple[int, ...]:
+    """The sizes of a stack of modules, which `nnx.vmap` over a constructor makes; () for a single module.
+
+    A stack is known by its norms: this library's count their batches in a scalar, and the statistics of Flax's have one
+    axis. All arrays of a stack begin with its axes; if some do not, the module holds stacks, but is none.
+    """
+    nodes = [node for _, node in _nodes(module)]
+    shapes = set()
+    for norm in filter(is_norm, nodes):
+        if hasattr(norm, "batches"):
+            shapes.add(norm.batches.shape)
+        elif isinstance(norm, nnx.BatchNorm):
+            shapes.add(norm.mean.shape[:-1])
+    shape = shapes.pop() if len(shapes) == 1 else ()
+    arrays = jax.tree.leaves(nnx.state(module))
+    return shape if all(array.shape[: len(shape)] == shape for array in arrays) else ()
+
+
+def overrides_call(kind: type, base: type) -> bool:
+    """Whether a class, or one between it and its base class, overrides the base class's `__call__`."""
+    below = kind.__mro__[: kind.__mro__.index(base)]
+    return all(any("__call__" in vars(one) for one in classes) for classes in (below, base.__mro__))
 
 
 def is_fusable(module) -> bool:

@@ -1,6 +1,7 @@
 """The report of `fuse_params`, block by block."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -8,8 +9,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from repmlp_jax.fusing.fuse import dotted, fusable_modules, is_fusable, is_norm, replace_modules, with_fused_modules
+from repmlp_jax.fusing.fuse import (
+    check_module,
+    dotted,
+    fusable_modules,
+    fused_form,
+    is_fusable,
+    is_norm,
+    replace_modules,
+    with_fused_modules,
+)
 from repmlp_jax.fusing.macs import count_macs
+from repmlp_jax.fusing.sizes import positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +90,19 @@ def report(
         input_shape: (height, width, channels) of an image, or None.
         official: the official code's conversion, for its row; None: no row.
     """
+    check_module(model, "fuse_report")
+    if input_shape is not None:
+        input_shape = _checked_shape(input_shape)
     # Only shapes matter, so the dtype of the image may differ from the model's.
     with jax.numpy_dtype_promotion("standard"):
         return _report(model, input_shape, official)
+
+
+def _checked_shape(input_shape) -> tuple[int, int, int]:
+    if not isinstance(input_shape, Sequence) or isinstance(input_shape, str) or len(input_shape) != 3:
+        raise ValueError(f"fuse_report: input_shape must be (height, width, channels), not {input_shape!r}")
+    height, width, channels = (positive(side, "each number of input_shape") for side in input_shape)
+    return height, width, channels
 
 
 def _report(model, input_shape, official) -> FuseReport:
@@ -112,7 +133,7 @@ def _macs(module, image):
 
 
 def _report_block(path, block, image):
-    fused = nnx.eval_shape(lambda block: block.fused(), block)
+    fused = nnx.eval_shape(functools.partial(fused_form, path), block)
     return BlockReport(
         dotted(path),
         type(block).__name__,

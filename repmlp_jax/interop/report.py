@@ -16,6 +16,10 @@ def fuse_report(model: nnx.Module, input_shape: tuple[int, int, int] | None = No
         input_shape: (height, width, channels) of an image; None: `model.input_shape`, or the input shape of a block.
             If neither exists, multiply-accumulates are None.
 
+    Raises:
+        TypeError: if `model` is not an NNX module, or a class overrides `__call__` but not `fused()`.
+        ValueError: if `input_shape` is not three positive integers.
+
     Examples:
         >>> from flax import nnx
         >>> from repmlp_jax import RepMLP, fuse_report

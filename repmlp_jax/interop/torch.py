@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
-from repmlp_jax.fusing.fuse import dotted, is_fusable, replace_modules
+from repmlp_jax.fusing.fuse import dotted, fused_form, is_fusable, overrides_call, replace_modules, stack_shape
 from repmlp_jax.interop.mmpretrain import is_mmpretrain, official_keys
 from repmlp_jax.interop.official_names import OfficialArray, official_names
 from repmlp_jax.models.randomness import weights
@@ -67,8 +67,11 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     A trained model is returned in the training-time layout, a model of `deployed` in the deployed layout.
 
     Raises:
-        TypeError: if there is no official layout for this module, or for its fused form.
+        TypeError: if there is no official layout for this module, or for its fused form; or if a class overrides the
+            `__call__` of one that has an official layout.
+        ValueError: if it is a stack of modules.
     """
+    _check_calls(model)
     leaves = official_leaves(model)
     state_dict = {}
     for place, variable in nnx.to_flat_state(nnx.state(model, weights)):
@@ -86,9 +89,22 @@ def deployed(model: nnx.Module) -> nnx.Module:
     """
     is_v2 = any(isinstance(node, RepMLPNetBlock) for _, node in nnx.iter_graph(model))
     chosen = (lambda module: isinstance(module, RepMLPNetBlock)) if is_v2 else is_fusable
-    result = replace_modules(model, chosen, lambda path, module: module.fused())
+    result = replace_modules(model, chosen, fused_form)
     result.eval()
     return result
+
+
+def _check_calls(model):
+    """Raises TypeError if a module computes something else than the module of the official code."""
+    for path, module in nnx.iter_graph(model):
+        if isinstance(module, nnx.Module) and (stack := stack_shape(module)):
+            raise ValueError(f"to_torch: {dotted(path)} is a stack of {stack} modules: take one of them")
+        base: Any = next((kind for kind in type(module).__mro__ if kind in official_names.registry), object)
+        if base is not object and overrides_call(type(module), base):
+            raise TypeError(
+                f"to_torch: {dotted(path)} is a {type(module).__name__}, whose __call__ overrides that of "
+                f"{base.__name__}; the official PyTorch code has no such module and would compute something else"
+            )
 
 
 def _places_to_keep(model) -> set[tuple]:

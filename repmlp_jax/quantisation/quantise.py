@@ -17,7 +17,7 @@ from flax import nnx
 from repmlp_jax.blocks.repmlp import FusedRepMLP
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock
 from repmlp_jax.fusing.algebra import fusing_dtype
-from repmlp_jax.fusing.fuse import check_weights, dotted, fusable_modules, replace_modules
+from repmlp_jax.fusing.fuse import check_module, check_weights, dotted, fusable_modules, replace_modules
 from repmlp_jax.fusing.host import transformed_on_host
 from repmlp_jax.fusing.report import change, table
 from repmlp_jax.quantisation import quantised as int8
@@ -74,7 +74,7 @@ def quantise_params(model: nnx.Module, *, activations: str | None = None) -> nnx
     """
     if activations not in ACTIVATIONS:
         raise ValueError(f"{activations=} is none of {', '.join(map(repr, ACTIVATIONS))}")
-    _check_model(model)
+    _check_model(model, "quantise_params")
     quantised = transformed_on_host(functools.partial(_quantised, activations), model)
     _warn_of_what_stays(model, quantised)
     return quantised
@@ -84,6 +84,8 @@ def _quantised(activations, model):
     check_weights(model, "quantise")
     model = nnx.clone(model)
     layers = _layers(model)
+    for path, layer in layers:
+        _check_axes(path, layer)
     if activations:
         for path, layer in layers:
             _check_operand(path, layer)
@@ -108,8 +110,10 @@ def dequantise_params(model: nnx.Module) -> nnx.Module:
     Its kernels have the values of the int8 kernels, so its outputs are those of the quantised model.
 
     Raises:
+        TypeError: if `model` is not an NNX module.
         ValueError: if the model is not quantised, or multiplies in int8.
     """
+    check_module(model, "dequantise_params")
     if quantisation(model) != {"activations": None}:
         raise ValueError("dequantise_params takes only models of quantise_params(model, activations=None)")
     return transformed_on_host(_dequantised, model)
@@ -177,7 +181,7 @@ def quantise_report(model: nnx.Module) -> QuantiseReport:
         TypeError: if `model` is not an NNX module.
         ValueError: if it is not fused.
     """
-    _check_model(model)
+    _check_model(model, "quantise_report")
     kernels = {id(layer.kernel): layer for _, layer in _layers(model)}
     rows = []
     for path, owner, parameter in _parameters(model):
@@ -194,6 +198,7 @@ def quantise_report(model: nnx.Module) -> QuantiseReport:
 
 def quantisation(model: nnx.Module) -> dict[str, str | None] | None:
     """The arguments of `quantise_params` that a model was quantised with; None if it is not quantised."""
+    check_module(model, "quantisation")
     kinds = {type(node) for _, node in nnx.iter_graph(model)}
     if not kinds & {int8.Int8Kernel, int8.Int8Operand}:
         return None
@@ -212,9 +217,8 @@ def summed_axes(layer: Any) -> tuple[int, ...]:
     return tuple(range(layer.kernel.ndim - 1))
 
 
-def _check_model(model):
-    if not isinstance(model, nnx.Module):
-        raise TypeError(f"takes a fused nnx.Module, not {type(model).__name__}")
+def _check_model(model, function):
+    check_module(model, function)
     if unfused := [f"{dotted(path)} ({type(module).__name__})" for path, module in fusable_modules(model)]:
         raise ValueError(
             f"only a fused model is quantised, and in this {type(model).__name__} {len(unfused)} modules can still be "
@@ -251,6 +255,21 @@ def _why_it_stays(path, owner, parameter) -> str:
     if path[-1] == "bias" and isinstance(owner, (*LAYERS, *BLOCKS.values())):
         return "a bias"
     return "a vector" if parameter.ndim < 2 else UNKNOWN
+
+
+def _check_axes(path, layer):
+    """Refuses a stack of layers, which `nnx.vmap` over a constructor makes."""
+    if isinstance(layer, nnx.Conv):
+        axes = len(layer.kernel_size) + 2
+    elif isinstance(layer, nnx.LinearGeneral):
+        axes = len(layer.batch_axis) + len(layer.axis) + len(layer.out_features)
+    else:
+        axes = {FusedRepMLP: 7, FusedRepMLPNetBlock: 5}.get(type(layer), 2)
+    if layer.kernel.ndim > axes:
+        raise ValueError(
+            f"cannot quantise {dotted(path)}: it is a stack of {type(layer).__name__}s, with a kernel of shape "
+            f"{layer.kernel.shape}: use jax.vmap(quantise_params) over the stack"
+        )
 
 
 def _check_operand(path, layer):

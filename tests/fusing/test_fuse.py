@@ -140,7 +140,7 @@ def test_a_model_with_nothing_to_fuse_warns():
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("thing", [None, {"kernel": 1}, jnp.zeros(3), [1]])
 def test_only_modules_can_be_fused(thing):
-    with pytest.raises(TypeError, match=rf"takes an nnx.Module, not {type(thing).__name__}"):
+    with pytest.raises(TypeError, match=rf"model must be an nnx.Module, such as .*, not {type(thing).__name__}"):
         fuse_params(thing)
 
 

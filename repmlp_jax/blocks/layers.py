@@ -2,8 +2,9 @@
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, TypeVar
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float
 from repmlp_jax.blocks.initializers import constant, kernel_init
 from repmlp_jax.blocks.operations import grouped_convolution, grouped_product
 from repmlp_jax.fusing import algebra
+from repmlp_jax.fusing.sizes import Sides, integer, pair, positive
 
 Layer = TypeVar("Layer", nnx.Conv, nnx.Linear, nnx.LinearGeneral)
 
@@ -40,14 +42,15 @@ class BatchNorm(nnx.Module):
 
     def __init__(
         self,
-        shape: int | Sequence[int],
+        shape: Sides,
         *,
         epsilon: float = 1e-5,
         momentum: float = 0.9,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        sides = shape if isinstance(shape, Sequence) else (shape,)
+        shape = tuple(positive(side, "each axis of shape") for side in sides)
         statistics_dtype = algebra.fusing_dtype(param_dtype)
         self.scale = nnx.Param(constant(1, shape, param_dtype))
         self.bias = nnx.Param(constant(0, shape, param_dtype))
@@ -107,8 +110,8 @@ def _conv_general_dilated(x, kernel, strides, padding, *, feature_group_count, d
     return grouped_convolution(
         x,
         kernel,
-        strides=tuple(strides),
-        padding=padding if isinstance(padding, str) else tuple(map(tuple, padding)),
+        strides=tuple(map(operator.index, strides)),
+        padding=padding if isinstance(padding, str) else tuple(tuple(map(operator.index, pads)) for pads in padding),
         feature_group_count=feature_group_count,
         options=tuple(sorted(options.items())),
     )
@@ -116,9 +119,13 @@ def _conv_general_dilated(x, kernel, strides, padding, *, feature_group_count, d
 
 def conv(in_features, out_features, kernel_size, *, padded=True, **options) -> nnx.Conv:
     """An `nnx.Conv` over NHWC with the official initialisation and padding: k // 2 zeros at each side, or none."""
-    kernel_size = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
-    dilation = options.get("kernel_dilation", 1)
-    padding = tuple((size // 2 * dilation if padded else 0,) * 2 for size in kernel_size)
+    kernel_size = pair(kernel_size, "kernel_size")
+    for name in ("strides", "kernel_dilation"):
+        options[name] = pair(options.get(name, 1), name)
+    dilations = options["kernel_dilation"]
+    padding = tuple(
+        (size // 2 * dilation if padded else 0,) * 2 for size, dilation in zip(kernel_size, dilations, strict=True)
+    )
     options |= dict(padding=padding, kernel_init=kernel_init, conv_general_dilated=_conv_general_dilated)
     return nnx.Conv(in_features, out_features, kernel_size, **options)
 
@@ -132,30 +139,33 @@ class ConvBN(nnx.Module):
         kernel_size: odd side of the kernel, or (height, width).
         strides: stride in both directions, or (down, across).
         groups: groups of channels, contiguous.
-        kernel_dilation: dilation of the kernel.
+        kernel_dilation: dilation of the kernel, or (down, across).
         padded: whether to pad; without padding the kernel may be even.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
 
     Raises:
+        TypeError: if a size is no integer.
         ValueError: if `groups` does not divide both channel counts, or the kernel's side is even.
     """
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        kernel_size: int | tuple[int, int],
+        in_features: SupportsIndex,
+        out_features: SupportsIndex,
+        kernel_size: Sides,
         *,
-        strides: int | tuple[int, int] = 1,
-        groups: int = 1,
-        kernel_dilation: int = 1,
+        strides: Sides = 1,
+        groups: SupportsIndex = 1,
+        kernel_dilation: Sides = 1,
         padded: bool = True,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        in_features, out_features = positive(in_features, "in_features"), positive(out_features, "out_features")
+        kernel_size, groups = pair(kernel_size, "kernel_size"), integer(groups, "groups")
         check_groups(groups, in_features, out_features)
         if padded:
             check_kernel_size(kernel_size)
@@ -277,8 +287,8 @@ def check_single(kind: str, stack: tuple[int, ...]):
     """Raises ValueError if a module is a stack of modules, given the shape of the stack; () is a single module."""
     if stack:
         raise ValueError(
-            f"this {kind} is a stack of {' x '.join(map(str, stack))}, as nnx.vmap over a constructor makes it: call it "
-            f"within nnx.vmap or nnx.scan over the stack"
+            f"this {kind} is a stack of {' x '.join(map(str, stack))}, as nnx.vmap over a constructor makes it: "
+            f"call it within nnx.vmap or nnx.scan over the stack"
         )
 
 
@@ -288,6 +298,16 @@ def check_groups(groups: int, *channel_counts: int):
         common = math.gcd(*channel_counts)
         works = [divisor for divisor in range(1, common + 1) if common % divisor == 0]
         raise ValueError(f"groups={groups} does not divide the channels {channel_counts}: use one of {works}")
+
+
+def kernel_sides(conv_kernels: Any) -> tuple[int, ...]:
+    """The sides of a Local Perceptron's kernels as odd ints; raises TypeError or ValueError for others."""
+    if isinstance(conv_kernels, str) or not isinstance(conv_kernels, Iterable):
+        raise TypeError(f"conv_kernels must be a sequence of odd integers, such as (1, 3), not {conv_kernels!r}")
+    sides = tuple(integer(side, "each of conv_kernels") for side in conv_kernels)
+    for side in sides:
+        check_kernel_size(side)
+    return sides
 
 
 def check_kernel_size(kernel_size: int | tuple[int, int]):

@@ -5,7 +5,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from repmlp_jax.blocks import layers
 from repmlp_jax.blocks.initializers import fc3_init, kernel_init
 from repmlp_jax.blocks.partition import Partitioning
+from repmlp_jax.fusing.sizes import Sides, integer, pair, positive
 
 
 class GlobalPerceptron(nnx.Module):
@@ -104,8 +105,9 @@ class RepMLP(nnx.Module):
     Args:
         in_features: input channels C.
         out_features: output channels O.
-        image_size: (height, width) of the feature map; the block accepts no other size.
-        partition_size: (h, w) of a partition. If it equals `image_size`, there is no Global Perceptron.
+        image_size: (height, width) of the feature map, or one integer for both; the block accepts no other size.
+        partition_size: (h, w) of a partition, or one integer for both. If it equals `image_size`, there is no Global
+            Perceptron.
         conv_kernels: odd sides of the Local Perceptron's kernels, which may exceed the partition; () for none.
         groups: groups of channels of FC3 and of the convolutions.
         reduction: factor by which FC1's output is smaller than its input.
@@ -116,6 +118,7 @@ class RepMLP(nnx.Module):
         rngs: source of the initial weights.
 
     Raises:
+        TypeError: if a size is no integer.
         ValueError: if the partitions do not divide the map or the groups the channels, a kernel is even or repeated, or
             `reduction` is below 1 or leaves no hidden feature.
 
@@ -130,22 +133,24 @@ class RepMLP(nnx.Module):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
+        in_features: SupportsIndex,
+        out_features: SupportsIndex,
         *,
-        image_size: tuple[int, int],
-        partition_size: tuple[int, int],
-        conv_kernels: Sequence[int] = (1, 3, 5),
-        groups: int = 1,
-        reduction: int = 1,
+        image_size: Sides,
+        partition_size: Sides,
+        conv_kernels: Sequence[SupportsIndex] = (1, 3, 5),
+        groups: SupportsIndex = 1,
+        reduction: SupportsIndex = 1,
         pad: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        in_features, out_features = positive(in_features, "in_features"), positive(out_features, "out_features")
+        image_size, partition_size = pair(image_size, "image_size"), pair(partition_size, "partition_size")
+        conv_kernels = layers.kernel_sides(conv_kernels)
+        groups, reduction = integer(groups, "groups"), integer(reduction, "reduction")
         layers.check_groups(groups, in_features, out_features)
-        for size in conv_kernels:
-            layers.check_kernel_size(size)
         if len(set(conv_kernels)) < len(conv_kernels):
             raise ValueError(f"conv_kernels {tuple(conv_kernels)} names a size twice")
         if reduction < 1:
@@ -268,9 +273,9 @@ class FusedRepMLP(nnx.Module):
         Raises:
             ValueError: if the map's size or channels are not those that the block was built for.
         """
-        layers.check_single("FusedRepMLP", self.kernel.shape[:-7])
         self.partitioning.check(x, self.in_features)
         x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        layers.check_single("FusedRepMLP", kernel.shape[:-7])
         x = self.partitioning.split(x)
         if self.global_perceptron is not None:
             x = x + self.global_perceptron(x)[:, :, :, None, None, :]

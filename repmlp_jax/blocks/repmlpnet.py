@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.initializers import kernel_init, shared_kernel_init
-from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_groups, check_single, fuse_fc3
+from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_groups, check_single, fuse_fc3, kernel_sides
 from repmlp_jax.blocks.partition import Partitioning
+from repmlp_jax.fusing.sizes import Sides, integer, pair, positive
 
 
 class Gate(nnx.Module):
@@ -42,7 +43,7 @@ class RepMLPNetBlock(nnx.Module):
 
     Args:
         features: channels C, of input and output.
-        partition_size: (h, w) of a partition.
+        partition_size: (h, w) of a partition, or one integer for both.
         conv_kernels: odd sides of the Local Perceptron's kernels; () for none.
         reduction: factor by which the gate has fewer hidden features than C.
         sharesets: number S of share-sets; it must divide C.
@@ -52,6 +53,7 @@ class RepMLPNetBlock(nnx.Module):
         rngs: source of the initial weights.
 
     Raises:
+        TypeError: if a size is no integer.
         ValueError: if the share-sets do not divide the channels, a kernel is even, or `reduction` leaves no hidden
             feature.
 
@@ -66,24 +68,27 @@ class RepMLPNetBlock(nnx.Module):
 
     def __init__(
         self,
-        features: int,
+        features: SupportsIndex,
         *,
-        partition_size: tuple[int, int],
-        conv_kernels: Sequence[int] = (1, 3),
-        reduction: int = 4,
-        sharesets: int = 1,
+        partition_size: Sides,
+        conv_kernels: Sequence[SupportsIndex] = (1, 3),
+        reduction: SupportsIndex = 4,
+        sharesets: SupportsIndex = 1,
         pad: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        features, partition_size = positive(features, "features"), pair(partition_size, "partition_size")
+        conv_kernels = kernel_sides(conv_kernels)
+        sharesets, reduction = integer(sharesets, "sharesets"), integer(reduction, "reduction")
         check_groups(sharesets, features)
         if not 1 <= reduction <= features:
             raise ValueError(f"reduction={reduction} leaves no hidden feature of {features}: use 1 to {features}")
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         fc: Callable[..., nnx.Linear] = functools.partial(nnx.Linear, kernel_init=kernel_init, **options)
         self.features = features
-        self.partition_size = tuple(partition_size)
+        self.partition_size = partition_size
         self.sharesets = sharesets
         self.pad = pad
         self.dtype = dtype
@@ -171,10 +176,10 @@ class FusedRepMLPNetBlock(nnx.Module):
         Raises:
             ValueError: if the partitions do not divide the map, or the channels are not `features`.
         """
-        check_single("FusedRepMLPNetBlock", self.kernel.shape[:-5])
         partitioning = Partitioning(x.shape[1:3], self.partition_size, self.pad)
         partitioning.check(x, self.features)
         x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        check_single("FusedRepMLPNetBlock", kernel.shape[:-5])
         shared = share(partitioning.split(x), len(kernel))
         with jax.named_scope("partition_perceptron"):
             y = shared_fc(shared, kernel) + bias[:, None]

@@ -110,15 +110,18 @@ def fused_form(path: tuple, module: Any) -> nnx.Module:
         TypeError: if the module or one that it holds has a `__call__` of its own and the `fused()` of its base class,
             which does not know of that `__call__`.
     """
-    for inner, part in _nodes(module):
+    nodes = list(_nodes(module))
+    for inner, part in nodes:
+        if not is_fusable(part):
+            continue
         base = next((kind for kind in type(part).__mro__ if "fused" in vars(kind)), None)
-        if is_fusable(part) and base and overrides_call(type(part), base):
+        if base and overrides_call(type(part), base):
             raise TypeError(
                 f"cannot fuse {dotted((*path, *inner))}: {type(part).__name__} has a __call__ of its own and the "
                 f"fused() of {base.__name__}, which would drop it: define fused() in {type(part).__name__}, too"
             )
     fuse = operator.methodcaller("fused")
-    for _ in stack_shape(module):
+    for _ in _stack_shape(module, nodes):
         fuse = jax.vmap(fuse)
     return fuse(module)
 
@@ -129,16 +132,19 @@ def stack_shape(module: nnx.Module) -> tuple[int, ...]:
     A stack is known by its norms: this library's count their batches in a scalar, and the statistics of Flax's have one
     axis. All arrays of a stack begin with its axes; if some do not, the module holds stacks, but is none.
     """
-    nodes = [node for _, node in _nodes(module)]
+    return _stack_shape(module, _nodes(module))
+
+
+def _stack_shape(module, nodes):
     shapes = set()
-    for norm in filter(is_norm, nodes):
+    for norm in (node for _, node in nodes if is_norm(node)):
         if hasattr(norm, "batches"):
             shapes.add(norm.batches.shape)
         elif isinstance(norm, nnx.BatchNorm):
             shapes.add(norm.mean.shape[:-1])
-    shape = shapes.pop() if len(shapes) == 1 else ()
-    arrays = jax.tree.leaves(nnx.state(module))
-    return shape if all(array.shape[: len(shape)] == shape for array in arrays) else ()
+    (shape,) = shapes if len(shapes) == 1 else ((),)
+    of_all = not shape or all(array.shape[: len(shape)] == shape for array in jax.tree.leaves(nnx.state(module)))
+    return shape if of_all else ()
 
 
 def overrides_call(kind: type, base: type) -> bool:

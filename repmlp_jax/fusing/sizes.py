@@ -42,4 +42,4 @@ def pair(value: Any, name: str) -> tuple[int, int]:
         return (positive(value, name),) * 2
     if isinstance(value, str) or len(value) != 2:
         raise ValueError(f"{name} must be two integers, or one for both, not {value!r}")
-    return positive(value[0], name), positive(value[1], name)
+    return positive(value[0], f"each of {name}"), positive(value[1], f"each of {name}")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, build, build_block, evaluate, quick_jit, random_input
+from cases import CASES, build, evaluate, quick_jit
 from flax import nnx
 from tolerance import ROUNDING_F64, assert_close, assert_identical
 
@@ -83,5 +83,5 @@ def test_quantising_a_stack_says_what_to_do(activations):
 
 
 def test_exporting_a_stack_says_what_to_do():
-    with pytest.raises(ValueError, match=r"to_torch: the model itself is a stack of \(3,\) modules"):
+    with pytest.raises(ValueError, match=r"to_torch: global_perceptron.norm is a stack of \(3,\) modules"):
         to_torch(stacked(KINDS["block"]))

@@ -38,8 +38,8 @@ def pair(value: Any, name: str) -> tuple[int, int]:
     Raises:
         TypeError, ValueError: names the argument.
     """
-    if not hasattr(value, "__len__"):
+    if isinstance(value, str) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0:
         return (positive(value, name),) * 2
-    if isinstance(value, str) or len(value) != 2:
+    if len(value) != 2:
         raise ValueError(f"{name} must be two integers, or one for both, not {value!r}")
     return positive(value[0], f"each of {name}"), positive(value[1], f"each of {name}")

@@ -264,7 +264,7 @@ def _check_axes(path, layer):
     elif isinstance(layer, nnx.LinearGeneral):
         axes = len(layer.batch_axis) + len(layer.axis) + len(layer.out_features)
     else:
-        axes = {FusedRepMLP: 7, FusedRepMLPNetBlock: 5}.get(type(layer), 2)
+        axes = 7 if isinstance(layer, FusedRepMLP) else 5 if isinstance(layer, FusedRepMLPNetBlock) else 2
     if layer.kernel.ndim > axes:
         raise ValueError(
             f"cannot quantise {dotted(path)}: it is a stack of {type(layer).__name__}s, with a kernel of shape "

@@ -34,7 +34,7 @@ save_model("saved", fuse_params(model), preprocessing={"class_names": ["cat", "d
 logits = load_model("saved")(jnp.zeros((1, 32, 32, 3)))
 print(create_model("RepMLPNet-T224", num_classes=10, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x))
 
-RepMLP(16, 32, image_size=28, partition_size=(7, 7), rngs=nnx.Rngs(0))  # arg-type
+RepMLP(16, 32, image_size="28", partition_size=(7, 7), rngs=nnx.Rngs(0))  # arg-type
 PureMLP(dtype=16, rngs=nnx.Rngs(0))  # arg-type
 PureMLP(kernels=(1, 3), rngs=nnx.Rngs(0))  # call-arg
 PureMLP()  # call-arg

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float
 from repmlp_jax.blocks.initializers import constant, kernel_init
 from repmlp_jax.blocks.operations import grouped_convolution, grouped_product
 from repmlp_jax.fusing import algebra
+from repmlp_jax.fusing.arguments import Pair, Sizes, checked, pair, sizes
 
 Layer = TypeVar("Layer", nnx.Conv, nnx.Linear, nnx.LinearGeneral)
 
@@ -38,16 +40,17 @@ class BatchNorm(nnx.Module):
         param_dtype: dtype of scale and bias.
     """
 
+    @checked
     def __init__(
         self,
-        shape: int | Sequence[int],
+        shape: Sizes,
         *,
         epsilon: float = 1e-5,
         momentum: float = 0.9,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = sizes(shape)
         statistics_dtype = algebra.fusing_dtype(param_dtype)
         self.scale = nnx.Param(constant(1, shape, param_dtype))
         self.bias = nnx.Param(constant(0, shape, param_dtype))
@@ -70,6 +73,7 @@ class BatchNorm(nnx.Module):
         Raises:
             ValueError: in training, if there are fewer than two values for each feature.
         """
+        check_single("BatchNorm", self.batches.shape)
         statistics_dtype = self.mean[...].dtype
         shape = (1,) * (x.ndim - self.scale[...].ndim) + self.scale[...].shape
         scale, bias = (p[...].astype(statistics_dtype).reshape(shape) for p in (self.scale, self.bias))
@@ -106,20 +110,31 @@ def _conv_general_dilated(x, kernel, strides, padding, *, feature_group_count, d
     return grouped_convolution(
         x,
         kernel,
-        strides=tuple(strides),
-        padding=padding if isinstance(padding, str) else tuple(map(tuple, padding)),
+        strides=tuple(map(operator.index, strides)),
+        padding=padding if isinstance(padding, str) else tuple(tuple(map(operator.index, pads)) for pads in padding),
         feature_group_count=feature_group_count,
         options=tuple(sorted(options.items())),
     )
 
 
-def conv(in_features, out_features, kernel_size, *, padded=True, **options) -> nnx.Conv:
+@checked
+def conv(
+    in_features: int,
+    out_features: int,
+    kernel_size: Pair,
+    *,
+    strides: Pair = 1,
+    kernel_dilation: Pair = 1,
+    padded: bool = True,
+    **options,
+) -> nnx.Conv:
     """An `nnx.Conv` over NHWC with the official initialisation and padding: k // 2 zeros at each side, or none."""
-    kernel_size = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
-    dilation = options.get("kernel_dilation", 1)
-    padding = tuple((size // 2 * dilation if padded else 0,) * 2 for size in kernel_size)
-    options |= dict(padding=padding, kernel_init=kernel_init, conv_general_dilated=_conv_general_dilated)
-    return nnx.Conv(in_features, out_features, kernel_size, **options)
+    kernel_size, strides, dilations = map(pair, (kernel_size, strides, kernel_dilation))
+    padding = tuple(
+        (size // 2 * dilation if padded else 0,) * 2 for size, dilation in zip(kernel_size, dilations, strict=True)
+    )
+    options |= dict(strides=strides, kernel_dilation=dilations, padding=padding, kernel_init=kernel_init)
+    return nnx.Conv(in_features, out_features, kernel_size, conv_general_dilated=_conv_general_dilated, **options)
 
 
 class ConvBN(nnx.Module):
@@ -131,40 +146,46 @@ class ConvBN(nnx.Module):
         kernel_size: odd side of the kernel, or (height, width).
         strides: stride in both directions, or (down, across).
         groups: groups of channels, contiguous.
-        kernel_dilation: dilation of the kernel.
+        kernel_dilation: dilation of the kernel, or (down, across).
         padded: whether to pad; without padding the kernel may be even.
         dtype: dtype to compute in; None: that of input and parameters.
         param_dtype: dtype of the parameters.
         rngs: source of the initial weights.
 
     Raises:
+        TypeError: if a size is no integer.
         ValueError: if `groups` does not divide both channel counts, or the kernel's side is even.
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
         out_features: int,
-        kernel_size: int | tuple[int, int],
+        kernel_size: Pair,
         *,
-        strides: int | tuple[int, int] = 1,
+        strides: Pair = 1,
         groups: int = 1,
-        kernel_dilation: int = 1,
+        kernel_dilation: Pair = 1,
         padded: bool = True,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        kernel_size = pair(kernel_size)
         check_groups(groups, in_features, out_features)
         if padded:
             check_kernel_size(kernel_size)
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
-        layout = dict(padded=padded, strides=strides, feature_group_count=groups, kernel_dilation=kernel_dilation)
+        layout: dict[str, Any] = dict(
+            padded=padded, strides=strides, feature_group_count=groups, kernel_dilation=kernel_dilation
+        )
         self.conv = conv(in_features, out_features, kernel_size, **layout, use_bias=False, **options, rngs=rngs)
         self.norm = BatchNorm(out_features, **options)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 O"]:
         """Convolves and normalises."""
+        check_single("ConvBN", self.norm.batches.shape)
         return self.norm(self.conv(x))
 
     def fused(self) -> nnx.Conv:
@@ -249,10 +270,10 @@ def fuse_fc3(
         biases.append(shift[:, 0])
     if convolutions:
         kernel, bias = algebra.merge_convolutions([(conv.conv.kernel[...], conv.norm) for conv in convolutions])
-        fc = algebra.conv_to_fc(kernel, partition_size, groups)
+        fc = algebra.conv_to_fc(kernel, pair(partition_size), groups)
         shape = shape or fc.shape
         kernels.append(fc.reshape(groups, math.prod(fc.shape[1:4]), -1))
-        biases.append(algebra.fc_bias(bias, partition_size, groups).reshape(groups, -1))
+        biases.append(algebra.fc_bias(bias, pair(partition_size), groups).reshape(groups, -1))
     kernel = sum(kernels)
     bias = jnp.broadcast_to(sum(biases), (groups, kernel.shape[-1]))
     return kernel.reshape(shape), bias.reshape(groups, *shape[1 + len(shape) // 2 :])
@@ -269,6 +290,15 @@ def ungroup(y: Float[Array, "g M h w o"]) -> Float[Array, "M h w O"]:
     """Moves the groups of `grouped_fc` back into the channels."""
     groups, m, h, w, o = y.shape
     return y.transpose(1, 2, 3, 0, 4).reshape(m, h, w, groups * o)
+
+
+def check_single(kind: str, stack: tuple[int, ...]):
+    """Raises ValueError if a module is a stack of modules, given the shape of the stack; () is a single module."""
+    if stack:
+        raise ValueError(
+            f"this {kind} is a stack of {' x '.join(map(str, stack))}, as nnx.vmap over a constructor makes it: "
+            f"call it within nnx.vmap or nnx.scan over the stack"
+        )
 
 
 def check_groups(groups: int, *channel_counts: int):

@@ -15,9 +15,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.blocks import layers
-from repmlp_jax.blocks.arguments import Pair, checked, pair
 from repmlp_jax.blocks.initializers import fc3_init, kernel_init
 from repmlp_jax.blocks.partition import Partitioning
+from repmlp_jax.fusing.arguments import Pair, checked, pair
 
 
 class GlobalPerceptron(nnx.Module):
@@ -78,6 +78,7 @@ class PartitionPerceptron(nnx.Module):
     @jax.named_scope("partition_perceptron")
     def __call__(self, x: Float[Array, "M h w C"]) -> Float[Array, "M h w O"]:
         """Applies FC3 and its norm to partitions."""
+        layers.check_single("PartitionPerceptron", self.norm.batches.shape)
         x, kernel = promote_dtype((x, self.kernel[...]), dtype=self.dtype)
         return layers.ungroup(self.norm(layers.grouped_fc(x, kernel)))
 
@@ -117,6 +118,7 @@ class RepMLP(nnx.Module):
         rngs: source of the initial weights.
 
     Raises:
+        TypeError: if a size is no integer.
         ValueError: if the partitions do not divide the map or the groups the channels, a kernel is even or repeated, or
             `reduction` is below 1 or leaves no hidden feature.
 
@@ -269,6 +271,7 @@ class FusedRepMLP(nnx.Module):
         """
         self.partitioning.check(x, self.in_features)
         x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        layers.check_single("FusedRepMLP", kernel.shape[:-7])
         x = self.partitioning.split(x)
         if self.global_perceptron is not None:
             x = x + self.global_perceptron(x)[:, :, :, None, None, :]

@@ -11,10 +11,10 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.arguments import Pair, checked, pair
 from repmlp_jax.blocks.initializers import kernel_init, shared_kernel_init
-from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_conv_kernels, check_groups, fuse_fc3
+from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_conv_kernels, check_groups, check_single, fuse_fc3
 from repmlp_jax.blocks.partition import Partitioning, check_floating
+from repmlp_jax.fusing.arguments import Pair, checked, pair
 
 
 class Gate(nnx.Module):
@@ -53,6 +53,7 @@ class RepMLPNetBlock(nnx.Module):
         rngs: source of the initial weights.
 
     Raises:
+        TypeError: if an argument is of another type.
         ValueError: if the share-sets do not divide the channels, a kernel is even or repeated, or `reduction` leaves no
             hidden feature.
 
@@ -105,6 +106,7 @@ class RepMLPNetBlock(nnx.Module):
         Raises:
             ValueError: if the partitions do not divide the map, or the channels are not `features`.
         """
+        check_single("RepMLPNetBlock", self.norm.batches.shape)
         partitioning = _partitioning(x, self.features, self.partition_size, self.pad)
         x, kernel = promote_dtype((x, self.kernel[...]), dtype=self.dtype)
         shared = share(partitioning.split(x), self.sharesets)
@@ -174,6 +176,7 @@ class FusedRepMLPNetBlock(nnx.Module):
         """
         partitioning = _partitioning(x, self.features, self.partition_size, self.pad)
         x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        check_single("FusedRepMLPNetBlock", kernel.shape[:-5])
         shared = share(partitioning.split(x), len(kernel))
         with jax.named_scope("partition_perceptron"):
             y = shared_fc(shared, kernel) + bias[:, None]

@@ -1,15 +1,18 @@
 """Fusing whole models: replaces every fusable module by its fused form."""
 
+import operator
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from repmlp_jax.fusing.algebra import Norm
+from repmlp_jax.fusing.finite import check_finite, has_values, on_this_process
 from repmlp_jax.fusing.host import transformed_on_host
+
+HOLDERS = (nnx.Pytree, list, tuple, dict)
 
 
 def fuse_params(model: nnx.Module) -> nnx.Module:
@@ -17,7 +20,8 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
 
     A module is fusable if it has a method `fused()` that returns its replacement; all blocks of this library and your
     own modules can have one. The outermost fusable module decides for its submodules. The result is a new model in
-    evaluation mode; the given model is not changed. A block with two parents is fused once and stays shared.
+    evaluation mode; the given model is not changed. A block with two parents is fused once and stays shared. A stack of
+    blocks, which `nnx.vmap` over a constructor makes, is fused to a stack, as by `jax.vmap(fuse_params)`.
 
     This is a pure transformation: it works under `jax.jit`, `jax.grad`, `jax.vmap` over a stack of models, and
     `nnx.eval_shape`, which returns the abstract fused model. (JAX's transformations take a model as a tree, in which a
@@ -30,9 +34,9 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
         The fused model, in evaluation mode.
 
     Raises:
-        TypeError: if `model` is not an NNX module.
-        ValueError: if running statistics to fold are not finite, or a variance is negative. (Traced values cannot be
-            checked.)
+        TypeError: if `model` is not an NNX module, or a class overrides `__call__` but not `fused()`.
+        ValueError: if a parameter or a running statistic is NaN or infinite, or a running variance is negative. (Traced
+            values cannot be checked.)
 
     Warns:
         UserWarning: if the model holds no fusable module.
@@ -45,8 +49,7 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
         >>> [type(layer).__name__ for layer in fuse_params(model).layers]
         ['FusedRepMLP', 'Linear']
     """
-    if not isinstance(model, nnx.Module):
-        raise TypeError(f"fuse_params takes an nnx.Module, not {type(model).__name__}")
+    check_module(model, "fuse_params")
     if not fusable_modules(model):
         warnings.warn(
             f"nothing to fuse: {type(model).__name__} holds no module with a fused() method. "
@@ -59,15 +62,95 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
     return fused
 
 
+def check_module(model: Any, function: str):
+    """Raises TypeError unless `model`, the argument of a function of that name, is an NNX module."""
+    if not isinstance(model, nnx.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"{function}: model must be an nnx.Module, such as RepMLP(…), not {given}")
+
+
 def _checked_and_fused(model):
-    for path, module in fusable_modules(model):
-        _check_statistics(path, module)
+    check_weights(model, "fuse")
     return with_fused_modules(model)
 
 
+def check_weights(model: nnx.Module, verb: str):
+    """Refuses parameters and running statistics that are NaN or infinite, and negative variances.
+
+    Args:
+        model: any NNX module; its traced and abstract arrays are skipped.
+        verb: what cannot be done to the model, for the message.
+
+    Raises:
+        ValueError: names the arrays or the norm.
+    """
+    nodes = list(_nodes(model))
+    kinds = nnx.Param, nnx.BatchStat
+    weights = {dotted(path): node.get_value() for path, node in nodes if isinstance(node, kinds)}
+    check_finite(weights, f"cannot {verb}: {type(model).__name__}")
+    for path, norm in nodes:
+        if is_norm(norm) and has_values(norm.var[...]):
+            var = on_this_process(norm.var[...])
+            if negative := int((var < 0).sum()):
+                raise ValueError(
+                    f"cannot {verb} {dotted(path)}: {negative} of its {var.size} running variances are negative, "
+                    f"the lowest {float(var.min()):g}"
+                )
+
+
 def with_fused_modules(model: nnx.Module) -> nnx.Module:
-    """Replaces each outermost fusable module by its `fused()`, without checks."""
-    return replace_modules(model, is_fusable, lambda path, module: module.fused())
+    """Replaces each outermost fusable module by its `fused()`, without checks of its values."""
+    return replace_modules(model, is_fusable, fused_form)
+
+
+def fused_form(path: tuple, module: Any) -> nnx.Module:
+    """What `module.fused()` returns.
+
+    Raises:
+        TypeError: if the module or one that it holds has a `__call__` of its own and the `fused()` of its base class,
+            which does not know of that `__call__`.
+    """
+    nodes = list(_nodes(module))
+    for inner, part in nodes:
+        if not is_fusable(part):
+            continue
+        base = next((kind for kind in type(part).__mro__ if "fused" in vars(kind)), None)
+        if base and overrides_call(type(part), base):
+            raise TypeError(
+                f"cannot fuse {dotted((*path, *inner))}: {type(part).__name__} has a __call__ of its own and the "
+                f"fused() of {base.__name__}, which would drop it: define fused() in {type(part).__name__}, too"
+            )
+    fuse = operator.methodcaller("fused")
+    for _ in _stack_shape(module, nodes):
+        fuse = jax.vmap(fuse)
+    return fuse(module)
+
+
+def stack_shape(module: nnx.Module) -> tuple[int, ...]:
+    """The sizes of a stack of modules, which `nnx.vmap` over a constructor makes; () for a single module.
+
+    A stack is known by its norms: this library's count their batches in a scalar, and the statistics of Flax's have one
+    axis. All arrays of a stack begin with its axes; if some do not, the module holds stacks, but is none.
+    """
+    return _stack_shape(module, _nodes(module))
+
+
+def _stack_shape(module, nodes):
+    shapes = set()
+    for norm in (node for _, node in nodes if is_norm(node)):
+        if hasattr(norm, "batches"):
+            shapes.add(norm.batches.shape)
+        elif isinstance(norm, nnx.BatchNorm):
+            shapes.add(norm.mean.shape[:-1])
+    (shape,) = shapes if len(shapes) == 1 else ((),)
+    of_all = not shape or all(array.shape[: len(shape)] == shape for array in jax.tree.leaves(nnx.state(module)))
+    return shape if of_all else ()
+
+
+def overrides_call(kind: type, base: type) -> bool:
+    """Whether a class, or one between it and its base class, overrides the base class's `__call__`."""
+    below = kind.__mro__[: kind.__mro__.index(base)]
+    return all(any("__call__" in vars(one) for one in classes) for classes in (below, base.__mro__))
 
 
 def is_fusable(module) -> bool:
@@ -79,8 +162,8 @@ def is_norm(module) -> bool:
     """Whether a module is a batch norm: it has what a `Norm` has, and its statistics are NNX's."""
     return (
         isinstance(module, nnx.Module)
+        and all(isinstance(getattr(module, name, None), nnx.BatchStat) for name in ("mean", "var"))
         and isinstance(module, Norm)
-        and all(isinstance(statistics, nnx.BatchStat) for statistics in (module.mean, module.var))
     )
 
 
@@ -140,18 +223,34 @@ def dotted(path: tuple) -> str:
     return ".".join(map(str, path)) or "the model itself"
 
 
+def _nodes(root) -> Iterator[tuple[tuple, Any]]:
+    """Yields every module once, and its variables, with their paths; `nnx.iter_graph` takes four times as long."""
+    seen = set()
+
+    def walk(path, node):
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield path, node
+            for key, child in _items(node):
+                if isinstance(child, HOLDERS):
+                    yield from walk((*path, key), child)
+                elif isinstance(child, nnx.Variable):
+                    yield (*path, key), child
+
+    return walk((), root)
+
+
 def _children(node) -> list[tuple]:
     """The modules, lists, tuples and dicts that a node directly holds."""
-    children: Iterable[tuple[Any, Any]]
+    return [(key, child) for key, child in _items(node) if isinstance(child, HOLDERS)]
+
+
+def _items(node) -> Iterable[tuple[Any, Any]]:
     if isinstance(node, nnx.List | list | tuple):
-        children = enumerate(node)
-    elif isinstance(node, nnx.Dict | dict):
-        children = node.items()
-    elif isinstance(node, nnx.Pytree):
-        children = vars(node).items()
-    else:
-        children = ()
-    return [(key, child) for key, child in children if isinstance(child, nnx.Pytree | list | tuple | dict)]
+        return enumerate(node)
+    if isinstance(node, nnx.Dict | dict):
+        return node.items()
+    return vars(node).items() if isinstance(node, nnx.Pytree) else ()
 
 
 def _set(node, key, value):
@@ -159,35 +258,3 @@ def _set(node, key, value):
         setattr(node, key, value)
     else:
         node[key] = value
-
-
-def _check_statistics(path, module):
-    for inner, norm in nnx.iter_graph(module):
-        if not is_norm(norm):
-            continue
-        mean: Any = norm.mean[...]
-        var: Any = norm.var[...]
-        if not all(_has_values(statistics) for statistics in (mean, var)):
-            continue
-        where = dotted((*path, *inner))
-        mean, var = _on_this_process(mean), _on_this_process(var)
-        broken = int(np.sum(~np.isfinite(mean))) + int(np.sum(~np.isfinite(var)))
-        negative, lowest = int(np.sum(var < 0)), float(var.min())
-        if broken:
-            raise ValueError(f"cannot fuse {where}: {broken} of its {2 * mean.size} running statistics are not finite")
-        if negative:
-            raise ValueError(
-                f"cannot fuse {where}: {negative} of its {var.size} running variances are negative, "
-                f"the lowest {lowest:g}"
-            )
-
-
-def _has_values(array) -> bool:
-    return isinstance(array, jax.Array | np.ndarray) and not isinstance(array, jax.core.Tracer)
-
-
-def _on_this_process(array) -> np.ndarray:
-    """The values on the devices of this process."""
-    if isinstance(array, np.ndarray):
-        return array
-    return np.concatenate([np.ravel(shard.data) for shard in array.addressable_shards])

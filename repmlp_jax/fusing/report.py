@@ -1,6 +1,7 @@
 """The report of `fuse_params`, block by block."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -8,7 +9,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from repmlp_jax.fusing.fuse import dotted, fusable_modules, is_fusable, is_norm, replace_modules, with_fused_modules
+from repmlp_jax.fusing.fuse import (
+    check_module,
+    dotted,
+    fusable_modules,
+    fused_form,
+    is_fusable,
+    is_norm,
+    replace_modules,
+    with_fused_modules,
+)
 from repmlp_jax.fusing.macs import count_macs
 
 
@@ -68,7 +78,7 @@ class FuseReport:
 
 def report(
     model: nnx.Module,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: Sequence[int] | None = None,
     *,
     official: Callable[[nnx.Module], nnx.Module] | None = None,
 ) -> FuseReport:
@@ -79,6 +89,9 @@ def report(
         input_shape: (height, width, channels) of an image, or None.
         official: the official code's conversion, for its row; None: no row.
     """
+    check_module(model, "fuse_report")
+    if input_shape is not None and (len(input_shape) != 3 or min(input_shape) < 1):
+        raise ValueError(f"input_shape must be (height, width, channels), three positive integers, not {input_shape}")
     # Only shapes matter, so the dtype of the image may differ from the model's.
     with jax.numpy_dtype_promotion("standard"):
         return _report(model, input_shape, official)
@@ -112,7 +125,7 @@ def _macs(module, image):
 
 
 def _report_block(path, block, image):
-    fused = nnx.eval_shape(lambda block: block.fused(), block)
+    fused = nnx.eval_shape(functools.partial(fused_form, path), block)
     return BlockReport(
         dotted(path),
         type(block).__name__,

@@ -6,19 +6,12 @@ from typing import Any
 from flax import nnx
 
 from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
-from repmlp_jax.fusing.fuse import is_fusable, replace_modules
+from repmlp_jax.fusing.fuse import fused_form, is_fusable, replace_modules
 from repmlp_jax.interop.official_names import OfficialArray, official_names
 from repmlp_jax.models.randomness import weights
 from repmlp_jax.models.state import Leaf
 
 COUNTER = "num_batches_tracked"
-
-
-def check_module(model: nnx.Module):
-    """Raises TypeError unless a model is an NNX module."""
-    if not isinstance(model, nnx.Module):
-        what = f"the class {model.__name__}, not yet built" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise TypeError(f"model has to be an nnx.Module, and it is {what}")
 
 
 def deployed(model: nnx.Module) -> nnx.Module:
@@ -28,7 +21,7 @@ def deployed(model: nnx.Module) -> nnx.Module:
     """
     is_v2 = any(isinstance(node, RepMLPNetBlock) for _, node in nnx.iter_graph(model))
     chosen = (lambda module: isinstance(module, RepMLPNetBlock)) if is_v2 else is_fusable
-    result = replace_modules(model, chosen, lambda path, module: module.fused())
+    result = replace_modules(model, chosen, fused_form)
     result.eval()
     return result
 
@@ -37,9 +30,8 @@ def official_leaves(model: nnx.Module) -> dict[tuple, Leaf]:
     """Path of every array of a model → its official key and axes.
 
     Raises:
-        TypeError: if an array has no official name, or `model` is no module.
+        TypeError: if an array has no official name.
     """
-    check_module(model)
     leaves = dict(_walk(model, (), ""))
     without = [place for place, _ in nnx.to_flat_state(nnx.state(model, weights)) if place not in leaves]
     if without:

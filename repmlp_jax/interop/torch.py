@@ -6,13 +6,14 @@ a round trip is exact.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
 from repmlp_jax.fusing.finite import check_finite
-from repmlp_jax.fusing.fuse import dotted
+from repmlp_jax.fusing.fuse import check_module, dotted, overrides_call, stack_shape
 from repmlp_jax.interop.mmpretrain import is_mmpretrain, official_keys
 from repmlp_jax.interop.official_layout import COUNTER, deployed, official_leaves
 from repmlp_jax.interop.official_names import official_names
@@ -57,6 +58,7 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
     """
     if head not in ("load", "skip"):
         raise ValueError(f'head={head!r} is neither "load" nor "skip"')
+    check_module(model, "from_torch")
     leaves = official_leaves(model)
     arrays = _arrays(state_dict)
     kept = _places_to_keep(model) if head == "skip" else set()
@@ -86,8 +88,12 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     A trained model is returned in the training-time layout, a model of `deployed` in the deployed layout.
 
     Raises:
-        TypeError: if there is no official layout for this module, or for its fused form, or it is no module.
+        TypeError: if it is no module, there is no official layout for it or for its fused form, or a class overrides
+            the `__call__` of one that has an official layout.
+        ValueError: if it is a stack of modules.
     """
+    check_module(model, "to_torch")
+    _check_calls(model)
     leaves = official_leaves(model)
     state_dict = {}
     for place, variable in nnx.to_flat_state(nnx.state(model, weights)):
@@ -119,6 +125,19 @@ def _array(key, value) -> np.ndarray:
         hint = ": if that is the state_dict, pass it" if isinstance(value, Mapping) else ""
         raise TypeError(f"state_dict[{key!r}] is no array, but a {type(value).__name__}{hint}")
     return array
+
+
+def _check_calls(model):
+    """Raises TypeError if a module computes something else than the module of the official code."""
+    for path, module in nnx.iter_graph(model):
+        if isinstance(module, nnx.Module) and (stack := stack_shape(module)):
+            raise ValueError(f"to_torch: {dotted(path)} is a stack of {stack} modules: take one of them")
+        base: Any = next((kind for kind in type(module).__mro__ if kind in official_names.registry), object)
+        if base is not object and overrides_call(type(module), base):
+            raise TypeError(
+                f"to_torch: {dotted(path)} is a {type(module).__name__}, whose __call__ overrides that of "
+                f"{base.__name__}; the official PyTorch code has no such module and would compute something else"
+            )
 
 
 def _places_to_keep(model) -> set[tuple]:

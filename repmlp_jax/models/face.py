@@ -10,10 +10,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.arguments import Pair, checked, pair
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.repmlp import RepMLPConfig
 from repmlp_jax.fusing import algebra
+from repmlp_jax.fusing.arguments import Pair, checked, pair
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.models.images import check_images
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock

@@ -14,9 +14,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.arguments import Pair, checked
 from repmlp_jax.blocks.initializers import classifier_init
 from repmlp_jax.blocks.layers import ConvBN
+from repmlp_jax.fusing.arguments import Pair, checked
 from repmlp_jax.models.arguments import arguments_for, arguments_text
 from repmlp_jax.models.resampling import adaptive_average, enlarge
 from repmlp_jax.models.resnet import ResNetStages

@@ -4,7 +4,7 @@ import inspect
 
 from flax import nnx
 
-from repmlp_jax.blocks.arguments import checked
+from repmlp_jax.fusing.arguments import checked
 from repmlp_jax.models.cifar import ABLATIONS, PureMLP, WideConvNet
 from repmlp_jax.models.face import FaceResNet
 from repmlp_jax.models.images import PUBLISHED_SIZES

@@ -15,11 +15,11 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.arguments import Pair, checked, pair
 from repmlp_jax.blocks.layers import BatchNorm, ConvBN, ScaleAndShift, with_kernel, with_norm_before
 from repmlp_jax.blocks.operations import computed_once
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, RepMLPNetBlock
 from repmlp_jax.fusing import algebra
+from repmlp_jax.fusing.arguments import Pair, checked, pair
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.models.classifier import NoClassifier, classifier
 from repmlp_jax.models.images import check_images

@@ -8,10 +8,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.arguments import Pair, checked
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.operations import computed_once
 from repmlp_jax.blocks.repmlp import RepMLP, RepMLPConfig
+from repmlp_jax.fusing.arguments import Pair, checked
 
 
 def _shortcut(in_features, out_features, strides=1, **options):

@@ -10,10 +10,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.arguments import Pair, checked
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.operations import max_pool
 from repmlp_jax.blocks.repmlp import RepMLPConfig
+from repmlp_jax.fusing.arguments import Pair, checked
 from repmlp_jax.models.arguments import arguments_for, arguments_text
 from repmlp_jax.models.classifier import classifier
 from repmlp_jax.models.images import check_images

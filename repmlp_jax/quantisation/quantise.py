@@ -12,14 +12,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from repmlp_jax.blocks.repmlp import FusedRepMLP
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock
 from repmlp_jax.fusing.algebra import fusing_dtype
-from repmlp_jax.fusing.fuse import dotted, fusable_modules, replace_modules
+from repmlp_jax.fusing.fuse import check_module, check_weights, dotted, fusable_modules, replace_modules
 from repmlp_jax.fusing.host import transformed_on_host
 from repmlp_jax.fusing.report import change, table
 from repmlp_jax.quantisation import quantised as int8
@@ -59,9 +57,9 @@ def quantise_params(model: nnx.Module, *, activations: str | None = None) -> nnx
 
     Raises:
         TypeError: if `model` is not an NNX module.
-        ValueError: if it is not fused; if `activations` is not one of these; if a weight is not finite (traced weights
-            cannot be checked); if, with `activations`, a convolution has a mask, or an output sums more products than
-            an int32 can hold.
+        ValueError: if it is not fused; if `activations` is not one of these; if a parameter or a running
+            statistic is NaN or infinite, or a running variance is negative (traced values cannot be checked); if, with
+            `activations`, a convolution has a mask, or an output sums more products than an int32 can hold.
 
     Warns:
         UserWarning: if there is nothing to quantise, or an array stays that is not a kernel, a bias or a vector.
@@ -76,17 +74,21 @@ def quantise_params(model: nnx.Module, *, activations: str | None = None) -> nnx
     """
     if activations not in ACTIVATIONS:
         raise ValueError(f"{activations=} is none of {', '.join(map(repr, ACTIVATIONS))}")
-    _check_model(model)
+    _check_model(model, "quantise_params")
     quantised = transformed_on_host(functools.partial(_quantised, activations), model)
     _warn_of_what_stays(model, quantised)
     return quantised
 
 
 def _quantised(activations, model):
+    check_weights(model, "quantise")
     model = nnx.clone(model)
     layers = _layers(model)
     for path, layer in layers:
-        _check_kernel(path, layer, activations)
+        _check_axes(path, layer)
+    if activations:
+        for path, layer in layers:
+            _check_operand(path, layer)
     # A kernel that two layers share stays shared.
     shared = {id(layer.kernel): layer for _, layer in layers}
     kernels = {key: _int8_kernel(layer, activations) for key, layer in shared.items()}
@@ -108,8 +110,10 @@ def dequantise_params(model: nnx.Module) -> nnx.Module:
     Its kernels have the values of the int8 kernels, so its outputs are those of the quantised model.
 
     Raises:
+        TypeError: if `model` is not an NNX module.
         ValueError: if the model is not quantised, or multiplies in int8.
     """
+    check_module(model, "dequantise_params")
     if quantisation(model) != {"activations": None}:
         raise ValueError("dequantise_params takes only models of quantise_params(model, activations=None)")
     return transformed_on_host(_dequantised, model)
@@ -177,7 +181,7 @@ def quantise_report(model: nnx.Module) -> QuantiseReport:
         TypeError: if `model` is not an NNX module.
         ValueError: if it is not fused.
     """
-    _check_model(model)
+    _check_model(model, "quantise_report")
     kernels = {id(layer.kernel): layer for _, layer in _layers(model)}
     rows = []
     for path, owner, parameter in _parameters(model):
@@ -194,6 +198,7 @@ def quantise_report(model: nnx.Module) -> QuantiseReport:
 
 def quantisation(model: nnx.Module) -> dict[str, str | None] | None:
     """The arguments of `quantise_params` that a model was quantised with; None if it is not quantised."""
+    check_module(model, "quantisation")
     kinds = {type(node) for _, node in nnx.iter_graph(model)}
     if not kinds & {int8.Int8Kernel, int8.Int8Operand}:
         return None
@@ -212,9 +217,8 @@ def summed_axes(layer: Any) -> tuple[int, ...]:
     return tuple(range(layer.kernel.ndim - 1))
 
 
-def _check_model(model):
-    if not isinstance(model, nnx.Module):
-        raise TypeError(f"takes a fused nnx.Module, not {type(model).__name__}")
+def _check_model(model, function):
+    check_module(model, function)
     if unfused := [f"{dotted(path)} ({type(module).__name__})" for path, module in fusable_modules(model)]:
         raise ValueError(
             f"only a fused model is quantised, and in this {type(model).__name__} {len(unfused)} modules can still be "
@@ -253,13 +257,23 @@ def _why_it_stays(path, owner, parameter) -> str:
     return "a vector" if parameter.ndim < 2 else UNKNOWN
 
 
-def _check_kernel(path, layer, activations):
+def _check_axes(path, layer):
+    """Refuses a stack of layers, which `nnx.vmap` over a constructor makes."""
+    if isinstance(layer, nnx.Conv):
+        axes = len(layer.kernel_size) + 2
+    elif isinstance(layer, nnx.LinearGeneral):
+        axes = len(layer.batch_axis) + len(layer.axis) + len(layer.out_features)
+    else:
+        axes = 7 if isinstance(layer, FusedRepMLP) else 5 if isinstance(layer, FusedRepMLPNetBlock) else 2
+    if layer.kernel.ndim > axes:
+        raise ValueError(
+            f"cannot quantise {dotted(path)}: it is a stack of {type(layer).__name__}s, with a kernel of shape "
+            f"{layer.kernel.shape}: use jax.vmap(quantise_params) over the stack"
+        )
+
+
+def _check_operand(path, layer):
     kernel, where = layer.kernel.get_value(), dotted((*path, "kernel"))
-    broken = 0 if isinstance(kernel, jax.core.Tracer) else int(_count_broken(kernel))
-    if broken:
-        raise ValueError(f"cannot quantise {where}: {broken} of its {kernel.size} weights are not finite")
-    if not activations:
-        return
     if getattr(layer, "mask", None) is not None:
         raise ValueError(f"cannot multiply {where} in int8, as it has a mask: multiply it into the kernel")
     summed = math.prod(kernel.shape[axis] for axis in summed_axes(layer))
@@ -268,11 +282,6 @@ def _check_kernel(path, layer, activations):
             f"cannot multiply {where} in int8: each output sums over {summed:,} products, and an int32 surely holds "
             f"{MOST_SUMMED:,}. activations=None has no such limit"
         )
-
-
-@jax.jit
-def _count_broken(kernel):
-    return jnp.sum(~jnp.isfinite(kernel), dtype=jnp.int32)
 
 
 def _int8_kernel(layer, activations) -> int8.Int8Kernel:

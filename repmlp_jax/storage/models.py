@@ -248,8 +248,14 @@ def _is_fused(model) -> bool:
     model_class = _model_classes().get(type(model).__name__)
     if model_class is not type(model):
         raise TypeError(f"save_model takes models of list_models(), and a {type(model).__name__} is not one of them")
-    found, quantised = describe(arrays_of(model)), quantisation(model)
+    found, quantised = _modules_and_arrays(model), quantisation(model)
     for fused in (True,) if quantised else (False, True):
-        if found == describe(arrays_of(_abstract(model_class, model.arguments, fused, quantised))):
+        if found == _modules_and_arrays(_abstract(model_class, model.arguments, fused, quantised)):
             return fused
     raise TypeError(f"the modules of this {type(model).__name__} were changed since it was built: it cannot be saved")
+
+
+def _modules_and_arrays(model):
+    """The class of every module, since another may have the same arrays, and a description of the arrays."""
+    modules = {path: type(node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Module)}
+    return modules, describe(arrays_of(model))

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tolerance import assert_identical
 
 from repmlp_jax import PureMLP, fuse_params, quantise_params
-from repmlp_jax.fusing import host
+from repmlp_jax.fusing import fuse, host
 from repmlp_jax.fusing.host import transformed_on_host
 
 SMALL = dict(num_classes=3, image_size=(4, 4), in_features=2, widths=(4,), partition_size=(2, 2), conv_kernels=(1, 3))
@@ -38,6 +38,16 @@ def test_a_model_on_an_accelerator_gives_the_bits_of_one_on_the_host_and_stays_t
     found = transform(placed(model, accelerator))
     assert {(leaf.device, leaf.committed) for leaf in leaves(found)} == {(accelerator, True)}
     assert_identical(found, transform(model))
+
+
+@pytest.mark.parametrize("verb", ["fuse", "quantise"])
+def test_what_is_checked_on_an_accelerator_is_the_hosts_copy(accelerator, verb, monkeypatch):
+    checked = []
+    monkeypatch.setattr(fuse, "check_finite", lambda arrays, what: checked.extend(arrays.values()))
+    model = build_block()
+    transform = fuse_params if verb == "fuse" else quantise_params
+    transform(placed(model if verb == "fuse" else fuse_params(model), accelerator))
+    assert {array.device for array in checked if isinstance(array, jax.Array)} == {host.host()}
 
 
 def test_the_arithmetic_is_the_hosts(accelerator):

@@ -406,7 +406,9 @@ def test_a_quantised_model_cannot_be_trained(mlp):
 @pytest.mark.parametrize("thing", [None, {"kernel": 1}, jnp.zeros(3)])
 @pytest.mark.parametrize("function", [quantise_params, quantise_report])
 def test_only_modules_can_be_quantised(function, thing):
-    with pytest.raises(TypeError, match=rf"takes a fused nnx.Module, not {type(thing).__name__}"):
+    with pytest.raises(
+        TypeError, match=rf"{function.__name__}: model must be an nnx.Module, such as .*, not {type(thing).__name__}"
+    ):
         function(thing)
 
 
@@ -435,7 +437,7 @@ def test_broken_weights_are_named(mlp, value):
     broken = nnx.clone(mlp)
     kernel = broken.stages[0][2].kernel
     kernel[...] = kernel[...].at[0, 0, 0, :2].set(value)
-    message = r"cannot quantise stages\.0\.2\.kernel: 16 of its 128 weights are not finite"
+    message = r"cannot quantise: PureMLP holds values that are NaN or infinite: stages\.0\.2\.kernel \(16 of 128\)"
     with pytest.raises(ValueError, match=message):
         quantise_params(broken)
 

@@ -21,6 +21,8 @@ from jax.typing import DTypeLike
 Function = TypeVar("Function", bound=Callable)
 # Two sizes or counts, or one for both.
 Pair = int | tuple[int, int]
+# Any number of them, or one alone.
+Sizes = int | Sequence[int]
 
 
 def checked(function: Function) -> Function:
@@ -59,6 +61,14 @@ def pair(value: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]:
     if min(first, second) < 1:
         raise ValueError
     return first, second
+
+
+def sizes(value: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+    """Sizes from a sequence of them, or from one alone; raises as `pair`."""
+    found = _integers(value) if isinstance(value, Sequence) else (_integer(value),)
+    if min(found, default=1) < 1:
+        raise ValueError
+    return found
 
 
 class _Kind(NamedTuple):
@@ -143,6 +153,7 @@ _KINDS = {
         (bool, "True or False", _flag),
         (str, "a string", _text),
         (Pair, "two positive integers, or one for both", pair),
+        (Sizes, "a positive integer, or a sequence of them", sizes),
         (Sequence[int], "a sequence of positive integers", _integers),
         (Sequence[Pair], "a sequence of pairs of positive integers", functools.partial(_sequence, pair)),
         (DTypeLike, "a floating-point dtype", _floating_dtype),

@@ -1,0 +1,87 @@
+"""Stacks of blocks, which `nnx.vmap` over a constructor makes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, build, evaluate, quick_jit
+from flax import nnx
+from tolerance import ROUNDING_F64, assert_close, assert_identical
+
+from repmlp_jax import RepMLP, RepMLPNetBlock, fuse_params, quantise_params, to_torch
+from repmlp_jax.blocks.layers import ConvBN
+
+KINDS = {
+    "block": functools.partial(build, RepMLP, **CASES["plain"]),
+    "one partition": functools.partial(build, RepMLP, **CASES["one partition"]),
+    "net's block": functools.partial(build, RepMLPNetBlock, features=4, partition_size=(3, 3), sharesets=2),
+    "convolution": functools.partial(build, ConvBN, in_features=4, out_features=4, kernel_size=3),
+}
+
+
+def stacked(make):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(make(seed=seed) for seed in range(3)))
+
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 6, 4)))
+
+
+class Deep(nnx.Module):
+    """A net that holds its layers as a stack and scans over it."""
+
+    def __init__(self, layers):
+        self.layers = layers
+        self.last = KINDS["convolution"]()
+
+    def __call__(self, x):
+        y, _ = jax.lax.scan(lambda x, layer: (nnx.relu(layer(x)), None), x, self.layers)
+        return self.last(y)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_stack_is_fused_to_a_stack(name):
+    stack = stacked(KINDS[name])
+    fused = fuse_params(stack)
+    assert_identical(fused, jax.vmap(fuse_params)(stack))
+    found = quick_jit(jax.vmap(lambda model, x: model(x), (0, None)))(fused, X)
+    for seed, y in enumerate(found):
+        assert_close(y, evaluate(KINDS[name](seed=seed), X), ROUNDING_F64)
+
+
+def test_as_flax_makes_them():
+    @nnx.split_rngs(splits=3)
+    @nnx.vmap
+    def make(rngs):
+        return RepMLP(**CASES["plain"], rngs=rngs)
+
+    stack = make(nnx.Rngs(0))
+    assert fuse_params(stack).kernel.shape == (3, *fuse_params(RepMLP(**CASES["plain"], rngs=nnx.Rngs(0))).kernel.shape)
+
+
+def test_a_stack_within_a_net():
+    net = Deep(stacked(KINDS["block"]))
+    assert_close(quick_jit(lambda net: net(X))(fuse_params(net)), evaluate(net, X), ROUNDING_F64)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_calling_a_stack_says_what_to_do(name):
+    stack = stacked(KINDS[name])
+    with pytest.raises(ValueError, match=r"is a stack of 3, as nnx.vmap.*: call it within nnx.vmap or nnx.scan"):
+        stack(X)
+    if name != "convolution":
+        with pytest.raises(ValueError, match=r"this Fused\w+ is a stack of 3"):
+            fuse_params(stack)(X)
+
+
+@pytest.mark.parametrize("activations", [None, "dynamic"])
+def test_quantising_a_stack_says_what_to_do(activations):
+    fused = fuse_params(stacked(KINDS["block"]))
+    with pytest.raises(ValueError, match=r"cannot quantise .*stack of .*: use jax.vmap\(quantise_params\)"):
+        quantise_params(fused, activations=activations)
+
+
+def test_exporting_a_stack_says_what_to_do():
+    with pytest.raises(ValueError, match=r"to_torch: global_perceptron.norm is a stack of \(3,\) modules"):
+        to_torch(stacked(KINDS["block"]))

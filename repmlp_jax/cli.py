@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from repmlp_jax.local_path import local_path
+from repmlp_jax.printing import print_any_character
+
 BAD_INPUT = 2
 app = typer.Typer(
     help="RepMLP in JAX: look at models, import official weights, fuse, evaluate, predict and export.",
@@ -31,14 +34,24 @@ Block = Annotated[int, typer.Option(min=0, help="Which RepMLP block, counted fro
 
 @contextlib.contextmanager
 def one_line_errors():
-    """Ends the program with one line on an error that a user can fix; REPMLP_JAX_DEBUG=1 shows the traceback."""
+    """Ends the program with one line on an error; REPMLP_JAX_DEBUG=1 shows the traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (typer.Exit, BrokenPipeError):  # Click ends quietly where nobody reads the output any more.
+        raise
+    except Exception as error:  # A bad file makes the libraries that read it raise any kind of error.
         if os.environ.get("REPMLP_JAX_DEBUG"):
             raise
-        print("error:", " ".join(line.strip() for line in str(error).splitlines()), file=sys.stderr)
+        _print_error(error)
         raise typer.Exit(BAD_INPUT) from error
+
+
+def _print_error(error: Exception):
+    """Prints an error on one line; one that no user is expected to cause with its type."""
+    message = " ".join(line.strip() for line in str(error).splitlines())
+    if not isinstance(error, ValueError | TypeError | OSError | ImportError) or not message:
+        message = f"{': '.join(filter(None, (type(error).__name__, message)))} (REPMLP_JAX_DEBUG=1 shows where)"
+    print("error:", message, file=sys.stderr)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -102,6 +115,8 @@ def import_command(
     model: Annotated[str, typer.Option(help="Name of the model that the weights are of.")],
     num_classes: Annotated[int | None, typer.Option(help="Other number of classes than 1000.")] = None,
     skip_head: Annotated[bool, typer.Option("--skip-head", help="Draw new weights for the classifier.")] = False,
+    entry: Annotated[str | None, typer.Option(help="Entry of a training checkpoint, like state_dict_ema.")] = None,
+    all_problems: Annotated[bool, typer.Option("--all-problems", help="List all that does not fit.")] = False,
     overwrite: Overwrite = False,
 ):
     """Imports official PyTorch weights, of the trained or the deployed layout, as a saved model.
@@ -113,17 +128,23 @@ def import_command(
 
         from repmlp_jax import create_model, from_torch, fuse_params, load_torch_file, save_model
         from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+        from repmlp_jax.models.state import MisfitError
 
         _refuse_existing(out, overwrite)
         options = {} if num_classes is None else {"num_classes": num_classes}
-        state_dict = load_torch_file(file)
+        state_dict = load_torch_file(file, entry=entry)
 
         def build():
             return create_model(model, rngs=nnx.Rngs(0), **options)
 
         # Weights are drawn only for a classifier that the file does not provide.
         net = build() if skip_head else nnx.eval_shape(build)
-        net = from_torch(net, state_dict, head="skip" if skip_head else "load")
+        try:
+            net = from_torch(net, state_dict, head="skip" if skip_head else "load")
+        except MisfitError as error:
+            if all_problems:
+                print("\n".join(error.problems), file=sys.stderr)
+            raise
         if any(key.endswith("fc3.bias") for key in state_dict):
             print("the weights are of the deployed layout: the model is fused")
             net = fuse_params(net)
@@ -189,22 +210,34 @@ def predict(
 ):
     """Classifies pictures: the most probable classes of each.
 
-    A picture is resized and its centre is cropped, as in the evaluation of ImageNet: the shorter side becomes the
-    model's size / 0.875. A picture that is not larger than the model's images is only resized to their size.
+    A picture is turned as its EXIF orientation says, resized, and its centre is cropped, as in the evaluation of
+    ImageNet: the shorter side becomes the model's size / 0.875. A picture that is not larger than the model's images is
+    only resized to their size. Pictures that cannot be read are reported, the others are classified, and the exit code
+    is 2.
+
+    --json prints an object of IMAGE and [[class, probability], …]. If an IMAGE is given twice, it prints a list of
+    [IMAGE, [[class, probability], …]] in the order given.
 
     Example: repmlp-jax predict t224 cat.jpg dog.jpg
     """
     with one_line_errors():
-        from repmlp_jax.deploy.predict import predict
+        from repmlp_jax.deploy.predict import predictions
 
-        found = predict(model, images, top)
+        found = list(predictions(model, images, top))
+        errors = [error for _, error in found if isinstance(error, Exception)]
+        classified = [(str(path), classes) for path, classes in found if not isinstance(classes, Exception)]
+        for error in errors:
+            _print_error(error)
         if as_json:
-            print(json.dumps({str(path): classes for path, classes in found.items()}))
-            return
-        for path, classes in found.items():
-            print(path)
-            for name, probability in classes:
-                print(f"  {probability:7.2%}  {name}")
+            given_once = len(set(images)) == len(images)
+            print(json.dumps(dict(classified) if given_once else classified))
+        else:
+            for name, classes in classified:
+                print(name)
+                for class_name, probability in classes:
+                    print(f"  {probability:7.2%}  {class_name}")
+        if errors:
+            raise typer.Exit(BAD_INPUT)
 
 
 @app.command()
@@ -310,8 +343,10 @@ def _report(model: str):
     from flax import nnx
 
     from repmlp_jax import create_model, fuse_report, load_model
+    from repmlp_jax.storage.whole_folder import put_back
 
-    if Path(model).is_dir():
+    put_back(folder := local_path(model))
+    if folder.is_dir():
         return fuse_report(load_model(model))
     return fuse_report(nnx.eval_shape(lambda: create_model(model, rngs=nnx.Rngs(0))))
 
@@ -341,6 +376,7 @@ def _save_picture(draw: Callable, out: Path, overwrite: bool):
     with one_line_errors():
         from repmlp_jax import plots
 
+        out = local_path(out)
         _refuse_existing(out, overwrite)
         if not out.suffix:
             raise ValueError(f"{out} has no ending that says which picture it is: use {out}.png, or .svg or .pdf")
@@ -351,12 +387,13 @@ def _save_picture(draw: Callable, out: Path, overwrite: bool):
 
 
 def _refuse_existing(out: Path, overwrite: bool):
-    if out.exists() and not overwrite:
+    if local_path(out).exists() and not overwrite:
         raise FileExistsError(f"{out} exists; --overwrite replaces it")
 
 
 def main():
     """Runs the command line; a usage error also ends it with one line."""
+    print_any_character()
     try:
         code = app(standalone_mode=False)
     except Exception as error:

@@ -1,8 +1,12 @@
 """The command line, on small models."""
 
+import io
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import jax
@@ -16,9 +20,21 @@ from safetensors.numpy import save_file
 from tolerance import ROUNDING_F32, assert_close, assert_identical
 from typer.testing import CliRunner
 
-from repmlp_jax import PureMLP, RepMLPNet, __version__, fuse_params, load_model, save_model, to_torch
-from repmlp_jax.cli import app
+import repmlp_jax.storage.models
+from repmlp_jax import (
+    FaceResNet,
+    PSPNet,
+    PureMLP,
+    RepMLPNet,
+    __version__,
+    fuse_params,
+    load_model,
+    save_model,
+    to_torch,
+)
+from repmlp_jax.cli import app, main
 from repmlp_jax.data import digits
+from repmlp_jax.deploy.predict import evaluate, predict
 from repmlp_jax.interop.torch import deployed
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.storage.models import load
@@ -97,6 +113,29 @@ def test_import_trained_and_deployed_weights(tiny, tmp_path):
     assert load_model(tmp_path / "few").head.linear.kernel.shape == (8, 3)
 
 
+def test_import_names_five_problems_and_all_on_request(tiny, tmp_path):
+    save_file({f"net.{key}": array for key, array in to_torch(tiny).items()}, tmp_path / "x.safetensors")
+    command = ("import", tmp_path / "x.safetensors", tmp_path / "x", "--model", "tiny")
+    assert_refused(run(*command), "The model's keys are there behind 'net.'")
+    result = run(*command, "--all-problems")
+    assert result.exit_code == 2
+    problems = result.stderr.splitlines()[:-1]
+    assert len(problems) > 50
+    assert f"and {len(problems) - 5} more: " in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_import_takes_an_entry(tiny, tmp_path):
+    torch = pytest.importorskip("torch", reason="needs PyTorch (the extra [torch])")
+    state_dict = {key: torch.tensor(array) for key, array in to_torch(tiny).items()}
+    other = {key: tensor + 1 for key, tensor in state_dict.items()}
+    torch.save({"state_dict": state_dict, "ema": other}, tmp_path / "x.pth")
+    result = run("import", tmp_path / "x.pth", tmp_path / "x", "--model", "tiny", "--entry", "ema")
+    assert result.exit_code == 0, result.stderr
+    bias = load_model(tmp_path / "x").head.linear.bias
+    assert_identical(bias[...], tiny.head.linear.bias[...] + 1)
+
+
 def test_fuse(folder, tmp_path):
     result = run("fuse", folder, tmp_path / "fused")
     assert result.exit_code == 0
@@ -108,6 +147,29 @@ def test_fuse(folder, tmp_path):
     assert run("fuse", folder, tmp_path / "fused", "--overwrite").exit_code == 0
     assert_refused(run("fuse", tmp_path / "fused", tmp_path / "again"), "is fused already")
     assert_refused(run("fuse", tmp_path / "nothing", tmp_path / "again"), "holds no model.json")
+
+
+def test_a_path_may_start_at_the_home_folder_and_is_no_address(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.chdir(tmp_path)
+    assert run("summary", "~/model").stdout == run("summary", folder).stdout
+    assert run("plot", "report", "~/model", "~/report.svg").exit_code == 0
+    assert run("fuse", "~/model", "~/fused").exit_code == 0
+    assert load_model(folder.parent / "fused").input_shape == (8, 8, 1)
+    assert_refused(run("fuse", "~/model", "~/fused"), "~/fused exists; --overwrite replaces it")
+    for arguments in (
+        ("fuse", "~/model", "gs://bucket"),
+        ("plot", "identity", "gs://bucket/x.svg"),
+        ("summary", "gs://x"),
+    ):
+        assert_refused(run(*arguments), "is an address, and only files of this machine are read and written")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_a_killed_save_was_replacing_is_found(folder, tmp_path):
+    for part in ("new", "replaced"):
+        shutil.copytree(folder, tmp_path / "model.partial.01234567.1.another-host" / part)
+    assert run("summary", tmp_path / "model").stdout == run("summary", folder).stdout
 
 
 def test_evaluate(folder):
@@ -162,8 +224,144 @@ def test_predict(folder, tmp_path):
     assert shown[0] == str(paths[0])
     assert len(shown) == 2
     assert_refused(run("predict", folder, tmp_path / "no.png"), "there is no file")
-    (tmp_path / "text.png").write_text("no picture")
-    assert_refused(run("predict", folder, paths[0], tmp_path / "text.png"), "text.png is no picture")
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """A working directory with a sound picture and files that are none."""
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("sound.png", digits.load_digits()["test"][0][0])
+    Path("text.png").write_text("no picture")
+    os.mkfifo("pipe.png")
+
+
+@pytest.mark.usefixtures("pictures")
+def test_pictures_that_cannot_be_read_are_reported_and_the_others_classified(folder):
+    found = run("predict", folder, "text.png", "sound.png", "pipe.png", "no.png", "--json")
+    assert found.exit_code == 2
+    assert list(json.loads(found.stdout)) == ["sound.png"]
+    first, second, third = found.stderr.splitlines()
+    assert first.startswith("error: text.png is no picture that can be read")
+    assert second.startswith("error: pipe.png is no picture")
+    assert third == "error: there is no file no.png"
+    shown = run("predict", folder, "sound.png", "text.png")
+    assert shown.exit_code == 2
+    assert shown.stdout.splitlines()[0] == "sound.png"
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_picture_given_twice_is_listed_twice(folder):
+    cv2.imwrite("other.png", np.zeros((8, 8), np.uint8))
+    (once, classes), *others = json.loads(run("predict", folder, "other.png", "--json").stdout).items()
+    assert (once, others) == ("other.png", [])
+    found = json.loads(run("predict", folder, "other.png", "sound.png", "other.png", "--json").stdout)
+    assert [name for name, _ in found] == ["other.png", "sound.png", "other.png"]
+    for _, again in (found[0], found[2]):
+        assert again == [[name, pytest.approx(probability)] for name, probability in classes]
+    shown = run("predict", folder, "other.png", "sound.png", "other.png", "--top", "1").stdout.splitlines()
+    assert shown[::2] == ["other.png", "sound.png", "other.png"]
+
+
+@pytest.mark.usefixtures("pictures", "unchecked_types")
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(top=-2), ValueError, "top=-2 classes cannot be returned: use 1 or more"),
+        (dict(top=2.0), TypeError, r"top=2\.0 must be an integer"),
+        (dict(pictures="sound.png"), TypeError, r"pictures must be a list of files, not one file: use \['sound.png'\]"),
+        (dict(pictures=None), TypeError, "pictures=None must be a list of paths of files"),
+        (dict(pictures=[3]), TypeError, r"pictures=\[3\] must be a list of paths of files"),
+    ],
+)
+def test_predictions_that_are_refused(folder, arguments, error, message):
+    with pytest.raises(error, match=message):
+        predict(folder, **dict(pictures=["sound.png"]) | arguments)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(dataset_name=3), TypeError, "dataset_name=3 must be the name of a dataset"),
+        (dict(batch_size=2.0), TypeError, r"batch_size=2\.0 must be an integer"),
+        (dict(batch_size=0), ValueError, "batch_size=0 must be 1 or more"),
+    ],
+)
+def test_evaluations_that_are_refused(folder, arguments, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(folder, **dict(dataset_name="digits") | arguments)
+
+
+STAGES = dict(image_size=(32, 32), widths=(4, 4), mid_widths=(4, 4), stage_sizes=(1, 1), stem_features=4)
+TINY_PSPNET = dict(stage_sizes=(1, 1, 1, 1), widths=(4, 4, 4, 4), bins=(1,))
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda rngs: FaceResNet(embedding_features=6, block="base", **STAGES, rngs=rngs), "(6,)"),
+        (
+            lambda rngs: PSPNet(
+                3,
+                block="base",
+                image_size=(17, 17),
+                stage_sizes=(1, 1, 1, 1),
+                widths=(4, 4, 4, 4),
+                bins=(1,),
+                rngs=rngs,
+            ),
+            "(17, 17, 3)",
+        ),
+    ],
+    ids=["embeddings", "a class for every pixel"],
+)
+def test_predict_takes_classifiers_alone(make, shape, tmp_path):
+    save_model(tmp_path / "model", randomised(abstract(make)))
+    message = f"whose output for an image, of shape {shape}, is not a number for each class: it takes a classifier"
+    assert_refused(run("predict", tmp_path / "model", "sound.png"), message)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("command", ["list", "summary", "fuse", "predict", "--help"])
+def test_what_the_output_cannot_hold_is_printed_as_escapes(command, encoding, folder, tmp_path, monkeypatch):
+    arguments = {
+        "summary": [folder],
+        "fuse": [folder, tmp_path / "fused"],
+        "predict": [folder, tmp_path / os.fsdecode(b"caf\xe9.png")],
+    }
+    cv2.imwrite(str(tmp_path / "sound.png"), np.zeros((8, 8), np.uint8))
+    (tmp_path / "sound.png").rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    monkeypatch.setattr(sys, "argv", ["repmlp-jax", command, *map(str, arguments.get(command, []))])
+    output = io.TextIOWrapper(io.BytesIO(), encoding, write_through=True)
+    monkeypatch.setattr(sys, "stdout", output)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    printed = output.buffer.getvalue().decode(encoding)
+    assert ("\\u2192" in printed) == (command in ("summary", "fuse"))
+    assert ("caf\\udce9.png" in printed) == (command == "predict")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("conv1"), "error: KeyError: 'conv1' (REPMLP_JAX_DEBUG=1 shows where)\n"),
+        (RecursionError("too deep"), "error: RecursionError: too deep (REPMLP_JAX_DEBUG=1 shows where)\n"),
+        (MemoryError(), "error: MemoryError (REPMLP_JAX_DEBUG=1 shows where)\n"),
+        (ValueError("two\n  lines"), "error: two lines\n"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_no_error_of_a_bad_file_is_a_traceback(error, message, folder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(repmlp_jax.storage.models, "load", fail)
+    result = run("fuse", folder, tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (2, message)
+    monkeypatch.setenv("REPMLP_JAX_DEBUG", "1")
+    assert run("fuse", folder, tmp_path / "out").exception is error
 
 
 @pytest.mark.slow

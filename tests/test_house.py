@@ -15,7 +15,8 @@ ROOMS = (
     *("fusing", "blocks", "quantisation", "models", "plots", "storage", "data", "interop", "training"),
     *("tasks", "deploy", "__init__", "cli", "__main__"),
 )
-EVERYWHERE = ("version", "nearest")  # They import no other module, so any room may import them.
+# They import no other module, so any room may import them.
+EVERYWHERE = ("version", "nearest", "local_path", "printing")
 DOORS = {
     # `train_and_evaluate(config, workdir)` picks the task by its name, so it lies above the tasks. It is public as
     # repmlp_jax.training.train_and_evaluate, too, which is imported only where someone asks for it.

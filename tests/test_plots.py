@@ -376,11 +376,14 @@ def test_curves_are_read_from_a_run(tmp_path):
         (CURVES.removesuffix(",0.375\n"), "is damaged: row 2"),
         (CURVES.replace("train_loss", "loss"), "is damaged: row 1 .*'train_loss'"),
         (CURVES.replace("0.125", "0.125,7"), "is damaged: row 1"),
+        (CURVES.replace("2,22", "0,22"), r"is damaged: row 2 .*\(it is of epoch 0\)"),
+        (CURVES + "\0" * 200_000, "is damaged: row 3"),
+        (CURVES + "é", "is damaged: row"),
     ],
-    ids=["only a heading", "a word", "cut off", "another file", "too many"],
+    ids=["only a heading", "a word", "cut off", "another file", "too many", "no epoch", "zeros", "no UTF-8"],
 )
 def test_damaged_curves(text, message, tmp_path):
-    (tmp_path / "metrics.csv").write_text(text)
+    (tmp_path / "metrics.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=message):
         plots.read_rows(tmp_path)
 
@@ -388,6 +391,45 @@ def test_damaged_curves(text, message, tmp_path):
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no metrics.csv: it is no folder of a run"):
         plots.read_rows(tmp_path)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("draw", "error", "message"),
+    [
+        (lambda: plots.fc3_kernels(block_of("plain"), 3), TypeError, r"pixel=3 must be \(row, column\), two integers"),
+        (lambda: plots.fc3_kernels(block_of("plain"), (0, 1.5)), TypeError, r"pixel=\(0, 1.5\) must be"),
+        (
+            lambda: plots.fc3_kernels(block_of("plain"), output_channel=1.0),
+            TypeError,
+            "output_channel=1.0 must be",
+        ),
+        (
+            lambda: plots.fc3_kernels(block_of("plain"), input_channel="a"),
+            TypeError,
+            "input_channel='a' must be",
+        ),
+        (lambda: plots.receptive_fields(block_of("plain"), 3), TypeError, "pixels=3 must be a list of"),
+        (lambda: plots.receptive_fields(block_of("plain"), (0, 1)), TypeError, r"pixels=\(0, 1\) must be a list of"),
+        (lambda: plots.identity_trick(np.array([["a"]])), TypeError, "kernel must hold real numbers, not <U1"),
+        (lambda: plots.identity_trick(pixels=(0, 0)), TypeError, r"pixels=\(0, 0\) must be a list of"),
+        (lambda: plots.fuse_bars("digits"), TypeError, "report must be what fuse_report returns, not str"),
+        (lambda: plots.fuse_bars(fuse_report(build_block()), 1.5), TypeError, r"depth=1\.5 must be an integer"),
+        (lambda: plots.read_rows(3), TypeError, "run=3 must be a path, and it is a int"),
+        (lambda: plots.learning_curves("runs/digits"), TypeError, "rows must be a list of dicts, .* not 'runs/digits'"),
+        (lambda: plots.learning_curves([{"epoch": 1}]), ValueError, "row 1 of rows has no 'step'; it has epoch"),
+        (lambda: plots.roc_curve([([0], [1])]), TypeError, "curves must be a dict, name → false and true .* not list"),
+        (
+            lambda: plots.roc_curve({"a": [0, 1, 2]}),
+            TypeError,
+            "curve 'a' of curves must be a pair of lists",
+        ),
+        (lambda: plots.roc_curve({"a": ([0, 1], [1])}), ValueError, "curve 'a' has 2 false and 1 true accept rates"),
+    ],
+)
+def test_arguments_of_another_type_are_named(draw, error, message):
+    with pytest.raises(error, match=message):
+        draw()
 
 
 # The commands.

@@ -11,6 +11,7 @@ from PIL import Image
 
 from repmlp_jax.data.preprocessing import resize
 from repmlp_jax.data.stream import BadExample
+from repmlp_jax.local_path import local_path
 
 DRAWS = 10
 RATIOS = 3 / 4, 4 / 3  # smallest and largest width / height
@@ -27,7 +28,7 @@ def read_image(path: str | Path, channels: int) -> UInt8[np.ndarray, "H W C"]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a regular file, `decode` cannot decode it, or `channels` is neither 1 nor 3.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if not path.is_file():  # a pipe might never end

@@ -104,6 +104,8 @@ def training_example(
 ) -> dict[str, np.ndarray | np.int32]:
     """Decodes a picture, crops and resizes it at random, mirrors it or not, and applies a policy.
 
+    The EXIF orientation is ignored, as in `evaluation_example`.
+
     Args:
         example: of `EncodedImages.train`.
         random: source of the random numbers.
@@ -132,6 +134,8 @@ def evaluation_example(
     example: dict, *, size: tuple[int, int], num_classes: int | None = None, channels: int = 3
 ) -> dict[str, np.ndarray | np.int32]:
     """Decodes a picture and applies `resize_and_crop`: a size of 224 crops a shorter side of 256 pixels.
+
+    The EXIF orientation is ignored, since published results on ImageNet ignore it.
 
     Args:
         example: of `EncodedImages.validation`.

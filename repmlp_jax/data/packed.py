@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from repmlp_jax.data.checks import check_labels
+from repmlp_jax.local_path import local_path
 from repmlp_jax.storage.whole_file import whole_file
 
 SPLITS = ("train", "test")
@@ -48,7 +49,8 @@ def read_packed(path: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged or another kind of file, or a picture in it cannot be decoded.
     """
-    if not Path(path).is_file():
+    path = local_path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
         with np.load(path) as file:

@@ -19,6 +19,8 @@ from PIL import Image
 from tensorflow_datasets.core.download import checksums
 from tqdm import tqdm
 
+from repmlp_jax.local_path import local_path
+
 VERSION = "3.0.2"
 
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -56,7 +58,7 @@ def prepare_cifar10(
         ValueError: if the archive has another size or checksum (it is removed), or a file in it does not hold whole
             records.
     """
-    data_dir = Path(data_dir).expanduser()
+    data_dir = local_path(data_dir)
     dataset = data_dir / "cifar10" / VERSION
     if _is_prepared(dataset):
         return dataset

@@ -1,7 +1,9 @@
 """Predictions of a saved classifier for a dataset's test images and for picture files."""
 
 import functools
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -37,13 +39,20 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
         `accuracy` (of 1), `loss` (nats) and the number of `images`.
 
     Raises:
+        TypeError: if `dataset_name` is not a string, or `batch_size` not an integer.
         FileNotFoundError: if there is no such model, or the dataset is not prepared.
-        ValueError: if the sizes of the images, or the names or numbers of classes, of model and dataset differ, or one
-            of both is damaged.
+        ValueError: if `batch_size` is below 1, the model is not a classifier, the sizes of the images, or the names or
+            numbers of classes, of model and dataset differ, or one of both is damaged.
     """
+    if not isinstance(dataset_name, str):
+        raise TypeError(f"dataset_name={dataset_name!r} must be the name of a dataset")
+    if not isinstance(batch_size, int | np.integer):
+        raise TypeError(f"batch_size={batch_size!r} must be an integer")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more")
     saved = load(path)
+    classes = _number_of_classes(saved, path)
     dataset = open_dataset(dataset_name, data_dir, saved.model.input_shape[-1])  # type: ignore[attr-defined]  # as below
-    *_, classes = output_shape(saved.model)
     names, called = saved.preprocessing.get("class_names") or (), dict(model=str(path), dataset=dataset_name)
     order = class_order(names, classes, dataset.class_names, dataset.num_classes, **called)
     mesh = sharding.make_mesh()
@@ -86,32 +95,82 @@ def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> d
 
     Args:
         path: folder of the saved model.
-        pictures: files of the pictures.
+        pictures: files of the pictures. They are turned as their EXIF orientation says, since people see them so;
+            the pictures of datasets are not, since published results ignore it.
         top: number of classes to return for each.
 
     Returns:
         File → list of (class, probability), the most probable first; the class is a number if the saved model has no
-        class names.
+        class names. A file that is given twice has one entry.
 
     Raises:
         FileNotFoundError: if a file does not exist.
-        ValueError: if a file is not a picture.
+        TypeError: if `pictures` is not a list of paths, or `top` is not an integer.
+        ValueError: if a file is not a picture or larger than `decoding.decode` takes, `top` is below 1, or the model is
+            not a classifier of pictures.
     """
+    found = {}
+    for picture, classes in predictions(path, pictures, top):
+        if isinstance(classes, Exception):
+            raise classes
+        found[picture] = classes
+    return found
+
+
+def predictions(
+    path: str | Path, pictures: Sequence[str | Path], top: int = 5
+) -> Iterator[tuple[str | Path, list[tuple[str, float]] | Exception]]:
+    """Classifies pictures as `predict` does; yields each in the order given, with the error of one that is not read."""
+    if isinstance(pictures, str | os.PathLike):
+        raise TypeError(f"pictures must be a list of files, not one file: use [{os.fspath(pictures)!r}]")
+    if not isinstance(pictures, Sequence) or not all(isinstance(one, str | os.PathLike) for one in pictures):
+        raise TypeError(f"pictures={pictures!r:.80} must be a list of paths of files")
+    if not isinstance(top, int | np.integer):
+        raise TypeError(f"top={top!r} must be an integer, the number of classes to return")
+    if top < 1:
+        raise ValueError(f"top={top} classes cannot be returned: use 1 or more")
     saved = load(path)
     height, width, channels = saved.model.input_shape  # type: ignore[attr-defined]  # all of list_models() have it
-    names = saved.preprocessing.get("class_names") or [str(number) for number in range(output_shape(saved.model)[-1])]
+    if channels not in (1, 3):
+        raise ValueError(f"{path} takes images of {channels} channels, and a picture has 1 or 3")
+    classes = _number_of_classes(saved, path)
+    names = saved.preprocessing.get("class_names") or [str(number) for number in range(classes)]
+    if len(names) != classes:
+        raise ValueError(f"{path} has {classes} classes and {len(names)} class names")
     forward = jax.jit(lambda model, images: jax.nn.softmax(_logits(saved, model, images).astype(jnp.float32)))
-    found = {}
+
+    def read(picture):
+        try:
+            return resize_and_crop(read_image(picture, channels), height, width)
+        except (ValueError, OSError) as error:
+            return error
+
     with tqdm(total=len(pictures), unit=" pictures", delay=2, leave=False) as bar:
         for start in range(0, len(pictures), PICTURES_AT_A_TIME):
-            paths = pictures[start : start + PICTURES_AT_A_TIME]
-            images = [resize_and_crop(read_image(one, channels), height, width) for one in paths]
-            filled = images + [images[-1]] * (min(PICTURES_AT_A_TIME, len(pictures)) - len(images))
-            for one, probabilities in zip(paths, np.asarray(forward(saved.model, np.stack(filled))), strict=False):
-                best = np.argsort(-probabilities, kind="stable")[:top]
-                found[one] = [(names[number], float(probabilities[number])) for number in best]
-            bar.update(len(paths))
-    return found
+            chosen = pictures[start : start + PICTURES_AT_A_TIME]
+            images = [read(one) for one in chosen]
+            sound = [image for image in images if not isinstance(image, Exception)]
+            filled = sound + sound[-1:] * (min(PICTURES_AT_A_TIME, len(pictures)) - len(sound))
+            outputs = iter(np.asarray(forward(saved.model, np.stack(filled))) if sound else ())
+            for one, image in zip(chosen, images, strict=True):
+                yield one, image if isinstance(image, Exception) else _best(next(outputs), names, top)
+            bar.update(len(chosen))
+
+
+def _best(probabilities, names, top) -> list[tuple[str, float]]:
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return [(names[number], float(probabilities[number])) for number in order]
+
+
+def _number_of_classes(saved: SavedModel, path) -> int:
+    """The number of classes of a classifier; refuses embeddings, features, and a class for every pixel."""
+    shape = output_shape(saved.model)
+    if len(shape) != 1 or not json.loads(getattr(saved.model, "arguments", "{}")).get("num_classes"):
+        raise ValueError(
+            f"{path} is a {type(saved.model).__name__} whose output for an image, of shape {shape}, is not a number "
+            f"for each class: it takes a classifier"
+        )
+    return shape[0]
 
 
 def _logits(saved: SavedModel, model, images):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import operator
 import zipfile
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from flax import nnx
 from jax import export
 from jaxtyping import Array, Float
 
+from repmlp_jax.fusing.finite import check_finite, has_values
 from repmlp_jax.fusing.fuse import dotted, fusable_modules, fuse_params
+from repmlp_jax.local_path import local_path
 from repmlp_jax.models.randomness import weights
+from repmlp_jax.models.state import arrays_of
 from repmlp_jax.storage.preprocessing import check_preprocessing_of
 from repmlp_jax.storage.whole_file import whole_file
 from repmlp_jax.version import versions
@@ -42,18 +46,20 @@ def export_model(model: nnx.Module, path: str | Path, *, preprocessing: dict | N
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off.
-        TypeError: if the model is not a module with an `input_shape`, or has float64 parameters.
-        ValueError: as `fuse_params`, or if the preprocessing does not fit the model.
+        TypeError: if the model is not a module with an `input_shape`, is abstract, or has float64 parameters, or the
+            preprocessing is not a dict that JSON can hold.
+        ValueError: if parameters or statistics are NaN or infinite, or the preprocessing does not fit the model; as
+            `fuse_params`.
     """
     with whole_file(path, overwrite) as partial:
         model, input_shape = ready_to_run(model)
         check_preprocessing_of(model, preprocessing or {})
-        arrays = _arrays(model)
+        arrays = arrays_of(model)
         description = {
             "format": FORMAT,
             "model": type(model).__name__,
             "input_shape": input_shape,
-            "preprocessing": preprocessing or {},
+            "preprocessing": json.loads(as_json(preprocessing)),
             "weights": list(arrays),
             "versions": versions(),
         }
@@ -112,56 +118,99 @@ def load_exported(path: str | Path) -> ExportedModel:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, not an exported model, of a newer format, or of a JAX version that this one cannot
             read.
+        TypeError: if `path` is no path.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = local_path(path)
+    if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
+    if not path.is_file():  # a pipe might never end
+        raise ValueError(f"{path} is no file that export_model wrote: it is a folder, a pipe or a device")
     try:
         with zipfile.ZipFile(path) as file:
+            # A compressed entry of a small file may be of any size.
+            if packed := [entry.filename for entry in file.infolist() if entry.compress_type != zipfile.ZIP_STORED]:
+                raise ValueError(f"{packed[0]} in it is compressed")
             description = json.loads(file.read(DESCRIPTION))
             if description["format"] == FORMAT:
-                program = file.read(PROGRAM)
+                content = file.read(PROGRAM)
                 arrays = {name: jnp.load(file.open(_member(name))) for name in description["weights"]}
+                if missing := {"input_shape", "preprocessing", "versions"} - set(description):
+                    raise ValueError(f"its {DESCRIPTION} lacks {', '.join(sorted(missing))}")
+                exported_by = description["versions"]["jax"]
     except Exception as error:  # a damaged archive raises any kind of error
-        raise ValueError(f"{path} is damaged, or no file that export_model wrote: {error}") from error
+        raise ValueError(f"{path} is damaged, or no file that export_model wrote: {_reason(error)}") from error
     if description["format"] != FORMAT:
         raise ValueError(f"{path} is of format {description['format']}; this version reads format {FORMAT}")
     try:
-        return ExportedModel(export.deserialize(bytearray(program)), arrays, description)
+        program = export.deserialize(bytearray(content))
+    except ImportError:  # of flatbuffers, which JAX does not bring
+        raise
     except Exception as error:  # JAX does not document what it raises here
+        if exported_by == jax.__version__:
+            raise ValueError(f"{path} is damaged: {PROGRAM} in it is no program of JAX ({_reason(error)})") from error
         raise ValueError(
-            f"{path} was exported by jax {description['versions']['jax']}, and jax {jax.__version__} cannot read it: "
-            f"export it again ({error})"
+            f"{path} was exported by jax {exported_by}, and jax {jax.__version__} cannot read it: export it again "
+            f"({_reason(error)})"
         ) from error
+    return ExportedModel(program, arrays, description)
 
 
 def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
     """A fused copy of the model in evaluation mode, and the (H, W, C) of its images.
 
     Raises:
-        TypeError: if it is not a module with an `input_shape`, or has float64 parameters.
-        ValueError: as `fuse_params`, or if the preprocessing does not fit the model.
+        TypeError: if it is not a module with an `input_shape`, is abstract, or has float64 parameters.
+        ValueError: if parameters or statistics are NaN or infinite; as `fuse_params`.
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"export needs an nnx.Module, not {type(model).__name__}")
+    name = type(model).__name__
     if not hasattr(model, "input_shape"):
-        raise TypeError(f"{type(model).__name__} has no input_shape: set it to the (height, width, channels) it takes")
-    if wide := [name for name, array in _arrays(model).items() if array.dtype == jnp.float64]:
+        raise TypeError(f"{name} has no input_shape: set it to the (height, width, channels) it takes")
+    try:
+        height, width, channels = map(operator.index, model.input_shape)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"the input_shape of this {name} is {model.input_shape!r}: set it to the (height, width, channels) it takes"
+        ) from None
+    arrays = arrays_of(model)
+    if not all(map(has_values, arrays.values())):
+        raise TypeError(f"this {name} is abstract: it has shapes, but no weights to export")
+    if wide := [place for place, array in arrays.items() if array.dtype == jnp.float64]:
         raise TypeError(
             f"{len(wide)} arrays hold float64, {wide[0]} among them, and exported models take float32: build the "
             f"model with param_dtype=float32"
         )
+    check_finite(arrays, f"the {name} to export")
     if fusable_modules(model):
-        logger.warning("%s is not fused: it is fused before it is exported", type(model).__name__)
+        logger.warning("%s is not fused: it is fused before it is exported", name)
         fused = fuse_params(model)
     else:
         fused = nnx.clone(model)
         fused.eval()
-    return fused, tuple(model.input_shape)
+    return fused, (height, width, channels)
 
 
-def _arrays(model) -> dict[str, Array]:
-    return {dotted(place): variable.get_value() for place, variable in _variables(model)}
+def as_json(preprocessing: dict | None) -> str:
+    """The preprocessing as JSON.
+
+    Raises:
+        TypeError: if it is not a dict with strings as keys, or JSON cannot hold a value.
+        ValueError: if a number is NaN or infinite.
+    """
+    preprocessing = {} if preprocessing is None else preprocessing
+    if not isinstance(preprocessing, dict):
+        raise TypeError(f"preprocessing must be a dict of mean, std and class_names, not {preprocessing!r}")
+    if strange := [key for key in preprocessing if not isinstance(key, str)]:
+        raise TypeError(f"preprocessing has the key {strange[0]!r}, which is no string")
+    try:
+        return json.dumps(preprocessing, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"preprocessing cannot be written as JSON: {error}") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _variables(model):

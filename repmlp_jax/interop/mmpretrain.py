@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from repmlp_jax.models.state import MisfitError
+
 # mmpretrain's key → official key. Each expression matches whole keys, and no key is matched by two.
 PATTERNS = {
     r"backbone\.patch_embed\.projection\.(.+)": r"conv_embedding.conv.\1",
@@ -31,7 +33,7 @@ def official_keys(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     """Renames weights to their official keys.
 
     Raises:
-        ValueError: if keys are not mmpretrain's, or two of them have the same meaning; one message lists all.
+        MisfitError: if keys are not mmpretrain's, or two of them have the same meaning.
     """
     renamed, problems = {}, []
     for key, array in state_dict.items():
@@ -47,5 +49,5 @@ def official_keys(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
         else:
             renamed[matches[0]] = array
     if problems:
-        raise ValueError("state_dict is not in mmpretrain's layout:\n  " + "\n  ".join(sorted(problems)))
+        raise MisfitError("state_dict is not in mmpretrain's layout", sorted(problems))
     return renamed

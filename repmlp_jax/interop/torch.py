@@ -5,19 +5,20 @@ module has its own table; a part that is an array has a pattern of its axes. The
 a round trip is exact.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from flax import nnx
 
-from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
-from repmlp_jax.fusing.fuse import dotted, is_fusable, replace_modules
+from repmlp_jax.fusing.finite import check_finite
+from repmlp_jax.fusing.fuse import dotted
 from repmlp_jax.interop.mmpretrain import is_mmpretrain, official_keys
-from repmlp_jax.interop.official_names import OfficialArray, official_names
+from repmlp_jax.interop.official_layout import COUNTER, deployed, official_leaves
+from repmlp_jax.interop.origin import likely_origin
+from repmlp_jax.interop.plain_keys import with_plain_keys
 from repmlp_jax.models.randomness import weights
-from repmlp_jax.models.state import Leaf, arrays_of, head_places, load_state
+from repmlp_jax.models.state import MisfitError, arrays_of, head_places, load_state
 
 
 def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head: str = "load") -> nnx.Module:
@@ -25,6 +26,10 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
 
     A trained model also takes the official deployed layout; the RepMLP blocks of the result are then fused. (It keeps
     more norms of RepMLPNet than `fuse_params` does, which can fold them afterwards.)
+
+    Keys may have what wrappers add to them: "module." before all, once or several times, "_orig_mod." (torch.compile)
+    and the like anywhere. Ignored are `total_ops` and `total_params` (thop), `n_averaged` and `steps` (averaged
+    models) and safetensors' `__metadata__`. A missing `num_batches_tracked`, as in files of PyTorch before 0.4.1, is 0.
 
     Args:
         model: a module with an official layout; it may be abstract (`nnx.eval_shape`).
@@ -35,9 +40,10 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
         A new model; the given one stays as it is.
 
     Raises:
-        TypeError: if there is no official layout for this module.
-        ValueError: if keys are missing or left over, a shape differs, or a dtype would lose precision; one message
-            lists all. Or if `head="skip"` and the model has no classifier, or an abstract one.
+        TypeError: if there is no official layout for this module, or `state_dict` is no mapping of names to arrays.
+        ValueError: if keys are missing or left over, a shape differs, or a value would change in the model's dtype; the
+            message names five of these, and `problems` of the error has all. If a value is NaN or infinite. Or if
+            `head="skip"` and the model has no classifier, or an abstract one.
 
     Examples:
         >>> from flax import nnx
@@ -50,15 +56,25 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
     """
     if head not in ("load", "skip"):
         raise ValueError(f'head={head!r} is neither "load" nor "skip"')
-    state_dict = official_keys(state_dict) if is_mmpretrain(state_dict) else state_dict
-    arrays = {key: np.asarray(value) for key, value in state_dict.items()}
     leaves = official_leaves(model)
-    deployed_keys = {key for key in arrays if key.endswith("fc3.bias")}
-    if deployed_keys and not deployed_keys & {leaf.key for leaf in leaves.values()}:
-        model = nnx.eval_shape(deployed, model)
-        leaves = official_leaves(model)
-    kept = _places_to_keep(model) if head == "skip" else ()
-    return load_state(model, arrays, "state_dict", leaves=leaves, kept=kept)
+    arrays = _arrays(state_dict)
+    kept = _places_to_keep(model) if head == "skip" else set()
+    try:
+        arrays = official_keys(arrays) if is_mmpretrain(arrays) else arrays
+        deployed_keys = {key for key in arrays if key.endswith("fc3.bias")}
+        if deployed_keys and not deployed_keys & {leaf.key for leaf in leaves.values()}:
+            # A classifier that is kept has values, so the model has.
+            model = deployed(model) if kept else nnx.eval_shape(deployed, model)
+            leaves = official_leaves(model)
+        counters = [leaf.key for leaf in leaves.values() if leaf.key.endswith(COUNTER)]
+        arrays = dict.fromkeys(counters, np.zeros((), np.int64)) | arrays
+        loaded = load_state(model, arrays, "state_dict", leaves=leaves, kept=kept)
+    except MisfitError as error:
+        if len(error.problems) > error.SHOWN:
+            error.guess = likely_origin(model, arrays)
+        raise
+    check_finite({leaf.key: arrays[leaf.key] for place, leaf in leaves.items() if place not in kept}, "state_dict")
+    return loaded
 
 
 def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -67,7 +83,7 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     A trained model is returned in the training-time layout, a model of `deployed` in the deployed layout.
 
     Raises:
-        TypeError: if there is no official layout for this module, or for its fused form.
+        TypeError: if there is no official layout for this module, or for its fused form, or it is no module.
     """
     leaves = official_leaves(model)
     state_dict = {}
@@ -79,16 +95,27 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def deployed(model: nnx.Module) -> nnx.Module:
-    """Fuses a model as far as the official code does; the result is in evaluation mode.
+def _arrays(state_dict) -> dict[str, np.ndarray]:
+    """The arrays of a state_dict as NumPy's, by their plain keys."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"state_dict has to be a mapping of official key → array, and it is a {type(state_dict).__name__}; "
+            f"load_torch_file reads one from a file"
+        )
+    if unnamed := [key for key in state_dict if not isinstance(key, str)]:
+        raise TypeError(f"the keys of state_dict have to be names, and {unnamed[0]!r} is a {type(unnamed[0]).__name__}")
+    return {key: _array(key, value) for key, value in with_plain_keys(state_dict).items()}
 
-    For v1 this equals `fuse_params`; of a RepMLPNet the official conversion fuses only the RepMLP blocks.
-    """
-    is_v2 = any(isinstance(node, RepMLPNetBlock) for _, node in nnx.iter_graph(model))
-    chosen = (lambda module: isinstance(module, RepMLPNetBlock)) if is_v2 else is_fusable
-    result = replace_modules(model, chosen, lambda path, module: module.fused())
-    result.eval()
-    return result
+
+def _array(key, value) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # PyTorch's tensors raise various
+        raise TypeError(f"state_dict[{key!r}] cannot become a NumPy array: {error}") from error
+    if array.dtype.kind in "OSU":
+        hint = ": if that is the state_dict, pass it" if isinstance(value, Mapping) else ""
+        raise TypeError(f"state_dict[{key!r}] is no array, but a {type(value).__name__}{hint}")
+    return array
 
 
 def _places_to_keep(model) -> set[tuple]:
@@ -98,34 +125,3 @@ def _places_to_keep(model) -> set[tuple]:
     if any(isinstance(arrays_of(model)[dotted(place)], jax.ShapeDtypeStruct) for place in places):
         raise ValueError('head="skip" keeps the classifier, but that of an abstract model has no values; build it')
     return places
-
-
-def official_leaves(model) -> dict[tuple, Leaf]:
-    """Path of every array of a model → its official key and axes.
-
-    Raises:
-        TypeError: if an array has no official name.
-    """
-    leaves = dict(_walk(model, (), ""))
-    without = [place for place, _ in nnx.to_flat_state(nnx.state(model, weights)) if place not in leaves]
-    if without:
-        raise TypeError(
-            f"{type(model).__name__} has no official PyTorch layout for {'.'.join(map(str, without[0]))}"
-            + (f" and {len(without) - 1} more" if len(without) > 1 else "")
-        )
-    return leaves
-
-
-def _walk(module, place, prefix) -> Iterator[tuple[tuple, Leaf]]:
-    for name, official in official_names(module).items():
-        part: Any = module
-        parts: tuple[Any, ...] = tuple(int(key) if key.isdecimal() else key for key in name.split("."))
-        for key in parts:
-            part = part[key] if isinstance(part, nnx.List | nnx.Dict) else getattr(part, key, None)
-            if part is None:
-                break
-        else:
-            if isinstance(official, OfficialArray):
-                yield (*place, *parts), Leaf(prefix + official.name, official.axes)
-            else:
-                yield from _walk(part, (*place, *parts), prefix + official)

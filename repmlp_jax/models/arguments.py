@@ -7,6 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from repmlp_jax.models.precision import check_precision
+
 
 def arguments_for(function: Callable, scope: Mapping[str, Any]) -> dict[str, Any]:
     """Selects the arguments of a function from a constructor's `locals()`."""
@@ -17,6 +19,7 @@ def arguments_for(function: Callable, scope: Mapping[str, Any]) -> dict[str, Any
 def arguments_text(model, scope: Mapping[str, Any]) -> str:
     """The constructor's arguments from its `locals()`, as JSON, since the attributes of a module must be hashable."""
     arguments = arguments_for(type(model).__init__, scope)
+    check_precision([arguments.get("dtype"), arguments.get("param_dtype")], type(model).__name__)
     return json.dumps({name: _plain(value) for name, value in arguments.items() if name != "rngs"})
 
 

@@ -1,6 +1,6 @@
 """The weights and statistics of a model by name, and loading them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import einops
@@ -33,6 +33,29 @@ class Leaf(NamedTuple):
         return einops.rearrange(array, f"{theirs} -> {ours}", **sizes)
 
 
+class MisfitError(ValueError):
+    """Arrays that do not fit a model.
+
+    Attributes:
+        problems: all that does not fit; the message names five.
+        guess: what the arrays may be of; empty if nobody knows.
+    """
+
+    SHOWN = 5
+
+    def __init__(self, what: str, problems: Sequence[str]):
+        super().__init__(what, problems)
+        self.what = what
+        self.problems = list(problems)
+        self.guess = ""
+
+    def __str__(self) -> str:
+        lines = [f"{self.what}:", *(f"  {problem}" for problem in self.problems[: self.SHOWN])]
+        if (more := len(self.problems) - self.SHOWN) > 0:
+            lines.append(f"  and {more} more: the error's `problems`, or `repmlp-jax import --all-problems`, has all")
+        return "\n".join(lines + ([self.guess] if self.guess else []))
+
+
 def arrays_of(model: nnx.Module) -> dict[str, Any]:
     """Dotted path → weight or statistic of a model, which may be abstract."""
     return {dotted(place): variable.get_value() for place, variable in nnx.to_flat_state(nnx.state(model, weights))}
@@ -59,31 +82,31 @@ def load_state(
         A new model.
 
     Raises:
-        ValueError: if arrays are missing or left over, a shape differs, or a dtype would lose precision; one message
-            lists all.
+        MisfitError: if arrays are missing or left over, a shape differs, or a value would change in the model's dtype.
+            It is a ValueError that has all problems.
     """
     graphdef, state, *rest = nnx.split(seeded(model), weights, ...)
     variables = nnx.to_flat_state(state)
     leaves = leaves or {place: Leaf(dotted(place)) for place, _ in variables}
-    problems = [f"not used by the model: {key}" for key in arrays.keys() - {leaf.key for leaf in leaves.values()}]
-    loaded = []
+    misfits, missing, loaded = [], [], []
     for place, here in variables:
         leaf, shape = leaves[place], here.shape
         array, stored_shape = arrays.get(leaf.key), leaf.stored_shape(shape)
         if place in kept:
             pass
         elif array is None:
-            problems.append(f"missing: {leaf.key}")
+            missing.append(f"missing: {leaf.key}")
         elif array.shape != stored_shape:
             hint = '; head="skip" leaves it as it is (init_head in recipes)' if place in head_places(model) else ""
-            problems.append(f"{leaf.key} has shape {array.shape}, the model {stored_shape}{hint}")
-        elif not _fits(array, here.dtype):
-            problems.append(f"{leaf.key} holds {array.dtype}, the model {here.dtype}: cast one of them")
+            misfits.append(f"{leaf.key} has shape {array.shape}, the model {stored_shape}{hint}")
+        elif misfit := _misfit(array, here):
+            misfits.append(f"{leaf.key} holds {misfit}")
         else:
             here = here.replace(jnp.asarray(leaf.restored(array, shape), here.dtype))
         loaded.append((place, here))
-    if problems:
-        raise ValueError(f"{source} does not fit {type(model).__name__}:\n  " + "\n  ".join(sorted(problems)))
+    unused = [f"not used by the model: {key}" for key in arrays.keys() - {leaf.key for leaf in leaves.values()}]
+    if problems := sorted(misfits) + sorted(missing) + sorted(unused):
+        raise MisfitError(f"{source} does not fit {type(model).__name__}", problems)
     return nnx.merge(graphdef, nnx.from_flat_state(loaded), *rest, copy=True)
 
 
@@ -94,8 +117,24 @@ def head_places(model: nnx.Module) -> set[tuple]:
     return {(*linear, name) for name in ("kernel", "bias")} if head is not None else set()
 
 
-def _fits(array, dtype):
-    """Whether a cast is exact; PyTorch's int64 batch counters fit our int32 counters if their values do."""
-    if np.issubdtype(array.dtype, np.integer) and np.issubdtype(dtype, np.integer):
-        return np.all(array <= np.iinfo(dtype).max)
-    return np.can_cast(array.dtype, dtype, "safe")
+def _misfit(array, variable) -> str:
+    """What an array holds that a variable cannot hold; empty if no value changes by the cast.
+
+    Counters may come as other numbers: PyTorch's are int64, and floats in a model that was cast to half precision.
+    """
+    both = array.dtype, variable.dtype
+    is_counter = isinstance(variable, nnx.BatchStat) and jnp.issubdtype(variable.dtype, jnp.integer)
+    if all(jnp.issubdtype(dtype, jnp.integer) for dtype in both) or (
+        is_counter and jnp.issubdtype(array.dtype, jnp.floating)
+    ):
+        lowest, highest = 0 if is_counter else np.iinfo(variable.dtype).min, np.iinfo(variable.dtype).max
+        values = np.asarray(array)
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            values = values.astype(np.float64)  # `highest` is infinite in float16
+        wrong = values[~((values >= lowest) & (values <= highest) & (values == np.floor(values)))]
+        return f"{wrong[0]}, the model whole numbers from {lowest} to {highest}" if wrong.size else ""
+    if array.dtype == variable.dtype or (
+        all(jnp.issubdtype(dtype, jnp.floating) for dtype in both) and np.can_cast(*both, "safe")
+    ):
+        return ""
+    return f"{array.dtype}, the model {variable.dtype}: cast one of them"

@@ -8,6 +8,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from repmlp_jax.fusing.report import FuseReport, change
 from repmlp_jax.plots.palette import BLUE, ORANGE
+from repmlp_jax.plots.places import integer
 
 REST = "everything else"
 
@@ -25,9 +26,12 @@ def fuse_bars(report: FuseReport, depth: int | None = None) -> Figure:
         the blocks, such as a classifier, and repeated calls of a block.
 
     Raises:
+        TypeError: if `report` is not a FuseReport, or `depth` not an integer.
         ValueError: if there is nothing to fuse in the model, or `depth` is below 1.
     """
-    if depth is not None and depth < 1:
+    if not isinstance(report, FuseReport):
+        raise TypeError(f"report must be what fuse_report returns, not {type(report).__name__}")
+    if depth is not None and integer(depth, "depth") < 1:
         raise ValueError(f"depth={depth} names no part: use 1 or more")
     if all(block.kept and not block.folded for block in report.blocks):
         raise ValueError("there is nothing to compare: the model is fused already, or holds no block that can be")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 
 from repmlp_jax.fusing import algebra
+from repmlp_jax.plots import places
 from repmlp_jax.plots.palette import BLUE, NUMBERS, ORANGE, OTHERS
 
 SIDE = 4
@@ -37,10 +38,13 @@ def identity_trick(
         A figure with the kernels of the convolution and of the FC, and for each pixel the image and its convolution.
 
     Raises:
+        TypeError: if the kernel does not hold real numbers, or a pixel is not a pair of integers.
         ValueError: if a side of the kernel is neither 1 nor 3, a number is negative or not finite, or there are no
             pixels, more than three, or one outside the map.
     """
-    kernel = np.asarray(kernel)
+    kernel, pixels = np.asarray(kernel), places.pixels(pixels)
+    if not np.issubdtype(kernel.dtype, np.number) or np.iscomplexobj(kernel):
+        raise TypeError(f"kernel must hold real numbers, not {kernel.dtype}")
     if any(side not in (1, 3) for side in kernel.shape) or kernel.ndim != 2:
         raise ValueError(f"the picture has room for a kernel of 3×3 or smaller odd sides, not of shape {kernel.shape}")
     if not np.isfinite(kernel).all() or (kernel < 0).any():

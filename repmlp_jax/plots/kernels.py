@@ -15,6 +15,7 @@ from matplotlib.ticker import NullFormatter
 from repmlp_jax.blocks.repmlp import FusedRepMLP, RepMLP
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, RepMLPNetBlock
 from repmlp_jax.fusing import algebra
+from repmlp_jax.plots import places
 from repmlp_jax.plots.palette import MAGNITUDES, ZERO
 
 TRAINED = RepMLP | RepMLPNetBlock
@@ -80,13 +81,16 @@ def fc3_kernels(
         output_channel: channel of the output point. For a RepMLPNetBlock both channels are numbers of share-sets.
 
     Raises:
-        TypeError: as `fc3_parts`.
+        TypeError: as `fc3_parts`, or if a pixel or a channel is not of integers.
         ValueError: as `fc3_parts`; if there is no such pixel or channel, the channels are in different groups, or the
             weights are not finite or all zero.
     """
+    output_channel = places.integer(output_channel, "output_channel")
+    input_channel = input_channel if input_channel is None else places.integer(input_channel, "input_channel")
+    point = pixel if pixel is None else places.pixel(pixel)
     parts = fc3_parts(block)
     groups, h, w, c, *_, o = parts["fused"].shape
-    pixel = _checked((h // 2, w // 2) if pixel is None else pixel, h, w)
+    point = _checked((h // 2, w // 2) if point is None else point, h, w)
     if not 0 <= output_channel < groups * o:
         raise ValueError(f"output_channel={output_channel}: there are {groups * o}, from 0")
     group = output_channel // o
@@ -97,13 +101,13 @@ def fc3_kernels(
             f"{'channel' if c == 1 else 'channels'} {_range(group * c, c)}"
         )
     titles = ("FC3 as trained", "merged convolutions", "fused: the sum of both")
-    maps = [np.abs(part[group, :, :, input_channel % c, *pixel, output_channel % o]) for part in parts.values()]
+    maps = [np.abs(part[group, :, :, input_channel % c, *point, output_channel % o]) for part in parts.values()]
     figure, panels = _figure(1, 3, (h, w))
     figure.suptitle(
-        f"What output point (row {pixel[0]}, column {pixel[1]}, channel {output_channel}) sees of input channel "
+        f"What output point (row {point[0]}, column {point[1]}, channel {output_channel}) sees of input channel "
         f"{input_channel}"
     )
-    _draw(figure, panels, maps, [pixel] * 3, titles, "magnitude of the weight")
+    _draw(figure, panels, maps, [point] * 3, titles, "magnitude of the weight")
     return figure
 
 
@@ -120,7 +124,7 @@ def receptive_fields(block: TRAINED | FUSED, pixels: Sequence[tuple[int, int]] |
         all connected pairs of channels.
 
     Raises:
-        TypeError: if `block` is not a block.
+        TypeError: if `block` is not a block, or a pixel not a pair of integers.
         ValueError: if a pixel is not in the partition, there are none, or the weights are not finite or all zero.
     """
     if not isinstance(block, TRAINED | FUSED):
@@ -132,7 +136,8 @@ def receptive_fields(block: TRAINED | FUSED, pixels: Sequence[tuple[int, int]] |
         pixels = [(row, column) for row in rows for column in columns]
         shape = (1, len(pixels)) if w == 1 else (len(rows), len(columns))
     else:
-        pixels, shape = [_checked(pixel, h, w) for pixel in pixels], (-(-len(pixels) // 4), min(len(pixels), 4))
+        pixels = [_checked(pixel, h, w) for pixel in places.pixels(pixels)]
+        shape = (-(-len(pixels) // 4), min(len(pixels), 4))
     if not pixels:
         raise ValueError("there is no pixel to show: pixels is empty")
     maps = [np.sqrt(np.square(kernel[:, :, :, :, row, column]).mean((0, 3, 4))) for row, column in pixels]
@@ -153,7 +158,7 @@ def _kernel(fused: FUSED) -> Float[np.ndarray, "g h w c h w o"]:
 def _checked(pixel, h, w) -> tuple[int, int]:
     row, column = pixel
     if not (0 <= row < h and 0 <= column < w):
-        raise ValueError(f"pixel {tuple(pixel)} is not in a partition of rows {_range(0, h)}, columns {_range(0, w)}")
+        raise ValueError(f"pixel {pixel} is not in a partition of rows {_range(0, h)}, columns {_range(0, w)}")
     return row, column
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from repmlp_jax.local_path import local_path
 from repmlp_jax.storage import checkpoint_format
 from repmlp_jax.storage.checkpoint_format import CheckpointError
+from repmlp_jax.storage.partial import sync, sync_tree
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -44,7 +46,7 @@ class Checkpoints:
         """
         if latest < 1:
             raise ValueError(f"latest must be at least 1, got {latest}")
-        self.folder = Path(folder).absolute()
+        self.folder = local_path(folder).absolute()
         self._latest = latest
         self._best = best
         self._config = config or {}
@@ -119,6 +121,10 @@ class Checkpoints:
         (step, saving), self._saving = self._saving, None
         try:
             saving.result()
+            if jax.process_index() == 0:
+                # Orbax syncs the arrays, not its metadata; before it is on the disk, no older checkpoint is removed.
+                sync_tree(self._path(step))
+                sync(self.folder)
         except Exception as error:
             raise self._failed_save(step, error) from error
         if jax.process_index() == 0:

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +13,17 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from repmlp_jax.fusing.finite import check_finite
 from repmlp_jax.fusing.fuse import fuse_params
+from repmlp_jax.local_path import local_path
 from repmlp_jax.models.arguments import arguments_from_text
+from repmlp_jax.models.precision import check_precision
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.models.state import arrays_of, load_state
 from repmlp_jax.quantisation.quantise import quantisation, quantise_params
 from repmlp_jax.storage.digest import describe, digests
 from repmlp_jax.storage.preprocessing import check_preprocessing_of
+from repmlp_jax.storage.whole_folder import put_back, whole_folder
 from repmlp_jax.version import versions
 
 FORMAT = 2
@@ -33,20 +37,24 @@ CONTENTS = {1: SHARED | {"digests"}, 2: SHARED | {"weights_sha256"}}
 def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | None = None, overwrite: bool = False):
     """Saves a trained, fused or quantised model of `list_models()` in a folder that `load_model` reads.
 
-    The folder is written atomically.
+    The folder is written as a whole: a process that is killed while it replaces a model leaves the old one or the new
+    one, which the next `save_model` or `load_model` puts back to `path` where necessary. What the killed process had
+    written, `<path>.partial.*`, is removed by the next `save_model` to `path` on the same machine.
 
     Args:
         path: the folder; missing parents are created.
-        model: the model, as its class, `fuse_params` or `quantise_params` returned it, with any weights.
+        model: the model, as its class, `fuse_params` or `quantise_params` returned it, with finite weights.
         preprocessing: saved as JSON with the model: mean and std of the channels, class names, see
             `check_preprocessing`.
-        overwrite: replace the folder if it exists.
+        overwrite: replace the folder if it is empty, or `save_model` wrote it and nothing was added. Anything else,
+            a link included, is never replaced.
 
     Raises:
-        FileExistsError: if `path` exists and `overwrite` is off.
+        FileExistsError: if `path` exists and `overwrite` is off, or is nothing that may be replaced.
         TypeError: if the model is not one of `list_models()`, or its modules were changed after it was built; as
             `check_preprocessing`.
-        ValueError: if the preprocessing does not fit the model.
+        ValueError: if weights or statistics are NaN or infinite, the preprocessing does not fit the model, or
+            `path` is no path of this machine.
 
     Examples:
         >>> from flax import nnx
@@ -57,40 +65,27 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
         >>> load_model("fused").input_shape
         (8, 8, 3)
     """
-    path = Path(path).absolute()
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
-    arrays = arrays_of(model)
+    path = local_path(path).absolute()
+    put_back(path)
+    check_may_write(path, overwrite)
+    is_fused, arrays = _is_fused(model), arrays_of(model)
+    check_finite(arrays, f"this {type(model).__name__}")
     description = {
         "format": FORMAT,
         "model": type(model).__name__,
         "arguments": json.loads(getattr(model, "arguments", "{}")),
-        "fused": _is_fused(model),
+        "fused": is_fused,
         "quantised": quantisation(model),
         "preprocessing": preprocessing or {},
         "arrays": describe(arrays),
         "versions": versions(),
     }
     check_preprocessing_of(model, description["preprocessing"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{path.name}.partial.", dir=path.parent))
-    try:
-        save_file({name: np.asarray(array) for name, array in arrays.items()}, partial / WEIGHTS)
-        description["weights_sha256"] = _sha256(partial / WEIGHTS)
-        (partial / DESCRIPTION).write_text(json.dumps(description | {"sha256": _seal(description)}, indent=1))
-        partial.chmod(0o755)
-        replaced = partial / "replaced"
-        if path.exists():
-            path.rename(replaced)
-        try:
-            partial.rename(path)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(path)
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(path / "replaced", ignore_errors=True)
+    with whole_folder(path, lambda: check_may_write(path, overwrite)) as folder:
+        save_file({name: np.asarray(array) for name, array in arrays.items()}, folder / WEIGHTS)
+        description["weights_sha256"] = _sha256(folder / WEIGHTS)
+        (folder / DESCRIPTION).write_text(json.dumps(description | {"sha256": _seal(description)}, indent=1))
+        shutil.copymode(folder / DESCRIPTION, folder / WEIGHTS)  # safetensors lets nobody else read its files.
 
 
 def load_model(path: str | Path) -> nnx.Module:
@@ -98,7 +93,8 @@ def load_model(path: str | Path) -> nnx.Module:
 
     Raises:
         FileNotFoundError: if there is no such folder, or it holds no saved model.
-        ValueError: if it is damaged, or of a newer format.
+        ValueError: if it is damaged, of a newer format or a class that is not registered, holds weights that are NaN or
+            infinite, or needs 64 bits, which JAX has turned off.
 
     Examples:
         >>> from repmlp_jax import load_model
@@ -123,9 +119,27 @@ class SavedModel(NamedTuple):
 
 def load(path: str | Path) -> SavedModel:
     """Reads a model and its preprocessing; raises as `load_model` does."""
-    path = Path(path).absolute()
+    path = local_path(path).absolute()
+    while True:
+        put_back(path)
+        before = _identity(path)
+        try:
+            return _load(path)
+        except (ValueError, FileNotFoundError):
+            # A model that is replaced meanwhile is read from its beginning.
+            if before == _identity(path):
+                raise
+
+
+def _identity(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
+
+
+def _load(path: Path) -> SavedModel:
     description = _read_description(path)
     model_class = _model_classes()[description["model"]]
+    described = [array.partition("[")[0] for array in description["arrays"].values()]
+    check_precision([*described, description["arguments"].get("dtype")], f"the model in {path}")
     try:
         abstract = _abstract(
             model_class, json.dumps(description["arguments"]), description["fused"], description.get("quantised")
@@ -134,6 +148,8 @@ def load(path: str | Path) -> SavedModel:
         raise ValueError(f"{path} is damaged: {description['model']} does not take its arguments ({error})") from error
     if describe(arrays_of(abstract)) != description["arrays"]:
         raise ValueError(f"{path} is damaged: its arrays are not those of the {description['model']} that it names")
+    if not (path / WEIGHTS).is_file():  # a pipe might never end
+        raise ValueError(f"{path} is damaged: its weights cannot be read (there is no file {WEIGHTS})")
     try:
         arrays = {name: jnp.asarray(array) for name, array in load_file(path / WEIGHTS).items()}
     except (OSError, SafetensorError) as error:
@@ -145,9 +161,42 @@ def load(path: str | Path) -> SavedModel:
         changed = [] if _sha256(path / WEIGHTS) == description["weights_sha256"] else [WEIGHTS]
     if changed or describe(arrays) != description["arrays"]:
         raise ValueError(f"{path} is damaged: {', '.join(changed[:5]) or WEIGHTS} does not hold what was saved")
+    check_finite(arrays, str(path))
     model = load_state(abstract, arrays, str(path))
     model.eval()
     return SavedModel(model, description["preprocessing"])
+
+
+def check_may_write(path: Path, overwrite: bool):
+    """Refuses what `save_model` would not write to; raises FileExistsError as it does."""
+    if not os.path.lexists(path):
+        return
+    if found := _not_ours(path):
+        raise FileExistsError(
+            f"{path} {found}: save_model replaces only an empty folder, or one that it wrote; choose another path"
+        )
+    if not overwrite:
+        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
+
+
+def _not_ours(path: Path) -> str:
+    """What is at a path, in words, if `save_model` did not write it; an empty folder counts as written by it."""
+    if path.is_symlink():
+        return f"is a link to {path.readlink()}"
+    if not path.is_dir():
+        return "is a file"
+    if path.samefile("."):
+        return "is the current folder"
+    found = sorted(child.name for child in path.iterdir())
+    others = [name for name in found if name not in (DESCRIPTION, WEIGHTS) or not (path / name).is_file()]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        return f"holds {', '.join(others[:3])}{more}"
+    try:
+        ours = not found or {"format", "sha256"} <= dict(json.loads((path / DESCRIPTION).read_bytes())).keys()
+    except (OSError, ValueError, TypeError):
+        ours = False
+    return "" if ours else f"holds {' and '.join(found)}, which save_model did not write"
 
 
 def _sha256(path: Path) -> str:
@@ -172,8 +221,13 @@ def _read_description(path):
                 raise ValueError("its digest is wrong")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {DESCRIPTION} cannot be read ({error})") from error
-    if found[0] not in CONTENTS or found[1] not in _model_classes():
+    if found[0] not in CONTENTS:
         raise ValueError(f"{path} holds a {found[1]} of format {found[0]}; this version reads formats 1 to {FORMAT}")
+    if found[1] not in _model_classes():
+        raise ValueError(
+            f"{path} holds a {found[1]}, and no class of this name is registered: import {found[1]} and set "
+            f'repmlp_jax.models.registry.MODELS["a name"] = ({found[1]}, {{}}) before it is loaded'
+        )
     return description
 
 

@@ -5,30 +5,39 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from repmlp_jax.local_path import local_path
+from repmlp_jax.storage.partial import partial_path, sync
+
 
 @contextlib.contextmanager
 def whole_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a path to write to, which replaces `path` when the block ends and is removed if it fails.
+    """Yields the path of an empty file to write to, which replaces `path` when the block ends.
+
+    It is removed if the block fails; the next call removes what a killed process leaves. The file has the rights that
+    the umask gives.
 
     Args:
         path: the file; missing parents are created.
         overwrite: replace the file if it exists.
 
     Raises:
-        FileExistsError: if `path` exists and `overwrite` is off.
+        FileExistsError: if `path` exists and `overwrite` is off, or it is neither a file nor a folder.
         IsADirectoryError: if `path` is a folder.
+        TypeError: if `path` is no path.
+        ValueError: if it is none of this machine.
     """
-    path = Path(path).absolute()
+    path = local_path(path).absolute()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; choose the path of a file")
-    if path.exists() and not overwrite:
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is a device, pipe or socket; choose the path of a file")
+    if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
-    try:
+    with partial_path(path) as partial:
+        partial.touch()
+        rights = partial.stat().st_mode
         yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        partial.chmod(rights)  # safetensors lets nobody else read its files.
+        sync(partial)
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        sync(path.parent)

@@ -11,6 +11,7 @@ from absl import flags
 from absl import logging as absl_logging
 
 from repmlp_jax.nearest import nearest
+from repmlp_jax.printing import print_any_character
 from repmlp_jax.storage.checkpoint_format import CheckpointError
 
 logger = logging.getLogger("repmlp_jax")
@@ -20,6 +21,7 @@ BAD_INPUT = 2
 
 def parse_flags(arguments: list[str]) -> list[str]:
     """Parses the flags; an invalid flag ends the program with one line."""
+    print_any_character()
     # Orbax logs every step of its work through absl, at level "info".
     absl_logging.set_verbosity(absl_logging.WARNING)
     logger.setLevel(logging.INFO)

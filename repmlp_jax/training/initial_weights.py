@@ -4,13 +4,16 @@ from pathlib import Path
 
 from flax import nnx
 
+from repmlp_jax.fusing.fuse import fusable_modules
 from repmlp_jax.interop.torch import from_torch
 from repmlp_jax.interop.torch_file import load_torch_file
+from repmlp_jax.local_path import local_path
 from repmlp_jax.models.backbone import with_backbone_of
 from repmlp_jax.models.pspnet import PSPNet
 from repmlp_jax.models.resnet import RepMLPResNet
-from repmlp_jax.models.state import arrays_of, head_places, load_state
+from repmlp_jax.models.state import MisfitError, arrays_of, head_places, load_state
 from repmlp_jax.storage.models import load_model
+from repmlp_jax.storage.whole_folder import put_back
 
 
 def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") -> nnx.Module:
@@ -26,12 +29,19 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
 
     Raises:
         FileNotFoundError: if there is nothing at `path`.
-        ValueError: if the stored weights do not fit the model.
+        ValueError: if the stored weights do not fit the model, or one of them is NaN or infinite.
     """
-    if not Path(path).is_dir():
+    path = local_path(path)
+    put_back(path)
+    if not path.is_dir():
         return from_torch(model, load_torch_file(path), head=head)
     saved = load_model(path)
     if isinstance(model, PSPNet) and isinstance(saved, RepMLPResNet):
         return with_backbone_of(model, saved)
     kept = head_places(model) if head == "skip" else ()
-    return load_state(model, arrays_of(saved), str(path), kept=kept)
+    try:
+        return load_state(model, arrays_of(saved), str(path), kept=kept)
+    except MisfitError as error:
+        fused = "" if fusable_modules(saved) else "fused "
+        error.guess = f"{path} holds a {fused}{type(saved).__name__}."
+        raise

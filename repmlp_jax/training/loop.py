@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from repmlp_jax.fusing.host import host
+from repmlp_jax.local_path import local_path
 from repmlp_jax.storage.checkpoints import Checkpoints
 from repmlp_jax.training import sharding
 from repmlp_jax.training.config import FREE, check_config, differences
@@ -25,7 +26,7 @@ from repmlp_jax.training.metrics import Metrics, replace_text
 from repmlp_jax.training.optimizer import make_optimizer
 from repmlp_jax.training.pace import Pace
 from repmlp_jax.training.profiler import Profiler
-from repmlp_jax.training.results import fuse_and_save, score
+from repmlp_jax.training.results import check_results, fuse_and_save, score
 from repmlp_jax.training.saving import Saving
 from repmlp_jax.training.step import RETYPED, fetch_metrics, init_state, make_step
 from repmlp_jax.training.task import Task
@@ -55,16 +56,18 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
     Raises:
         ValueError: if the configuration is not valid, `workdir` holds a run of another configuration, or more than 5 %
             of at least 1,000 examples are damaged.
+        FileExistsError: if `model` or `fused` in `workdir` is nothing that `save_model` wrote.
         FloatingPointError: if a loss is not finite; the message names the step.
         SystemExit: after SIGTERM, once the state is saved.
     """
     check_config(config)
-    workdir = Path(workdir)
+    workdir = local_path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
     for name in ("batch_size", "eval_batch_size"):
         sharding.check_batch_size(name, config[name], mesh)
     plain_config = json.loads(config.to_json())
     _refuse_another_configuration(workdir, plain_config)
+    check_results(workdir)
     is_chief = jax.process_index() == 0
 
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)

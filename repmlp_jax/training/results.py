@@ -10,9 +10,17 @@ from tqdm import tqdm
 
 from repmlp_jax.fusing.fuse import fuse_params
 from repmlp_jax.interop.report import fuse_report
-from repmlp_jax.storage.models import save_model
+from repmlp_jax.storage.models import check_may_write, save_model
 from repmlp_jax.training.metrics import replace_text
 from repmlp_jax.training.sharding import on_this_process
+
+SAVED = "model", "fused"
+
+
+def check_results(workdir: Path):
+    """Refuses a folder in which `fuse_and_save` would not replace what is there; raises FileExistsError."""
+    for name in SAVED:
+        check_may_write(workdir / name, overwrite=True)
 
 
 def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
@@ -40,11 +48,11 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
     results["largest_output_difference_as_run"] = comparison.difference_as_run
     results["computed_in"] = _compute_dtype(model)
     if jax.process_index() == 0:
-        for name, saved in (("model", model), ("fused", fused)):
+        for name, saved in zip(SAVED, (model, fused), strict=True):
             save_model(workdir / name, saved, preprocessing=task.preprocessing, overwrite=True)
         task.draw(workdir, fused)
         replace_text(workdir / "results.json", json.dumps(results, indent=1))
-        tqdm.write(_table(results, task.scores) + f"\nsaved: {workdir / 'model'} and {workdir / 'fused'}")
+        tqdm.write(_table(results, task.scores) + f"\nsaved: {' and '.join(str(workdir / name) for name in SAVED)}")
     return results
 
 

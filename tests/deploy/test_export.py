@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -223,6 +224,9 @@ def test_what_cannot_be_exported(fused, tmp_path):
         (jnp.zeros(3), "export needs an nnx.Module, not ArrayImpl"),
         (nnx.Linear(2, 2, rngs=nnx.Rngs(0)), "Linear has no input_shape: set it to the"),
         (build("PureMLP", param_dtype=jnp.float64), "arrays hold float64, .* build the model with param_dtype"),
+        (abstract(NETS["PureMLP"]), "this PureMLP is abstract: it has shapes, but no weights to export"),
+        (Unknown((4, 4)), r"the input_shape of this Unknown is \(4, 4\): set it to the \(height, width, channels\)"),
+        (Unknown(8), "the input_shape of this Unknown is 8: set it to"),
     ):
         with pytest.raises(TypeError, match=message):
             export_model(model, tmp_path / "model")
@@ -290,9 +294,91 @@ def test_formats_and_programs_that_this_version_cannot_read(files, tmp_path):
     rewritten(files / "PureMLP", tmp_path / "newer", format=2)
     with pytest.raises(ValueError, match="newer is of format 2; this version reads format 1"):
         load_exported(tmp_path / "newer")
-    rewritten(files / "PureMLP", tmp_path / "other", **{"program.bin": "from another time"})
-    with pytest.raises(ValueError, match=f"exported by jax {jax.__version__}, and jax .* cannot read it: export it"):
+    other = {"program.bin": "from another time"}
+    rewritten(files / "PureMLP", tmp_path / "later", **other, versions=dict(jax="99.0"))
+    with pytest.raises(ValueError, match=f"exported by jax 99.0, and jax {jax.__version__} cannot read it: export it"):
+        load_exported(tmp_path / "later")
+    rewritten(files / "PureMLP", tmp_path / "other", **other)
+    with pytest.raises(ValueError, match=r"other is damaged: program.bin in it is no program of JAX \(.+\)"):
         load_exported(tmp_path / "other")
+
+
+def test_what_a_description_lacks_is_named(files, tmp_path):
+    rewritten(files / "PureMLP", tmp_path / "model")
+    with zipfile.ZipFile(tmp_path / "model", "a") as file, pytest.warns(UserWarning, match="Duplicate name"):
+        file.writestr("model.json", json.dumps({"format": 1, "weights": [], "versions": {}}))
+    with pytest.raises(ValueError, match=r"export_model wrote: its model.json lacks input_shape, preprocessing"):
+        load_exported(tmp_path / "model")
+
+
+def test_a_program_without_flatbuffers_is_not_called_damaged(files, monkeypatch):
+    def missing(_):
+        raise ModuleNotFoundError("No module named 'flatbuffers'")
+
+    monkeypatch.setattr(jax.export, "deserialize", missing)
+    with pytest.raises(ImportError, match="flatbuffers"):
+        load_exported(files / "PureMLP")
+
+
+def test_a_compressed_entry_is_refused_before_it_is_read(files, tmp_path):
+    with zipfile.ZipFile(files / "PureMLP") as old, zipfile.ZipFile(tmp_path / "bomb", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED if name == "program.bin" else zipfile.ZIP_STORED)
+    with pytest.raises(ValueError, match=r"bomb is damaged, .*program.bin in it is compressed"):
+        load_exported(tmp_path / "bomb")
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_arguments_of_another_type_are_named(fused, tmp_path):
+    for call in (load_exported, lambda path: export_model(fused["PureMLP"], path)):
+        with pytest.raises(TypeError, match="path=3 must be a path"):
+            call(3)
+    for model, message in (
+        (None, "export needs an nnx.Module, not NoneType"),
+        (abstract(NETS["RepMLPNet"]), "this RepMLPNet is abstract: it has shapes, but no weights to export"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            export_torch(model, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ValueError, match=f"{path.name} is no file that export_model wrote: it is a folder, a pipe"):
+            load_exported(path)
+
+
+@pytest.mark.parametrize("write", [export_model, pytest.param(export_onnx, marks=needs_converter), export_torch])
+def test_weights_that_are_not_finite_are_not_exported(write, models, tmp_path):
+    model = nnx.clone(models["RepMLPNet"])
+    model.head.linear.bias[...] = model.head.linear.bias[...].at[2].set(np.nan)
+    message = r"the RepMLPNet to export holds values that are NaN or infinite: head\.\S*bias \(1 of 5\)"
+    with pytest.raises(ValueError, match=message):
+        write(model, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("write", [export_model, pytest.param(export_onnx, marks=needs_converter)])
+@pytest.mark.parametrize(
+    ("preprocessing", "error", "message"),
+    [
+        ([0.5], TypeError, r"preprocessing must be a dict of mean, std and class_names, not \[0.5\]"),
+        ({1: 2}, TypeError, "preprocessing has the key 1, which is no string"),
+        (
+            {"mean": np.zeros(3)},
+            TypeError,
+            "preprocessing cannot be written as JSON: .*ndarray is not",
+        ),
+        ({"std": [np.nan]}, ValueError, "preprocessing cannot be written as JSON: .*not JSON compliant"),
+    ],
+    ids=["a list", "a number as key", "an array", "NaN"],
+)
+def test_preprocessing_that_is_no_json(write, preprocessing, error, message, fused, tmp_path):
+    with pytest.raises(error, match=message):
+        write(fused["PureMLP"], tmp_path / "model", preprocessing=preprocessing)
+    assert not list(tmp_path.iterdir())
 
 
 @needs_converter
@@ -345,7 +431,8 @@ class Pool(nnx.Module):
 class Unknown(nnx.Module):
     """What the converter does not know."""
 
-    input_shape = (4, 4, 1)
+    def __init__(self, input_shape=(4, 4, 1)):
+        self.input_shape = input_shape
 
     def __call__(self, x):
         return jax.pure_callback(np.sort, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
@@ -383,13 +470,13 @@ def test_onnx_without_its_extra(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_for_pytorch_come_back_bit_for_bit(models, tmp_path):
+def test_weights_for_pytorch_come_back_bit_for_bit(models, fused, tmp_path):
     model = models["RepMLPNet"]
     export_torch(model, tmp_path / "net.safetensors")
     assert_identical(from_torch(model, load_torch_file(tmp_path / "net.safetensors")), model)
     with pytest.raises(FileExistsError, match="pass overwrite=True to replace it"):
         export_torch(model, tmp_path / "net.safetensors")
-    for other in (models["PureMLP"], nnx.eval_shape(fuse_params, model)):
+    for other in (models["PureMLP"], fused["RepMLPNet"]):
         with pytest.raises(TypeError, match="has no official PyTorch layout"):
             export_torch(other, tmp_path / "other.safetensors")
     assert [file.name for file in tmp_path.iterdir()] == ["net.safetensors"]

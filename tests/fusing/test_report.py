@@ -1,6 +1,7 @@
 import functools
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from cases import CASES, abstract, build_block
 from flax import nnx
@@ -170,3 +171,18 @@ def test_where_fusing_goes_deeper_than_the_official_conversion_both_counts_are_t
     assert "official conversion" in str(report).splitlines()[-1]
     assert fuse_report(fuse_params(net)).official is None
     assert fuse_report(build_block()).official is None
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_arguments_of_another_type_are_named():
+    block = abstract(RepMLP, **CASES["plain"])
+    for model, what in ((None, "a NoneType"), ("x", "a str"), (RepMLP, "the class RepMLP, not yet built")):
+        with pytest.raises(TypeError, match=f"model has to be an nnx.Module, and it is {what}"):
+            fuse_report(model)
+    for shape in (6, (6.0, 6.0, 4.0), "abc", (6, 6, None)):
+        with pytest.raises(TypeError, match=r"input_shape has to be \(height, width, channels\), three"):
+            fuse_report(block, shape)
+    for shape in ((), (6, 6), (1, 6, 6, 4), (6, 6, -4), (0, 6, 4)):
+        with pytest.raises(ValueError, match=r"input_shape has to be \(height, width, channels\), three"):
+            fuse_report(block, shape)
+    assert fuse_report(block, np.array([6, 6, 4])) == fuse_report(block, [6, 6, 4]) == fuse_report(block, (6, 6, 4))

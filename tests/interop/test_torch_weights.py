@@ -179,12 +179,111 @@ def test_every_problem_is_named_at_once():
     with pytest.raises(ValueError, match="state_dict does not fit RepMLP") as error:
         from_torch(build_block(param_dtype=jnp.float32), state_dict)
     assert str(error.value).splitlines()[1:] == [
-        "  avg.bn.num_batches_tracked holds int64, the model int32: cast one of them",
+        "  avg.bn.num_batches_tracked holds 1099511627776, the model whole numbers from 0 to 2147483647",
         "  fc1_fc2.fc1.bias holds float64, the model float32: cast one of them",
+        "  repconv3.conv.weight has shape (4, 2, 5, 5), the model (4, 2, 3, 3)",
         "  missing: fc3_bn.weight",
         "  not used by the model: head.weight",
-        "  repconv3.conv.weight has shape (4, 2, 5, 5), the model (4, 2, 3, 3)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("fc1_fc2.fc1.bias", np.ones(16, bool), "holds bool, the model float64"),
+        ("fc1_fc2.fc1.bias", np.ones(16, np.int8), "holds int8, the model float64"),
+        ("avg.bn.num_batches_tracked", np.asarray(True), "holds bool, the model int32"),
+        ("avg.bn.num_batches_tracked", np.asarray(-(2**40)), "holds -1099511627776, the model whole numbers from 0 to"),
+        ("avg.bn.num_batches_tracked", np.asarray(-1, np.int32), "holds -1, the model whole numbers from 0 to"),
+        ("avg.bn.num_batches_tracked", np.asarray(2.5), "holds 2.5, the model whole numbers from 0 to 2147483647"),
+        ("avg.bn.num_batches_tracked", np.asarray(np.inf, np.float16), "holds inf, the model whole numbers from 0 to"),
+    ],
+)
+def test_values_that_would_change_are_refused(key, value, problem):
+    block = build_block()
+    with pytest.raises(ValueError, match=f"{key} {problem}"):
+        from_torch(block, to_torch(block) | {key: value})
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64, np.uint8])
+def test_counters_may_be_other_numbers(dtype):
+    block = build_block()
+    other = to_torch(block) | {"avg.bn.num_batches_tracked": np.asarray(200, dtype)}
+    loaded = from_torch(block, other)
+    assert to_torch(loaded)["avg.bn.num_batches_tracked"] == 200
+    assert to_torch(loaded)["avg.bn.num_batches_tracked"].dtype == np.int64
+
+
+def test_missing_counters_are_zero():
+    block = build_block()
+    state_dict = to_torch(block)
+    assert state_dict["avg.bn.num_batches_tracked"] > 0
+    uncounted = {key: array for key, array in state_dict.items() if not key.endswith("num_batches_tracked")}
+    for key, array in to_torch(from_torch(block, uncounted)).items():
+        assert (array == uncounted.get(key, 0)).all()
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "module.{}",
+        "_orig_mod.{}",
+        "module._orig_mod.{}",
+        "_orig_mod.module.{}",
+        "module.module.{}",
+        "_fsdp_wrapped_module.{}",
+    ],
+)
+def test_what_pytorchs_tools_add_to_keys_is_removed(spelled):
+    block = build_block()
+    found = {spelled.format(key): array for key, array in to_torch(block).items()}
+    found |= {spelled.format(f"fc3.{name}"): np.zeros(1) for name in ("total_ops", "total_params")}
+    found |= {
+        "n_averaged": np.asarray(3),
+        "steps": np.asarray(3),
+        "total_ops": np.zeros(1),
+        "__metadata__": {"format": "pt"},
+    }
+    assert_identical(from_torch(block, found), block)
+
+
+def test_wrappers_inside_of_keys_are_removed_and_may_not_hide_a_second_weight():
+    block = build_block()
+    state_dict = to_torch(block)
+    state_dict["fc3._orig_mod.weight"] = state_dict.pop("fc3.weight")
+    assert_identical(from_torch(block, state_dict), block)
+    with pytest.raises(ValueError, match=r"holds 'fc3.weight' twice"):
+        from_torch(block, state_dict | {"fc3.weight": np.zeros(1)})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("key", ["fc3.weight", "fc3_bn.running_var"])
+def test_values_that_are_not_finite_are_refused(key, value):
+    block = build_block()
+    state_dict = to_torch(block)
+    state_dict[key] = state_dict[key].copy()
+    state_dict[key].flat[1] = value
+    with pytest.raises(ValueError, match=rf"state_dict holds values that are NaN or infinite: {key} \(1 of"):
+        from_torch(block, state_dict)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_arguments_of_another_type_are_named():
+    block = build_block()
+    state_dict = to_torch(block)
+    for model, what in ((None, "a NoneType"), ([], "a list"), (b"x", "a bytes"), (RepMLP, "the class RepMLP, not yet")):
+        with pytest.raises(TypeError, match=f"model has to be an nnx.Module, and it is {what}"):
+            to_torch(model)
+        with pytest.raises(TypeError, match=f"model has to be an nnx.Module, and it is {what}"):
+            from_torch(model, state_dict)
+    with pytest.raises(TypeError, match=r"a mapping of official key → array, and it is a str; load_torch_file reads"):
+        from_torch(block, "weights.pth")
+    with pytest.raises(TypeError, match="the keys of state_dict have to be names, and 0 is a int"):
+        from_torch(block, {0: np.zeros(1)})
+    with pytest.raises(TypeError, match=r"state_dict\['model'\] is no array, but a dict: if that is the state_dict"):
+        from_torch(block, {"model": state_dict})
+    with pytest.raises(TypeError, match=r"state_dict\['fc3.weight'\] is no array, but a NoneType"):
+        from_torch(block, state_dict | {"fc3.weight": None})
 
 
 def test_models_without_an_official_layout_are_refused():

@@ -1,3 +1,4 @@
+import os
 import shutil
 import socket
 import subprocess
@@ -67,6 +68,36 @@ def test_latest_two_and_best_are_kept(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(8, state, {"test_accuracy": np.float64(0.95)})
     assert checkpoints.steps() == [7, 8]
+
+
+def test_a_checkpoint_is_on_the_disk_before_an_older_one_is_removed(tmp_path, monkeypatch):
+    synced, fsync = set(), os.fsync
+
+    def remember(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    removed = []
+    monkeypatch.setattr(os, "fsync", remember)
+    monkeypatch.setattr(shutil, "rmtree", lambda path: removed.append((path.name, set(synced))))
+    with Checkpoints(tmp_path, latest=1) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"x": jnp.zeros(3)})
+    ((name, before),) = removed
+    assert name == "1"
+    assert {path.stat().st_ino for path in (tmp_path, tmp_path / "2", *(tmp_path / "2").rglob("*"))} <= before
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_others_may_read_a_checkpoint_as_the_umask_says(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+            checkpoints.save(1, {"x": jnp.zeros(3)})
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "checkpoints", *(tmp_path / "checkpoints").rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask
 
 
 def test_the_state_may_be_donated_while_it_is_being_saved(tmp_path):

@@ -1,9 +1,14 @@
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 from cases import abstract, randomised
@@ -104,6 +109,175 @@ def test_an_existing_folder_stays(folder, model, tmp_path):
     assert {child.name for child in path.iterdir()} == {"model.json", "weights.safetensors"}
 
 
+def make_project(path):
+    (path / "code").mkdir(parents=True)
+    for name in ("README.md", "a.py", "b.py"):
+        (path / name).touch()
+
+
+def make_model_and_notes(path):
+    path.mkdir()
+    (path / "model.json").write_text('{"format": 2, "sha256": ""}')
+    (path / "notes.txt").touch()
+
+
+def make_model_of_tensorflow_js(path):
+    path.mkdir()
+    (path / "model.json").write_text('{"format": "layers-model", "modelTopology": {}}')
+
+
+def make_weights(path):
+    path.mkdir()
+    (path / "weights.safetensors").touch()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (make_project, r"holds README\.md, a\.py, b\.py and 1 more"),
+        (make_model_and_notes, r"holds notes\.txt"),
+        (make_model_of_tensorflow_js, r"holds model\.json, which save_model did not write"),
+        (make_weights, r"holds weights\.safetensors, which save_model did not write"),
+        (Path.touch, "is a file"),
+        (lambda path: path.symlink_to("elsewhere"), "is a link to elsewhere"),
+    ],
+)
+def test_what_save_model_did_not_write_is_never_replaced(model, tmp_path, make, found, overwrite):
+    make(tmp_path / "model")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileExistsError, match=rf"model {found}: save_model replaces only an empty folder, or one that"):
+        save_model(tmp_path / "model", model, overwrite=overwrite)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_current_folder_is_never_replaced(folder, model, tmp_path, monkeypatch):
+    for path in (tmp_path / "empty", shutil.copytree(folder, tmp_path / "model")):
+        path.mkdir(exist_ok=True)
+        monkeypatch.chdir(path)
+        with pytest.raises(FileExistsError, match="is the current folder"):
+            save_model(".", model, overwrite=True)
+        assert path.samefile(".")
+
+
+def test_an_empty_folder_is_replaced(model, tmp_path):
+    with pytest.raises(FileExistsError, match="exists; pass overwrite=True to replace it"):
+        save_model(tmp_path, model)
+    save_model(tmp_path, model, overwrite=True)
+    assert load_model(tmp_path).input_shape == (8, 8, 1)
+
+
+def test_a_link_to_a_saved_model_is_read(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    assert_identical(load_model(tmp_path / "link"), load_model(folder))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_others_may_read_a_saved_model_as_the_umask_says(model, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_model(tmp_path / "model", model)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o777 & ~umask
+    for file in (tmp_path / "model").iterdir():
+        assert file.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.fixture
+def killed_while_replacing(folder, tmp_path):
+    """What is left of a save that was killed after it had moved the old model aside."""
+    partial = tmp_path / "model.partial.01234567.1.another-host"
+    shutil.copytree(folder, partial / "replaced")
+    shutil.copytree(folder, partial / "new")
+    return tmp_path / "model"
+
+
+def test_load_model_and_save_model_put_back_the_model_that_a_killed_save_was_replacing(
+    killed_while_replacing, model, folder, caplog
+):
+    path = killed_while_replacing
+    aside = path.parent / "model.partial.01234567.1.another-host" / "replaced"
+    with pytest.raises(FileExistsError, match="exists; pass overwrite=True"):
+        save_model(path, model)
+    assert not aside.exists()
+    path.rename(aside)
+    assert_identical(load_model(path), load_model(folder))
+    assert "was to be replaced by a process that did not finish; it is back as it was" in caplog.text
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_read_whole(folder, model, tmp_path, monkeypatch):
+    path = shutil.copytree(folder, tmp_path / "model")
+    read, other = saved_models.load_file, fuse_params(model)
+
+    def replaced_first(file):
+        if not (tmp_path / "once").exists():
+            (tmp_path / "once").touch()
+            save_model(path, other, overwrite=True)
+        return read(file)
+
+    monkeypatch.setattr(saved_models, "load_file", replaced_first)
+    assert_identical(load_model(path), other)
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant_the_old_or_the_new_model_is_loaded(folder, model, tmp_path):
+    program = """
+import sys
+from flax import nnx
+from repmlp_jax import fuse_params, load_model, save_model
+
+path, models = sys.argv[1], [load_model(sys.argv[2])]
+models.append(fuse_params(models[0]))
+print("ready", flush=True)
+while True:
+    for model in models:
+        save_model(path, model, overwrite=True)
+"""
+    path = tmp_path / "model"
+    environment = os.environ | {"JAX_ENABLE_X64": "1"}
+    known = [load_model(folder), fuse_params(load_model(folder))]
+    for number in range(6):
+        command = [sys.executable, "-c", program, str(path), str(folder)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        next(line for line in process.stdout if line == "ready\n")
+        while not path.exists():
+            time.sleep(0.01)
+        time.sleep(0.2 + 0.0137 * number)
+        process.kill()
+        process.wait()
+        loaded = load_model(path)
+        assert any(jax.tree.structure(nnx.state(loaded)) == jax.tree.structure(nnx.state(one)) for one in known)
+        save_model(path, model, overwrite=True)
+        assert [child.name for child in tmp_path.iterdir()] == ["model"]
+
+
+def test_weights_that_are_not_finite_are_refused(model, folder, tmp_path, monkeypatch):
+    broken = nnx.clone(model)
+    kernel = broken.head.kernel
+    kernel[...] = kernel[...].at[0, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"this PureMLP holds .* NaN or infinite: head\.kernel \(1 of \d+\)"):
+        save_model(tmp_path / "model", broken)
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:  # as an earlier version did
+        patch.setattr(saved_models, "check_finite", lambda *_: None)
+        save_model(tmp_path / "model", broken)
+    with pytest.raises(ValueError, match=r"/model holds .* NaN or infinite: head\.kernel \(1 of \d+\)"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("dtypes", [dict(param_dtype=jnp.float64), dict(dtype="float64")], ids=str)
+def test_a_model_of_float64_asks_for_64_bits(tmp_path, dtypes):
+    small = dict(image_size=(8, 8), in_features=1, widths=(4,), partition_size=(4, 4), conv_kernels=(1, 3))
+    save_model(tmp_path / "model", randomised(abstract(create_model, "pure_mlp", **small, **dtypes)))
+    load_model(tmp_path / "model")
+    with jax.enable_x64(False):
+        with pytest.raises(ValueError, match=r"the model in .*/model is of float64, .*: set JAX_ENABLE_X64=1 in the"):
+            load_model(tmp_path / "model")
+        with pytest.raises(ValueError, match="PureMLP is of float64, which JAX replaces by 32 bits unless"):
+            create_model("pure_mlp", **small, **dtypes, rngs=nnx.Rngs(0))
+
+
 def test_a_folder_that_is_no_saved_model(tmp_path):
     (tmp_path / "notes.txt").write_text("not a model")
     for path in (tmp_path, tmp_path / "nothing"):
@@ -123,7 +297,7 @@ def change(path, **changes):
     ("changes", "message"),
     [
         (dict(format=3), "holds a PureMLP of format 3; this version reads formats 1 to 2"),
-        (dict(model="Net"), "holds a Net of format 2"),
+        (dict(model="Net"), r"holds a Net, and no class of this name is registered: import Net and set .*MODELS"),
         (dict(weights_sha256=None), r"is damaged: model.json cannot be read \(it lacks weights_sha256\)"),
         (dict(format=1), r"is damaged: model.json cannot be read \(it lacks digests\)"),
         (dict(arguments=dict(widths="x")), "is damaged: PureMLP does not take its arguments"),
@@ -194,6 +368,9 @@ def test_weights_cut_short_or_missing(folder, tmp_path):
         with pytest.raises(ValueError, match="is damaged: its weights cannot be read"):
             load_model(path)
     weights.unlink()
+    with pytest.raises(ValueError, match="is damaged: its weights cannot be read"):
+        load_model(path)
+    os.mkfifo(weights)
     with pytest.raises(ValueError, match="is damaged: its weights cannot be read"):
         load_model(path)
 

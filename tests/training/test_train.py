@@ -202,6 +202,16 @@ def test_again_it_changes_nothing(run, monkeypatch):
     assert results == run.results
 
 
+@pytest.mark.parametrize("name", ["model", "fused"])
+def test_a_folder_that_the_results_would_not_replace_is_refused_before_training(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / name / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match=f"run/{name} holds notes.txt: save_model replaces only"):
+        train_and_evaluate(get_config(), "~/run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("steps_per_call", "saved"), [(22, 0), (2, 2)])
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path, monkeypatch, steps_per_call, saved):

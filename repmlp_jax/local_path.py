@@ -1,0 +1,35 @@
+"""Paths as users write them."""
+
+import os
+import re
+from pathlib import Path
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path turns gs://bucket into gs:/bucket; C:/ is a drive of Windows.
+
+
+def local_path(path: str | os.PathLike[str], argument: str = "path") -> Path:
+    """The file or folder of this machine that a user names; `~` stands for the home folder.
+
+    Args:
+        path: as the user gave it.
+        argument: the name of the argument, for the message.
+
+    Raises:
+        TypeError: if it is no path.
+        ValueError: if it is an address, such as `gs://bucket`, or starts with `~` and no home folder is known.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{argument}={path!r} must be a path, and it is a {type(path).__name__}")
+    path = Path(path)
+    if address := ADDRESS.match(str(path)):
+        raise ValueError(
+            f"{path} is an address, and only files of this machine are read and written: "
+            f"copy it, or mount what {address[0]}/ names as a folder"
+        )
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        home = path.parts[0]
+        raise ValueError(
+            f"{path} needs a home folder, and none is known for {home}: set HOME, or replace {home}"
+        ) from None

@@ -1,0 +1,29 @@
+"""Weights to start from: what is refused, and what is said of it."""
+
+import numpy as np
+import pytest
+from cases import abstract, randomised
+from safetensors.numpy import save_file
+
+from repmlp_jax import PureMLP, RepMLPNet, fuse_params, save_model, to_torch
+from repmlp_jax.training.initial_weights import with_weights_of
+
+SIZES = dict(image_size=(8, 8), in_features=1, widths=(4,), partition_size=(4, 4), conv_kernels=(1,))
+
+
+def test_a_file_with_nan_is_refused(tmp_path):
+    net = randomised(
+        abstract(RepMLPNet, (1, 1), (4, 8), 5, partition_sizes=((4, 4), (2, 2)), sharesets=(1, 2), conv_kernels=(1,))
+    )
+    state_dict = to_torch(net)
+    state_dict["head.weight"][0, 0] = np.nan
+    save_file(state_dict, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"NaN or infinite: head.weight \(1 of 40\)"):
+        with_weights_of(tmp_path / "x.safetensors", net)
+
+
+def test_a_folder_that_does_not_fit_is_said_to_hold_what_it_holds(tmp_path):
+    model = randomised(abstract(PureMLP, 3, **SIZES))
+    save_model(tmp_path / "fused", fuse_params(model))
+    with pytest.raises(ValueError, match=r"(?s)fused does not fit PureMLP:.*fused holds a fused PureMLP\.$"):
+        with_weights_of(tmp_path / "fused", model)

@@ -1,6 +1,7 @@
 """ONNX files, which jax2onnx creates and onnxruntime compares with the model before they are written."""
 
 import contextlib
+import json
 import logging
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from repmlp_jax.deploy.program import as_json, ready_to_run
+from repmlp_jax.deploy.program import ready_to_run
 from repmlp_jax.fusing.fuse import replace_modules
 from repmlp_jax.fusing.one_platform import as_compiled_for
 from repmlp_jax.storage.preprocessing import check_preprocessing_of
@@ -44,13 +45,12 @@ def export_onnx(model: nnx.Module, path: str | Path, *, preprocessing: dict | No
     """
     with whole_file(path, overwrite) as partial, _quiet("jax2onnx", "onnx_ir"):
         converter = _import_converter()
-        written_preprocessing = as_json(preprocessing)
         model, input_shape = ready_to_run(model)
         check_preprocessing_of(model, preprocessing or {})
         model = jax.tree.map(_in_float32, model)
         images = np.random.default_rng(0).normal(size=(max(BATCHES), *input_shape)).astype(np.float32)
         outputs = _outputs(model, images)
-        content = _convert(converter, model, input_shape, written_preprocessing)
+        content = _convert(converter, model, input_shape, json.dumps(preprocessing or {}))
         for size in BATCHES:
             _compare(content, images[:size], outputs[:size])
         partial.write_bytes(content)

@@ -59,7 +59,7 @@ def export_model(model: nnx.Module, path: str | Path, *, preprocessing: dict | N
             "format": FORMAT,
             "model": type(model).__name__,
             "input_shape": input_shape,
-            "preprocessing": json.loads(as_json(preprocessing)),
+            "preprocessing": preprocessing or {},
             "weights": list(arrays),
             "versions": versions(),
         }
@@ -189,24 +189,6 @@ def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
         fused = nnx.clone(model)
         fused.eval()
     return fused, (height, width, channels)
-
-
-def as_json(preprocessing: dict | None) -> str:
-    """The preprocessing as JSON.
-
-    Raises:
-        TypeError: if it is not a dict with strings as keys, or JSON cannot hold a value.
-        ValueError: if a number is NaN or infinite.
-    """
-    preprocessing = {} if preprocessing is None else preprocessing
-    if not isinstance(preprocessing, dict):
-        raise TypeError(f"preprocessing must be a dict of mean, std and class_names, not {preprocessing!r}")
-    if strange := [key for key in preprocessing if not isinstance(key, str)]:
-        raise TypeError(f"preprocessing has the key {strange[0]!r}, which is no string")
-    try:
-        return json.dumps(preprocessing, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"preprocessing cannot be written as JSON: {error}") from None
 
 
 def _reason(error: Exception) -> str:

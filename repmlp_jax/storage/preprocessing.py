@@ -31,13 +31,12 @@ def check_preprocessing(preprocessing: Mapping[str, Any], *, channels: int, clas
         raise TypeError(f"preprocessing must be a dictionary, not a {type(preprocessing).__name__}")
     _check_keys(preprocessing)
     for name, value in preprocessing.items():
+        if name in ("mean", "std") and value is not None:
+            check_statistics(name, value, channels)
         try:
-            json.dumps(value)
+            json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"{name}, a {type(value).__name__}, cannot be saved as JSON: {error}") from None
-    for name in ("mean", "std"):
-        if preprocessing.get(name) is not None:
-            check_statistics(name, preprocessing[name], channels)
+            raise type(error)(f"{name}, a {type(value).__name__}, cannot be saved as JSON: {error}") from None
     names = preprocessing.get("class_names")
     if names is not None:
         check_class_names(names)
@@ -47,9 +46,10 @@ def check_preprocessing(preprocessing: Mapping[str, Any], *, channels: int, clas
 
 def check_preprocessing_of(model: Any, preprocessing: Mapping[str, Any]):
     """Refuses preprocessing that does not belong to a model; see `check_preprocessing`."""
-    if not preprocessing and isinstance(preprocessing, Mapping):
+    if preprocessing == {}:
         return
-    classes = output_shape(model)[-1] if preprocessing.get("class_names") else None
+    named = isinstance(preprocessing, Mapping) and preprocessing.get("class_names")
+    classes = output_shape(model)[-1] if named else None
     check_preprocessing(preprocessing, channels=model.input_shape[-1], classes=classes)
 
 

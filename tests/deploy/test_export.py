@@ -230,7 +230,7 @@ def test_what_cannot_be_exported(fused, tmp_path):
     ):
         with pytest.raises(TypeError, match=message):
             export_model(model, tmp_path / "model")
-    with pytest.raises(TypeError, match="not JSON serializable"):
+    with pytest.raises(TypeError, match="mean must be a list of numbers"):
         export_model(fused["PureMLP"], tmp_path / "model", preprocessing={"mean": object()})
     assert not list(tmp_path.iterdir())
 
@@ -364,14 +364,14 @@ def test_weights_that_are_not_finite_are_not_exported(write, models, tmp_path):
 @pytest.mark.parametrize(
     ("preprocessing", "error", "message"),
     [
-        ([0.5], TypeError, r"preprocessing must be a dict of mean, std and class_names, not \[0.5\]"),
-        ({1: 2}, TypeError, "preprocessing has the key 1, which is no string"),
+        ([0.5], TypeError, "preprocessing must be a dictionary, not a list"),
+        ({1: 2}, TypeError, "preprocessing has the key 1, a int: keys must be strings"),
         (
-            {"mean": np.zeros(3)},
+            {"mean": np.zeros(1)},
             TypeError,
-            "preprocessing cannot be written as JSON: .*ndarray is not",
+            "mean, a ndarray, cannot be saved as JSON: .*ndarray is not",
         ),
-        ({"std": [np.nan]}, ValueError, "preprocessing cannot be written as JSON: .*not JSON compliant"),
+        ({"std": [np.nan]}, ValueError, r"std is \[nan\], and must lie within 0 and 1"),
     ],
     ids=["a list", "a number as key", "an array", "NaN"],
 )

@@ -272,7 +272,9 @@ def ungroup(y: Float[Array, "g M h w o"]) -> Float[Array, "M h w O"]:
 
 
 def check_groups(groups: int, *channel_counts: int):
-    """Raises ValueError unless `groups` divides every channel count."""
+    """Raises ValueError unless `groups` divides every channel count, and there are channels."""
+    if min(channel_counts) < 1:
+        raise ValueError(f"the channels {channel_counts} must be at least 1")
     if groups < 1 or any(channels % groups for channels in channel_counts):
         common = math.gcd(*channel_counts)
         works = [divisor for divisor in range(1, common + 1) if common % divisor == 0]
@@ -285,5 +287,13 @@ def check_kernel_size(kernel_size: int | tuple[int, int]):
         if side < 1 or side % 2 == 0:
             raise ValueError(
                 f"a kernel of size {kernel_size} has no middle pixel: use an odd size, like "
-                f"{max(side - 1, 1)} or {side + 1}"
+                f"{max(side - 1, 1)} or {max(side + 1, 3)}"
             )
+
+
+def check_conv_kernels(sizes: Sequence[int]):
+    """Raises ValueError unless all sizes are odd and differ, so that each kernel has its own name."""
+    for size in sizes:
+        check_kernel_size(size)
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(f"conv_kernels {tuple(sizes)} names a size twice")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -64,14 +65,21 @@ class Partitioning:
 
     def check(self, x: Array, features: int):
         """Raises TypeError or ValueError unless `x` is a batch of float maps of this size with `features` channels."""
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"takes floating-point maps, not {x.dtype}: convert and normalise images first")
+        check_floating(x, "maps")
         expected = (*self.image_size, features)
         if x.ndim != 4 or x.shape[1:] != expected:
             raise ValueError(
                 f"built for maps of (height, width, channels) {expected} and called with an array of shape "
                 f"{x.shape}; the first axis is the batch"
             )
+
+
+def check_floating(x: Any, what: str):
+    """Raises TypeError unless `x`, which holds `what`, is an array of floating-point numbers."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        found = type(x).__name__ if dtype is None else dtype
+        raise TypeError(f"takes floating-point {what} (N, H, W, C), not {found}: convert and normalise images first")
 
 
 def _nearest_multiples(whole: int, part: int) -> list[int]:

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.blocks import layers
+from repmlp_jax.blocks.arguments import Pair, checked, pair
 from repmlp_jax.blocks.initializers import fc3_init, kernel_init
 from repmlp_jax.blocks.partition import Partitioning
 
@@ -85,7 +86,7 @@ class PartitionPerceptron(nnx.Module):
 class RepMLPConfig:
     """The arguments of `RepMLP` that do not depend on its place in a model; pass them as `**vars(config)`."""
 
-    partition_size: tuple[int, int]
+    partition_size: Pair
     conv_kernels: Sequence[int] = (1, 3, 5)
     groups: int = 1
     reduction: int = 1
@@ -103,8 +104,9 @@ class RepMLP(nnx.Module):
     Args:
         in_features: input channels C.
         out_features: output channels O.
-        image_size: (height, width) of the feature map; the block accepts no other size.
-        partition_size: (h, w) of a partition. If it equals `image_size`, there is no Global Perceptron.
+        image_size: (height, width) of the feature map, or one number for both; the block accepts no other size.
+        partition_size: (h, w) of a partition, or one number for both. If it equals `image_size`, there is no Global
+            Perceptron.
         conv_kernels: odd sides of the Local Perceptron's kernels, which may exceed the partition; () for none.
         groups: groups of channels of FC3 and of the convolutions.
         reduction: factor by which FC1's output is smaller than its input.
@@ -127,13 +129,14 @@ class RepMLP(nnx.Module):
         (1, 6, 6, 8)
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
         out_features: int,
         *,
-        image_size: tuple[int, int],
-        partition_size: tuple[int, int],
+        image_size: Pair,
+        partition_size: Pair,
         conv_kernels: Sequence[int] = (1, 3, 5),
         groups: int = 1,
         reduction: int = 1,
@@ -143,10 +146,7 @@ class RepMLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         layers.check_groups(groups, in_features, out_features)
-        for size in conv_kernels:
-            layers.check_kernel_size(size)
-        if len(set(conv_kernels)) < len(conv_kernels):
-            raise ValueError(f"conv_kernels {tuple(conv_kernels)} names a size twice")
+        layers.check_conv_kernels(conv_kernels)
         if reduction < 1:
             raise ValueError(f"reduction={reduction}: FC1 can only reduce its input by 1 or more")
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -155,7 +155,7 @@ class RepMLP(nnx.Module):
         self.groups = groups
         self.dtype = dtype
         self.param_dtype = param_dtype
-        self.partitioning = Partitioning(image_size, partition_size, pad)
+        self.partitioning = Partitioning(pair(image_size), pair(partition_size), pad)
         counts = self.partitioning.counts
         self.global_perceptron = nnx.data(
             GlobalPerceptron(in_features, counts, reduction=reduction, **options) if math.prod(counts) > 1 else None

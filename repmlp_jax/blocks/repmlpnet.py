@@ -11,9 +11,10 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from repmlp_jax.blocks.arguments import Pair, checked, pair
 from repmlp_jax.blocks.initializers import kernel_init, shared_kernel_init
-from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_groups, fuse_fc3
-from repmlp_jax.blocks.partition import Partitioning
+from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_conv_kernels, check_groups, fuse_fc3
+from repmlp_jax.blocks.partition import Partitioning, check_floating
 
 
 class Gate(nnx.Module):
@@ -42,7 +43,7 @@ class RepMLPNetBlock(nnx.Module):
 
     Args:
         features: channels C, of input and output.
-        partition_size: (h, w) of a partition.
+        partition_size: (h, w) of a partition, or one number for both.
         conv_kernels: odd sides of the Local Perceptron's kernels; () for none.
         reduction: factor by which the gate has fewer hidden features than C.
         sharesets: number S of share-sets; it must divide C.
@@ -52,8 +53,8 @@ class RepMLPNetBlock(nnx.Module):
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: if the share-sets do not divide the channels, a kernel is even, or `reduction` leaves no hidden
-            feature.
+        ValueError: if the share-sets do not divide the channels, a kernel is even or repeated, or `reduction` leaves no
+            hidden feature.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -64,11 +65,12 @@ class RepMLPNetBlock(nnx.Module):
         (1, 6, 9, 8)
     """
 
+    @checked
     def __init__(
         self,
         features: int,
         *,
-        partition_size: tuple[int, int],
+        partition_size: Pair,
         conv_kernels: Sequence[int] = (1, 3),
         reduction: int = 4,
         sharesets: int = 1,
@@ -78,12 +80,13 @@ class RepMLPNetBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_groups(sharesets, features)
+        check_conv_kernels(conv_kernels)
         if not 1 <= reduction <= features:
             raise ValueError(f"reduction={reduction} leaves no hidden feature of {features}: use 1 to {features}")
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         fc: Callable[..., nnx.Linear] = functools.partial(nnx.Linear, kernel_init=kernel_init, **options)
         self.features = features
-        self.partition_size = tuple(partition_size)
+        self.partition_size = pair(partition_size)
         self.sharesets = sharesets
         self.pad = pad
         self.dtype = dtype
@@ -102,8 +105,7 @@ class RepMLPNetBlock(nnx.Module):
         Raises:
             ValueError: if the partitions do not divide the map, or the channels are not `features`.
         """
-        partitioning = Partitioning(x.shape[1:3], self.partition_size, self.pad)
-        partitioning.check(x, self.features)
+        partitioning = _partitioning(x, self.features, self.partition_size, self.pad)
         x, kernel = promote_dtype((x, self.kernel[...]), dtype=self.dtype)
         shared = share(partitioning.split(x), self.sharesets)
         with jax.named_scope("partition_perceptron"):
@@ -170,13 +172,22 @@ class FusedRepMLPNetBlock(nnx.Module):
         Raises:
             ValueError: if the partitions do not divide the map, or the channels are not `features`.
         """
-        partitioning = Partitioning(x.shape[1:3], self.partition_size, self.pad)
-        partitioning.check(x, self.features)
+        partitioning = _partitioning(x, self.features, self.partition_size, self.pad)
         x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
         shared = share(partitioning.split(x), len(kernel))
         with jax.named_scope("partition_perceptron"):
             y = shared_fc(shared, kernel) + bias[:, None]
         return partitioning.join(unshare(y, self.features)) * self.gate(x)
+
+
+def _partitioning(x, features, partition_size, pad) -> Partitioning:
+    """The partitions of a batch of maps of any size."""
+    check_floating(x, "maps")
+    if x.ndim != 4 or x.shape[3] != features:
+        raise ValueError(
+            f"built for maps (N, H, W, C) with C = {features} channels and called with an array of shape {x.shape}"
+        )
+    return Partitioning(x.shape[1:3], partition_size, pad)
 
 
 def share(x: Float[Array, "N down across h w C"], sharesets: int) -> Float[Array, "S B h w"]:

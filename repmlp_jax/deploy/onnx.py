@@ -46,7 +46,7 @@ def export_onnx(model: nnx.Module, path: str | Path, *, preprocessing: dict | No
     with whole_file(path, overwrite) as partial, _quiet("jax2onnx", "onnx_ir"):
         converter = _import_converter()
         model, input_shape = ready_to_run(model)
-        check_preprocessing_of(model, preprocessing or {})
+        check_preprocessing_of(model, preprocessing)
         model = jax.tree.map(_in_float32, model)
         images = np.random.default_rng(0).normal(size=(max(BATCHES), *input_shape)).astype(np.float32)
         outputs = _outputs(model, images)

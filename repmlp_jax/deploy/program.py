@@ -53,7 +53,7 @@ def export_model(model: nnx.Module, path: str | Path, *, preprocessing: dict | N
     """
     with whole_file(path, overwrite) as partial:
         model, input_shape = ready_to_run(model)
-        check_preprocessing_of(model, preprocessing or {})
+        check_preprocessing_of(model, preprocessing)
         arrays = arrays_of(model)
         description = {
             "format": FORMAT,

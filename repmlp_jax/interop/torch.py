@@ -15,6 +15,7 @@ from repmlp_jax.fusing.finite import check_finite
 from repmlp_jax.fusing.fuse import dotted
 from repmlp_jax.interop.mmpretrain import is_mmpretrain, official_keys
 from repmlp_jax.interop.official_layout import COUNTER, deployed, official_leaves
+from repmlp_jax.interop.official_names import official_names
 from repmlp_jax.interop.origin import likely_origin
 from repmlp_jax.interop.plain_keys import with_plain_keys
 from repmlp_jax.models.randomness import weights
@@ -34,7 +35,7 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
     Args:
         model: a module with an official layout; it may be abstract (`nnx.eval_shape`).
         state_dict: official key → array (anything that NumPy can view).
-        head: "load", or "skip" to keep the model's classifier, which may have another number of classes.
+        head: "load", or "skip" to keep the model's classifier, which may have another number of classes, or none.
 
     Returns:
         A new model; the given one stays as it is.
@@ -66,6 +67,8 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
             # A classifier that is kept has values, so the model has.
             model = deployed(model) if kept else nnx.eval_shape(deployed, model)
             leaves = official_leaves(model)
+        if head == "skip":
+            arrays = {key: array for key, array in arrays.items() if key not in _classifier_keys(model)}
         counters = [leaf.key for leaf in leaves.values() if leaf.key.endswith(COUNTER)]
         arrays = dict.fromkeys(counters, np.zeros((), np.int64)) | arrays
         loaded = load_state(model, arrays, "state_dict", leaves=leaves, kept=kept)
@@ -120,8 +123,15 @@ def _array(key, value) -> np.ndarray:
 
 def _places_to_keep(model) -> set[tuple]:
     places = head_places(model)
-    if not places:
+    if not places and not _classifier_keys(model):
         raise ValueError(f'head="skip": a {type(model).__name__} has no classifier')
     if any(isinstance(arrays_of(model)[dotted(place)], jax.ShapeDtypeStruct) for place in places):
         raise ValueError('head="skip" keeps the classifier, but that of an abstract model has no values; build it')
     return places
+
+
+def _classifier_keys(model) -> set[str]:
+    """The official keys of a model's classifier, which it need not have."""
+    names = official_names(model)
+    prefix = names.get("head.linear", names.get("head"))
+    return set() if prefix is None else {f"{prefix}weight", f"{prefix}bias"}

@@ -9,11 +9,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.initializers import classifier_init
+from repmlp_jax.blocks.arguments import Pair, checked
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.operations import halve
 from repmlp_jax.blocks.repmlp import RepMLP, RepMLPConfig
 from repmlp_jax.models.arguments import arguments_for, arguments_text
+from repmlp_jax.models.classifier import classifier
+from repmlp_jax.models.images import check_images
+from repmlp_jax.models.stages import check_stages
 
 ABLATIONS = ("no_local", "no_global", "fc3_conv9", "conv9")
 
@@ -27,9 +30,14 @@ class StagedNet(nnx.Module):
     Args:
         make_mixer: called with (features, image_size) for every mixer. Other arguments are those of `PureMLP`.
 
+    Attributes:
+        multiples: of which the sides of images are multiples; None: only images of `image_size` are taken.
+
     Raises:
         ValueError: if the map cannot be halved between the stages.
     """
+
+    multiples: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -43,6 +51,7 @@ class StagedNet(nnx.Module):
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        check_stages(widths=widths)
         halvings = 2 ** (len(widths) - 1)
         if any(side % halvings for side in image_size):
             raise ValueError(
@@ -58,10 +67,16 @@ class StagedNet(nnx.Module):
             size = tuple(side // 2**stage for side in image_size)
             layers = make_mixer(width, size), fc(width, width), make_mixer(width, size), fc(width, next_width)
             self.stages.append(nnx.List(layers))
-        self.head = nnx.Linear(widths[-1], num_classes, kernel_init=classifier_init, **options)
+        self.head = classifier(widths[-1], num_classes, **options)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N classes"]:
-        """The logits of a batch of images."""
+        """The logits of a batch of images; without classes, its features.
+
+        Raises:
+            TypeError: if the images are no floating-point numbers.
+            ValueError: if they are no batch (N, H, W, C) of the size and channels that the model was built for.
+        """
+        check_images(self, x, self.multiples)
         x = nnx.relu(self.embedding(x))
         for index, stage in enumerate(self.stages):
             if index:
@@ -75,11 +90,11 @@ class PureMLP(StagedNet):
     """The pure MLP of Section 4.1 with RepMLP blocks as mixers (91.11 % on CIFAR-10 in Table 1).
 
     Args:
-        num_classes: number of classes.
-        image_size: (height, width) of the input.
+        num_classes: number of classes; 0: no classifier, the model returns the features that it averages.
+        image_size: (height, width) of the input, or one number for both.
         in_features: channels of the input.
         widths: channels of each stage.
-        partition_size: (h, w) of all RepMLP blocks.
+        partition_size: (h, w) of all RepMLP blocks, or one number for both.
         conv_kernels: odd sides of the Local Perceptron's kernels.
         groups: groups of channels of FC3 and the convolutions.
         reduction: factor by which FC1's output is smaller than its input.
@@ -94,14 +109,15 @@ class PureMLP(StagedNet):
         ValueError: if the ablation is not one of these, or the sizes do not fit.
     """
 
+    @checked
     def __init__(
         self,
         num_classes: int = 10,
         *,
-        image_size: tuple[int, int] = (32, 32),
+        image_size: Pair = (32, 32),
         in_features: int = 3,
         widths: Sequence[int] = (16, 32, 64),
-        partition_size: tuple[int, int] = (8, 8),
+        partition_size: Pair = (8, 8),
         conv_kernels: Sequence[int] = (1, 3, 5, 7),
         groups: int = 2,
         reduction: int = 1,
@@ -133,9 +149,11 @@ class PureMLP(StagedNet):
 class WideConvNet(StagedNet):
     """The convolutional baseline of Table 1, twice as wide and with 3×3 convolutions as mixers (91.99 %).
 
+    It takes images of every size that can be halved between the stages.
+
     Args:
-        num_classes: number of classes.
-        image_size: (height, width) of the input.
+        num_classes: number of classes; 0: no classifier, the model returns the features that it averages.
+        image_size: (height, width) of the input, or one number for both.
         in_features: channels of the input.
         widths: channels of each stage.
         dtype: dtype to compute in; None: that of input and parameters.
@@ -143,11 +161,12 @@ class WideConvNet(StagedNet):
         rngs: source of the initial weights.
     """
 
+    @checked
     def __init__(
         self,
         num_classes: int = 10,
         *,
-        image_size: tuple[int, int] = (32, 32),
+        image_size: Pair = (32, 32),
         in_features: int = 3,
         widths: Sequence[int] = (32, 64, 128),
         dtype: DTypeLike | None = None,
@@ -160,3 +179,4 @@ class WideConvNet(StagedNet):
             lambda features, image_size: ConvBN(features, features, 3, **options),
             **arguments_for(StagedNet.__init__, locals()),
         )
+        self.multiples = (2 ** (len(widths) - 1),) * 2

@@ -10,11 +10,14 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from repmlp_jax.blocks.arguments import Pair, checked, pair
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.repmlp import RepMLPConfig
 from repmlp_jax.fusing import algebra
 from repmlp_jax.models.arguments import arguments_text
+from repmlp_jax.models.images import check_images
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock
+from repmlp_jax.models.stages import check_stages
 
 BLOCKS = ("base", "bottleneck")
 # The direction of a shorter vector is not defined in float32.
@@ -41,8 +44,9 @@ class FaceResNet(nnx.Module):
         stage_sizes: number of blocks in c2, c3, c4 and c5; fewer stages suit small images.
         embedding_features: length of the embedding.
         block: "base" (no RepMLP) or "bottleneck".
-        image_size: (height, width) of the image, a multiple of 32 (of 2 for the stem and for each stage).
-        partition_size: (h, w) of all RepMLP's partitions.
+        image_size: (height, width) of the image, or one number for both; a multiple of 32 (of 2 for the stem and for
+            each stage).
+        partition_size: (h, w) of all RepMLP's partitions, or one number for both.
         conv_kernels: odd sides of RepMLP's convolutions.
         groups: groups of channels of RepMLP.
         reduction: factor by which the output of RepMLP's FC1 is smaller than its input.
@@ -62,14 +66,15 @@ class FaceResNet(nnx.Module):
             multiple of its divisor, `r` does not divide the channels, or as `RepMLP`.
     """
 
+    @checked
     def __init__(
         self,
         stage_sizes: Sequence[int] = (3, 2, 2, 2),
         embedding_features: int = 512,
         *,
         block: str,
-        image_size: tuple[int, int] = (96, 96),
-        partition_size: tuple[int, int] = (6, 6),
+        image_size: Pair = (96, 96),
+        partition_size: Pair = (6, 6),
         conv_kernels: Sequence[int] = (1, 3, 5),
         groups: int = 4,
         reduction: int = 1,
@@ -86,7 +91,9 @@ class FaceResNet(nnx.Module):
     ):
         if block not in BLOCKS:
             raise ValueError(f"block={block!r} is none of {', '.join(BLOCKS)}")
-        _check_stages(stage_sizes, widths, mid_widths, image_size)
+        image_size = pair(image_size)
+        check_stages(stage_sizes=stage_sizes, widths=widths, mid_widths=mid_widths)
+        _check_halvings(stage_sizes, image_size)
         self.arguments = arguments_text(self, locals())
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         config = RepMLPConfig(partition_size, conv_kernels, groups, reduction, pad)
@@ -100,6 +107,7 @@ class FaceResNet(nnx.Module):
             return BottleneckBlock(inputs, mid_features, features, **repmlp, **options)
 
         self.input_shape = (*image_size, in_features)
+        self.multiples = (1, 1) if block == "base" else None
         self.embedding_features = embedding_features
         self.rematerialise = rematerialise
         self.stem = ConvBN(in_features, stem_features, 7, strides=2, **options)
@@ -112,7 +120,14 @@ class FaceResNet(nnx.Module):
         self.head = ConvBN(inputs, embedding_features, 1, **options)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N embedding"]:
-        """The embeddings of a batch of images, of length 1, in float32 or wider."""
+        """The embeddings of a batch of images, of length 1, in float32 or wider.
+
+        Raises:
+            TypeError: if the images are no floating-point numbers.
+            ValueError: if they are no batch (N, H, W, C) of the size and channels that the model was built for. Without
+                RepMLP it takes every size.
+        """
+        check_images(self, x, self.multiples)
         call = nnx.remat(operator.call) if self.rematerialise else operator.call
         x = nnx.relu(self.stem(x))
         for stage in self.stages:
@@ -121,12 +136,7 @@ class FaceResNet(nnx.Module):
         return unit_length(self.head(x.mean((1, 2), keepdims=True))[:, 0, 0])
 
 
-def _check_stages(stage_sizes, widths, mid_widths, image_size):
-    if not len(stage_sizes) == len(widths) == len(mid_widths) or not stage_sizes:
-        raise ValueError(
-            f"stage_sizes, widths and mid_widths name {len(stage_sizes)}, {len(widths)} and {len(mid_widths)} stages: "
-            f"they must name equally many"
-        )
+def _check_halvings(stage_sizes, image_size):
     if min(stage_sizes) < 1:
         raise ValueError(f"stage_sizes {tuple(stage_sizes)}: every stage has at least the block that halves the map")
     shrunk_by = 2 ** (len(stage_sizes) + 1)

@@ -6,7 +6,6 @@ PSPNet keeps from c3 to the end. So c3 and c4 both have 9×9 partitions of 10×1
 8·k + 1 pixels the strides and the interpolation also agree on the corner pixels.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +14,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from repmlp_jax.blocks.arguments import Pair, checked
 from repmlp_jax.blocks.initializers import classifier_init
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.models.arguments import arguments_for, arguments_text
 from repmlp_jax.models.resampling import adaptive_average, enlarge
-from repmlp_jax.models.resnet import OUTPUT_STRIDES, ResNetStages
+from repmlp_jax.models.resnet import ResNetStages
 
 # The weight of the auxiliary head's loss (arXiv 1612.01105, Section 3.3).
 AUXILIARY_WEIGHT = 0.4
@@ -34,10 +34,12 @@ class PyramidPooling(nnx.Module):
         dtype, param_dtype, rngs: as of `PSPNet`.
 
     Raises:
-        ValueError: if the levels do not divide the channels.
+        ValueError: if there are no levels or windows, or the levels do not divide the channels.
     """
 
     def __init__(self, features, bins=(1, 2, 3, 6), *, dtype=None, param_dtype=jnp.float32, rngs):
+        if not bins or min(bins) < 1:
+            raise ValueError(f"bins {tuple(bins)} must be at least 1 window along a side, for at least one level")
         if features % len(bins):
             raise ValueError(
                 f"{len(bins)} bins {tuple(bins)} do not divide the map's {features} channels among them: the last "
@@ -131,11 +133,11 @@ class PSPNet(ResNetStages):
         num_classes: number of classes.
         stage_sizes: number of blocks in c2, c3, c4 and c5.
         block: "base" (no RepMLP), "light" or "bottleneck".
-        image_size: (height, width) of the image, preferably 8·k + 1 pixels. A stage's map has the image's sides divided
-            by its stride (8 in c3, the smaller of 16 and `output_stride` in c4), rounded up.
-        partition_size: (h, w) of all RepMLP's partitions.
+        image_size: (height, width) of the image, or one number for both; preferably 8·k + 1 pixels. A stage's map has
+            the image's sides divided by its stride (8 in c3, the smaller of 16 and `output_stride` in c4), rounded up.
+        partition_size: (h, w) of all RepMLP's partitions, or one number for both.
         conv_kernels: odd sides of RepMLP's convolutions.
-        groups: groups of channels of RepMLP in c3 and in c4.
+        groups: groups of channels of RepMLP in c3 and in c4, or one number for both, as `reduction` and `r`.
         reduction: factor by which the output of RepMLP's FC1 is smaller than its input, in c3 and in c4.
         r: factor by which a bottleneck's RepMLP has fewer channels, in c3 and in c4.
         widths: output channels of the stages.
@@ -152,21 +154,22 @@ class PSPNet(ResNetStages):
 
     Raises:
         ValueError: if partitions do not divide the maps of c3 and c4 and `pad` is off; as `PyramidPooling` and
-            `RepMLP`; if there is no such block or output stride.
+            `RepMLP`; if there is no such block or output stride, no class, or `dropout` is not in [0, 1).
     """
 
+    @checked
     def __init__(
         self,
         num_classes: int = 19,
         *,
         stage_sizes: Sequence[int] = (3, 4, 6, 3),
         block: str = "bottleneck",
-        image_size: tuple[int, int] = (713, 713),
-        partition_size: tuple[int, int] = (10, 10),
+        image_size: Pair = (713, 713),
+        partition_size: Pair = (10, 10),
         conv_kernels: Sequence[int] = (1, 3, 5, 7),
-        groups: tuple[int, int] = (4, 8),
-        reduction: tuple[int, int] = (4, 8),
-        r: tuple[int, int] = (2, 4),
+        groups: Pair = (4, 8),
+        reduction: Pair = (4, 8),
+        r: Pair = (2, 4),
         widths: Sequence[int] = (256, 512, 1024, 2048),
         in_features: int = 3,
         stem_features: int = 64,
@@ -180,8 +183,10 @@ class PSPNet(ResNetStages):
         rngs: nnx.Rngs,
     ):
         self.arguments = arguments_text(self, locals())
-        if block != "base" and not pad and output_stride in OUTPUT_STRIDES:
-            _check_maps(image_size, partition_size, output_stride)
+        if not num_classes:
+            raise ValueError("num_classes=0: a PSPNet classifies every pixel and needs at least one class")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout:g} is no probability from 0 to below 1")
         super().__init__(**arguments_for(ResNetStages.__init__, locals()))
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         *_, c4, c5 = widths
@@ -190,7 +195,7 @@ class PSPNet(ResNetStages):
         self.auxiliary = AuxiliaryHead(c4, c4 // 4, num_classes, dropout=dropout, **options)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W classes"]:
-        """The logits of every pixel of a batch of images."""
+        """The logits of every pixel of a batch of images. Raises as `maps`."""
         return enlarge(self.head(self.pyramid(self.maps(x)[-1])), x.shape[1:3])
 
     def with_auxiliary(
@@ -199,25 +204,8 @@ class PSPNet(ResNetStages):
         """The logits of both heads, for training; the loss of the second head has weight `AUXILIARY_WEIGHT`.
 
         Raises:
-            ValueError: if the model is fused.
+            ValueError: if the model is fused; otherwise as `maps`.
         """
         *_, c4, c5 = self.maps(x)
         size = x.shape[1:3]
         return enlarge(self.head(self.pyramid(c5)), size), enlarge(self.auxiliary(c4), size)
-
-
-def _check_maps(image_size, partition_size, output_stride):
-    strides = {"c3": 8, "c4": min(16, output_stride)}
-    for name, side, part in zip(("height", "width"), image_size, partition_size, strict=True):
-        maps = {stage: -(-side // stride) for stage, stride in strides.items()}
-
-        def fits(side, part=part):
-            return all(-(-side // stride) % part == 0 for stride in strides.values())
-
-        if not fits(side):
-            nearest = [next(filter(fits, range(side, 0, -1)), None), next(filter(fits, itertools.count(side)))]
-            raise ValueError(
-                f"image_size {tuple(image_size)} makes maps of {name} {maps}, which partition_size "
-                f"{tuple(partition_size)} does not divide. The nearest image {name}s that work are "
-                f"{[side for side in nearest if side]}; pad=True keeps all, with zeros around the maps"
-            )

@@ -1,9 +1,13 @@
 """The published models by name."""
 
+import inspect
+
 from flax import nnx
 
+from repmlp_jax.blocks.arguments import checked
 from repmlp_jax.models.cifar import ABLATIONS, PureMLP, WideConvNet
 from repmlp_jax.models.face import FaceResNet
+from repmlp_jax.models.images import PUBLISHED_SIZES
 from repmlp_jax.models.pspnet import PSPNet
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.resnet import RepMLPResNet
@@ -53,6 +57,18 @@ MODELS = {
 }
 
 
+def _image_size(model_class, arguments) -> tuple[int, int]:
+    parameters = inspect.signature(model_class.__init__).parameters
+    if model_class is RepMLPNet:  # One partition in every stage.
+        pairs = zip(arguments["partition_sizes"][0], parameters["patch_size"].default, strict=True)
+        height, width = (partition * patch for partition, patch in pairs)
+        return height, width
+    return arguments.get("image_size", parameters["image_size"].default)
+
+
+PUBLISHED_SIZES.update({name: (entry[0], _image_size(*entry)) for name, entry in MODELS.items()})
+
+
 def list_models() -> list[str]:
     """The names that `create_model` takes.
 
@@ -64,6 +80,7 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
+@checked
 def create_model(name: str, *, rngs: nnx.Rngs, **overrides) -> nnx.Module:
     """Builds a published model.
 
@@ -76,7 +93,9 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides) -> nnx.Module:
         ValueError: if there is no such model; the message names the nearest.
 
     Examples:
-        >>> from flax import nnx
+        >>> import inspect
+
+    from flax import nnx
         >>> from repmlp_jax import create_model
         >>> small = dict(image_size=(8, 8), widths=(4,), partition_size=(4, 4), conv_kernels=(1, 3))
         >>> model = create_model("pure_mlp", num_classes=7, **small, rngs=nnx.Rngs(0))

@@ -15,12 +15,15 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.initializers import classifier_init
+from repmlp_jax.blocks.arguments import Pair, checked, pair
 from repmlp_jax.blocks.layers import BatchNorm, ConvBN, ScaleAndShift, with_kernel, with_norm_before
 from repmlp_jax.blocks.operations import computed_once
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, RepMLPNetBlock
 from repmlp_jax.fusing import algebra
 from repmlp_jax.models.arguments import arguments_text
+from repmlp_jax.models.classifier import NoClassifier, classifier
+from repmlp_jax.models.images import check_images
+from repmlp_jax.models.stages import check_stages
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -118,26 +121,33 @@ class Head(nnx.Module):
 
     Args:
         features: input channels.
-        num_classes: number of classes.
+        num_classes: number of classes; 0: no classifier.
         dtype, param_dtype, rngs: as of `RepMLPNet`.
     """
 
     def __init__(self, features, num_classes, *, dtype=None, param_dtype=jnp.float32, rngs):
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
         self.norm = BatchNorm(features, **options)
-        self.linear = nnx.Linear(features, num_classes, kernel_init=classifier_init, **options, rngs=rngs)
+        self.linear = classifier(features, num_classes, **options, rngs=rngs)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N classes"]:
-        """The logits."""
+        """The logits; without a classifier, the features."""
         return self.linear(self.norm(x).mean((1, 2)))
 
-    def fused(self) -> "FusedHead":
-        """The equivalent `FusedHead`, with the norm folded into the classifier."""
+    def fused(self) -> "FusedHead | FusedFeatures":
+        """The equivalent `FusedHead`, with the norm folded into the classifier; without one, `FusedFeatures`."""
+        if isinstance(self.linear, NoClassifier):
+            return FusedFeatures(ScaleAndShift.of(self.norm))
         return FusedHead(with_norm_before(self.linear, self.norm))
 
     def folds(self) -> dict[str, str]:
         """Part → where it is folded."""
-        return {"norm": "folded into linear"}
+        return {} if isinstance(self.linear, NoClassifier) else {"norm": "folded into linear"}
+
+    def keeps(self) -> dict[str, str]:
+        """Part that stays → why."""
+        stays = {"norm": "as a scale and a shift, since no classifier follows"}
+        return stays if isinstance(self.linear, NoClassifier) else {}
 
 
 class FusedHead(nnx.Module):
@@ -151,6 +161,17 @@ class FusedHead(nnx.Module):
         return self.linear(x.mean((1, 2)))
 
 
+class FusedFeatures(nnx.Module):
+    """Global average pooling, scale and shift, which `Head.fused` returns for no classes."""
+
+    def __init__(self, norm: ScaleAndShift):
+        self.norm = norm
+
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N C"]:
+        """The features."""
+        return self.norm(x.mean((1, 2), keepdims=True))[:, 0, 0]
+
+
 class RepMLPNet(nnx.Module):
     """RepMLPNet: a patch embedding, stages of units with a halving between them, and a classifier.
 
@@ -159,14 +180,15 @@ class RepMLPNet(nnx.Module):
     Args:
         stage_sizes: number of units in each stage.
         widths: channels of each stage.
-        num_classes: number of classes.
-        partition_sizes: (h, w) of each stage's partitions.
+        num_classes: number of classes; 0: no classifier, the model returns the average of its last norm's output.
+        partition_sizes: (h, w) of each stage's partitions, or one number for both.
         sharesets: number of share-sets in each stage.
         conv_kernels: odd sides of the Local Perceptrons' kernels.
         reduction: factor by which the gates have fewer hidden features than channels.
-        patch_size: (height, width) of the patches.
+        patch_size: (height, width) of the patches, or one number for both.
         in_features: channels of the image.
-        image_size: (height, width) of the image; None: the size with one partition in every stage.
+        image_size: (height, width) of the image, or one number for both; None: the smallest size that the
+            partitions of all stages divide.
         pad: zero-pad maps that partitions do not divide.
         stochastic_depth: probability of dropping each branch of the last unit for an image in training (arXiv
             1603.09382); it grows linearly from 0 at the first unit.
@@ -176,23 +198,24 @@ class RepMLPNet(nnx.Module):
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: if the lists of the stages differ in length, share-sets do not divide channels, or
-            `stochastic_depth` is not in [0, 1).
+        ValueError: if the lists of the stages differ in length, share-sets do not divide channels, `stochastic_depth`
+            is not in [0, 1), or patches, halvings or partitions do not divide the image.
     """
 
+    @checked
     def __init__(
         self,
         stage_sizes: Sequence[int],
         widths: Sequence[int],
         num_classes: int = 1000,
         *,
-        partition_sizes: Sequence[tuple[int, int]],
+        partition_sizes: Sequence[Pair],
         sharesets: Sequence[int],
         conv_kernels: Sequence[int] = (1, 3),
         reduction: int = 4,
-        patch_size: tuple[int, int] = (4, 4),
+        patch_size: Pair = (4, 4),
         in_features: int = 3,
-        image_size: tuple[int, int] | None = None,
+        image_size: Pair | None = None,
         pad: bool = False,
         stochastic_depth: float = 0.0,
         rematerialise: bool = False,
@@ -201,18 +224,15 @@ class RepMLPNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if not 0 <= stochastic_depth < 1:
-            raise ValueError(f"stochastic_depth={stochastic_depth} is no probability from 0 to below 1")
-        lengths = {len(stage_sizes), len(widths), len(partition_sizes), len(sharesets)}
-        if len(lengths) > 1:
-            raise ValueError(
-                f"stage_sizes, widths, partition_sizes and sharesets name {len(stage_sizes)}, {len(widths)}, "
-                f"{len(partition_sizes)} and {len(sharesets)} stages: they must name equally many"
-            )
+            raise ValueError(f"stochastic_depth={stochastic_depth:g} is no probability from 0 to below 1")
+        check_stages(stage_sizes=stage_sizes, widths=widths, partition_sizes=partition_sizes, sharesets=sharesets)
         self.arguments = arguments_text(self, locals())
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         patches: Callable[..., ConvBN] = functools.partial(ConvBN, padded=False, **options)
-        (h, w), (patch_h, patch_w) = partition_sizes[0], patch_size
-        self.input_shape = (*(image_size or (h * patch_h, w * patch_w)), in_features)
+        self.multiples = _multiples(patch_size, [(1, 1)] * len(widths) if pad else partition_sizes)
+        height, width = pair(image_size or _multiples(patch_size, partition_sizes))
+        _check_size((height, width), self.multiples)
+        self.input_shape = (height, width, in_features)
         self.embedding = patches(in_features, widths[0], patch_size, strides=patch_size)
         self.rematerialise = rematerialise
         self.stages: nnx.List = nnx.List()
@@ -227,11 +247,14 @@ class RepMLPNet(nnx.Module):
         self.head = Head(widths[-1], num_classes, **options)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N classes"]:
-        """The logits of a batch of images.
+        """The logits of a batch of images; without classes, its features.
 
         Raises:
-            ValueError: if partitions do not divide a stage's map.
+            TypeError: if the images are no floating-point numbers.
+            ValueError: if they are no batch (N, H, W, C), have other channels, or patches, halvings or partitions do
+                not divide them.
         """
+        check_images(self, x, self.multiples)
         call = nnx.remat(operator.call) if self.rematerialise else operator.call
         x = nnx.relu(self.embedding(x))
         for index, stage in enumerate(self.stages):
@@ -240,3 +263,20 @@ class RepMLPNet(nnx.Module):
             for unit in stage:
                 x = call(unit, x)
         return self.head(x)
+
+
+def _multiples(patch_size, partition_sizes) -> tuple[int, int]:
+    """What the sides of an image are multiples of, so that patches, halvings and partitions divide them."""
+    height, width = (
+        math.lcm(*(patch * 2**stage * partition[axis] for stage, partition in enumerate(partition_sizes)))
+        for axis, patch in enumerate(patch_size)
+    )
+    return height, width
+
+
+def _check_size(image_size, multiples):
+    if any(side % multiple for side, multiple in zip(image_size, multiples, strict=True)):
+        raise ValueError(
+            f"image_size {image_size}: height and width must be multiples of {multiples[0]} and {multiples[1]}, which "
+            f"patches, halvings and partitions divide (with pad=True, patches and halvings)"
+        )

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from repmlp_jax.blocks.arguments import Pair, checked
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.operations import computed_once
 from repmlp_jax.blocks.repmlp import RepMLP, RepMLPConfig
@@ -69,8 +70,8 @@ class LightBlock(nnx.Module):
         in_features: input channels.
         mid_features: channels of RepMLP.
         out_features: output channels.
-        image_size: (height, width) of the feature map.
-        partition_size: (h, w) of RepMLP's partitions.
+        image_size: (height, width) of the feature map, or one number for both.
+        partition_size: (h, w) of RepMLP's partitions, or one number for both.
         conv_kernels: odd sides of RepMLP's convolutions.
         groups: groups of channels of RepMLP.
         reduction: factor by which the output of RepMLP's FC1 is smaller than its input.
@@ -83,14 +84,15 @@ class LightBlock(nnx.Module):
         ValueError: as `RepMLP`.
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
         mid_features: int,
         out_features: int,
         *,
-        image_size: tuple[int, int],
-        partition_size: tuple[int, int],
+        image_size: Pair,
+        partition_size: Pair,
         conv_kernels: Sequence[int] = (1, 3, 5),
         groups: int = 1,
         reduction: int = 1,
@@ -120,8 +122,8 @@ class BottleneckBlock(nnx.Module):
         mid_features: channels between the 1×1 convolutions and the 3×3 ones.
         out_features: output channels.
         r: factor by which RepMLP has fewer channels than `mid_features`.
-        image_size: (height, width) of the feature map.
-        partition_size: (h, w) of RepMLP's partitions.
+        image_size: (height, width) of the feature map, or one number for both.
+        partition_size: (h, w) of RepMLP's partitions, or one number for both.
         conv_kernels: odd sides of RepMLP's convolutions.
         groups: groups of channels of RepMLP.
         reduction: factor by which the output of RepMLP's FC1 is smaller than its input.
@@ -135,6 +137,7 @@ class BottleneckBlock(nnx.Module):
         ValueError: if `r` does not divide `mid_features`, and as `RepMLP`.
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -142,8 +145,8 @@ class BottleneckBlock(nnx.Module):
         out_features: int,
         *,
         r: int,
-        image_size: tuple[int, int],
-        partition_size: tuple[int, int],
+        image_size: Pair,
+        partition_size: Pair,
         conv_kernels: Sequence[int] = (1, 3, 5),
         groups: int = 1,
         reduction: int = 1,

@@ -1,5 +1,6 @@
 """ResNet-50 with RepMLP in its middle stages (arXiv 2105.01883, Section 4.2)."""
 
+import itertools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +10,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.initializers import classifier_init
+from repmlp_jax.blocks.arguments import Pair, checked
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.operations import max_pool
 from repmlp_jax.blocks.repmlp import RepMLPConfig
 from repmlp_jax.models.arguments import arguments_for, arguments_text
+from repmlp_jax.models.classifier import classifier
+from repmlp_jax.models.images import check_images
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock, LightBlock
+from repmlp_jax.models.stages import check_stages
 
 BLOCKS = ("base", "light", "bottleneck")
 OUTPUT_STRIDES = (8, 16, 32)
@@ -53,10 +57,13 @@ class ResNetStages(nnx.Module):
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        check_stages(stage_sizes=stage_sizes, widths=widths)
         if block not in BLOCKS:
             raise ValueError(f"block={block!r} is none of {', '.join(BLOCKS)}")
         if output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output_stride={output_stride} is none of {', '.join(map(str, OUTPUT_STRIDES))}")
+        if block != "base" and not pad:
+            _check_maps(image_size, partition_size, output_stride)
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         def make_block(stage, index, inputs, width):
@@ -71,6 +78,7 @@ class ResNetStages(nnx.Module):
             return BottleneckBlock(inputs, width // 4, width, r=r[stage - 1], dilation=dilation, **repmlp, **options)
 
         self.input_shape = (*image_size, in_features)
+        self.multiples = (1, 1) if block == "base" else None
         self.rematerialise = rematerialise
         self.stem = ConvBN(in_features, stem_features, 7, strides=2, **options)
         self.stages: nnx.List = nnx.List()
@@ -83,7 +91,14 @@ class ResNetStages(nnx.Module):
             self.stages.append(nnx.List(blocks))
 
     def maps(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N _ _ _"]]:
-        """The maps of c2, c3, c4 and c5 for a batch of images."""
+        """The maps of c2, c3, c4 and c5 for a batch of images.
+
+        Raises:
+            TypeError: if the images are no floating-point numbers.
+            ValueError: if they are no batch (N, H, W, C) of the size and channels that the model was built for. Without
+                RepMLP it takes every size.
+        """
+        check_images(self, x, self.multiples)
         call = nnx.remat(operator.call) if self.rematerialise else operator.call
         x = max_pool(nnx.relu(self.stem(x)))
         maps = []
@@ -99,12 +114,13 @@ class RepMLPResNet(ResNetStages):
 
     Args:
         stage_sizes: number of blocks in c2, c3, c4 and c5.
-        num_classes: number of classes.
+        num_classes: number of classes; 0: no classifier, the model returns the features that it averages.
         block: "base" (no RepMLP), "light" or "bottleneck".
-        image_size: (height, width) of the image, a multiple of 32.
-        partition_size: (h, w) of all RepMLP's partitions.
+        image_size: (height, width) of the image, or one number for both. A stage's map has its sides divided by the
+            stage's stride (8 in c3, 16 in c4), rounded up.
+        partition_size: (h, w) of all RepMLP's partitions, or one number for both.
         conv_kernels: odd sides of RepMLP's convolutions.
-        groups: groups of channels of RepMLP in c3 and in c4.
+        groups: groups of channels of RepMLP in c3 and in c4, or one number for both, as `reduction` and `r`.
         reduction: factor by which the output of RepMLP's FC1 is smaller than its input, in c3 and in c4.
         r: factor by which a bottleneck's RepMLP has fewer channels, in c3 and in c4.
         widths: output channels of the stages.
@@ -116,21 +132,23 @@ class RepMLPResNet(ResNetStages):
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: if there is no such block, a side of the image is not a multiple of 32, or as `RepMLP`.
+        ValueError: if there is no such block, partitions do not divide the maps of c3 and c4 and `pad` is off, or as
+            `RepMLP`.
     """
 
+    @checked
     def __init__(
         self,
         stage_sizes: Sequence[int] = (3, 4, 6, 3),
         num_classes: int = 1000,
         *,
         block: str,
-        image_size: tuple[int, int] = (224, 224),
-        partition_size: tuple[int, int] = (7, 7),
+        image_size: Pair = (224, 224),
+        partition_size: Pair = (7, 7),
         conv_kernels: Sequence[int] = (1, 3, 5),
-        groups: tuple[int, int] = (4, 4),
-        reduction: tuple[int, int] = (1, 1),
-        r: tuple[int, int] = (2, 4),
+        groups: Pair = (4, 4),
+        reduction: Pair = (1, 1),
+        r: Pair = (2, 4),
         widths: Sequence[int] = (256, 512, 1024, 2048),
         in_features: int = 3,
         pad: bool = False,
@@ -139,15 +157,28 @@ class RepMLPResNet(ResNetStages):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if any(side % 32 for side in image_size):
-            raise ValueError(
-                f"image_size {tuple(image_size)} must be multiples of 32, by which the net shrinks the map"
-            )
         self.arguments = arguments_text(self, locals())
         super().__init__(**arguments_for(ResNetStages.__init__, locals()))
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.head = nnx.Linear(widths[-1], num_classes, kernel_init=classifier_init, **options)
+        self.head = classifier(widths[-1], num_classes, **options)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N classes"]:
-        """The logits of a batch of images."""
+        """The logits of a batch of images; without classes, its features. Raises as `maps`."""
         return self.head(self.maps(x)[-1].mean((1, 2)))
+
+
+def _check_maps(image_size, partition_size, output_stride):
+    strides = {"c3": 8, "c4": min(16, output_stride)}
+    for name, side, part in zip(("height", "width"), image_size, partition_size, strict=True):
+        maps = {stage: -(-side // stride) for stage, stride in strides.items()}
+
+        def fits(side, part=part):
+            return all(-(-side // stride) % part == 0 for stride in strides.values())
+
+        if not fits(side):
+            nearest = [next(filter(fits, range(side, 0, -1)), None), next(filter(fits, itertools.count(side)))]
+            raise ValueError(
+                f"image_size {tuple(image_size)} makes maps of {name} {maps}, which partition_size "
+                f"{tuple(partition_size)} does not divide. The nearest image {name}s that work are "
+                f"{[side for side in nearest if side]}; pad=True keeps all, with zeros around the maps"
+            )

@@ -112,9 +112,9 @@ def load_state(
 
 def head_places(model: nnx.Module) -> set[tuple]:
     """The paths of the arrays of the model's classifier; empty if it has none."""
-    head = getattr(model, "head", None)
-    linear = ("head", "linear") if hasattr(head, "linear") else ("head",)
-    return {(*linear, name) for name in ("kernel", "bias")} if head is not None else set()
+    head: Any = getattr(model, "head", None)
+    place, linear = (("head", "linear"), head.linear) if hasattr(head, "linear") else (("head",), head)
+    return {(*place, name) for name in ("kernel", "bias")} if isinstance(linear, nnx.Linear) else set()
 
 
 def _misfit(array, variable) -> str:

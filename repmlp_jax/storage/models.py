@@ -53,8 +53,8 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
         FileExistsError: if `path` exists and `overwrite` is off, or is nothing that may be replaced.
         TypeError: if the model is not one of `list_models()`, or its modules were changed after it was built; as
             `check_preprocessing`.
-        ValueError: if weights or statistics are NaN or infinite, the preprocessing does not fit the model, or
-            `path` is no path of this machine.
+        ValueError: if weights or statistics are NaN or infinite, the preprocessing does not fit the model, or `path` is
+            no path of this machine.
 
     Examples:
         >>> from flax import nnx
@@ -80,7 +80,7 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
         "arrays": describe(arrays),
         "versions": versions(),
     }
-    check_preprocessing_of(model, description["preprocessing"])
+    check_preprocessing_of(model, preprocessing)
     with whole_folder(path, lambda: check_may_write(path, overwrite)) as folder:
         save_file({name: np.asarray(array) for name, array in arrays.items()}, folder / WEIGHTS)
         description["weights_sha256"] = _sha256(folder / WEIGHTS)

@@ -37,7 +37,7 @@ def partials(path: Path) -> list[tuple[Path, int, str]]:
     """What is or was being written for `path`, each with the process and the host that write it."""
     if not path.parent.is_dir():
         return []
-    pattern = re.compile(re.escape(path.name) + r"\.partial\.[0-9a-f]{8}\.(\d+)\.(.+)")
+    pattern = re.compile(re.escape(path.name) + r"\.partial\.[0-9a-f]{8}\.([1-9]\d{0,8})\.(.+)")
     found = [(other, pattern.fullmatch(other.name)) for other in path.parent.iterdir()]
     return [(other, int(match[1]), match[2]) for other, match in found if match]
 

@@ -24,19 +24,20 @@ def check_preprocessing(preprocessing: Mapping[str, Any], *, channels: int, clas
 
     Raises:
         TypeError: if it is not a dictionary with string keys, or holds what JSON cannot, such as NumPy arrays.
-        ValueError: if a channel has no mean or deviation within [0, 1], a deviation is 0, or there is not one name for
-            each class.
+        ValueError: if a number is NaN or infinite, a channel has no mean or deviation within [0, 1], a deviation is 0,
+            or there is not one name for each class.
     """
     if not isinstance(preprocessing, Mapping):
         raise TypeError(f"preprocessing must be a dictionary, not a {type(preprocessing).__name__}")
     _check_keys(preprocessing)
     for name, value in preprocessing.items():
-        if name in ("mean", "std") and value is not None:
-            check_statistics(name, value, channels)
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}, a {type(value).__name__}, cannot be saved as JSON: {error}") from None
+    for name in ("mean", "std"):
+        if preprocessing.get(name) is not None:
+            check_statistics(name, preprocessing[name], channels)
     names = preprocessing.get("class_names")
     if names is not None:
         check_class_names(names)
@@ -44,12 +45,12 @@ def check_preprocessing(preprocessing: Mapping[str, Any], *, channels: int, clas
         raise ValueError(f"class_names has {len(names)} names, and there are {classes} classes")
 
 
-def check_preprocessing_of(model: Any, preprocessing: Mapping[str, Any]):
+def check_preprocessing_of(model: Any, preprocessing: Mapping[str, Any] | None):
     """Refuses preprocessing that does not belong to a model; see `check_preprocessing`."""
-    if preprocessing == {}:
+    if preprocessing is None or preprocessing == {}:
         return
-    named = isinstance(preprocessing, Mapping) and preprocessing.get("class_names")
-    classes = output_shape(model)[-1] if named else None
+    has_names = isinstance(preprocessing, Mapping) and preprocessing.get("class_names")
+    classes = output_shape(model)[-1] if has_names else None
     check_preprocessing(preprocessing, channels=model.input_shape[-1], classes=classes)
 
 

@@ -31,6 +31,7 @@ def whole_folder(path: Path, check: Callable[[], None]) -> Iterator[Path]:
         path: the folder, absolute; missing parents are created.
         check: raises an error unless what is at `path` now may be replaced.
     """
+    put_back(path)  # before `partial_path` clears what is left
     with partial_path(path) as partial:
         new, replaced = partial / NEW, partial / REPLACED
         new.mkdir(parents=True)

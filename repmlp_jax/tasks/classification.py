@@ -14,6 +14,7 @@ from flax import nnx
 from repmlp_jax.data import LOADERS, augment, load_dataset, open_dataset
 from repmlp_jax.data.mixing import mix
 from repmlp_jax.models.output_shape import output_shape
+from repmlp_jax.models.state import head_places
 from repmlp_jax.storage.models import load
 from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
@@ -160,6 +161,11 @@ def _are_right(logits, labels):
 
 def _check_classes(config, net, classes) -> int:
     has = output_shape(net)
+    if not head_places(net) and len(has) == 1:
+        raise ValueError(
+            f"{config.model!r} has no classifier: it gives {has[0]} features, and {config.dataset} has {classes} "
+            f"classes. Choose a classifier, with model_arguments.num_classes={classes}"
+        )
     if has != (classes,):
         gives = f"has {has[0]} classes" if len(has) == 1 else f"gives shape {has} for an image and not a class"
         raise ValueError(

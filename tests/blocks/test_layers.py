@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -160,11 +161,20 @@ def test_conv_bn_is_convolution_then_norm_and_fuses_to_one_convolution(options, 
     assert type(nnx.eval_shape(lambda layer: layer.fused(), layer)) is nnx.Conv
 
 
-@pytest.mark.parametrize("size", [2, 4, (3, 2), 0])
+@pytest.mark.parametrize("size", [2, 4, (3, 2), 0, -3])
 def test_even_kernels_are_refused(size):
     with pytest.raises(ValueError, match="has no middle pixel: use an odd size") as error:
         ConvBN(4, 4, size, rngs=nnx.Rngs(0))
     assert f"a kernel of size {size}" in str(error.value)
+    works = [int(side) for side in re.findall(r"like (\d+) or (\d+)$", str(error.value))[0]]
+    assert all(side > 0 and side % 2 for side in works)
+    assert len(set(works)) == 2
+
+
+@pytest.mark.parametrize("channels", [(0, 4), (4, -8), (-8, -8)])
+def test_no_channels_are_refused_without_a_suggestion(channels):
+    with pytest.raises(ValueError, match=rf"^the channels {re.escape(str(channels))} must be at least 1$"):
+        ConvBN(*channels, 3, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("groups", [0, 3, 8])

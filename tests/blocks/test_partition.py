@@ -4,7 +4,9 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from repmlp_jax import RepMLPNetBlock
 from repmlp_jax.blocks.partition import Partitioning
 
 
@@ -98,6 +100,26 @@ def test_check_names_the_expected_and_the_given_shape(shape):
         Partitioning((6, 6), (3, 3)).check(jnp.zeros(shape), 3)
     assert "(6, 6, 3)" in str(error.value)
     assert str(shape) in str(error.value)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_block_for_maps_of_any_size_names_what_it_was_called_with(fused):
+    block = RepMLPNetBlock(4, partition_size=3, reduction=2, rngs=nnx.Rngs(0))
+    block = block.fused() if fused else block
+    for shape in ((6, 6, 4), (2, 6, 6, 3), (2, 4, 6, 6), (6, 4), (1, 2, 6, 6, 4)):
+        with pytest.raises(ValueError, match=rf"with C = 4 channels .* shape {re.escape(str(shape))}"):
+            block(jnp.zeros(shape, jnp.float32))
+    with pytest.raises(TypeError, match=r"takes floating-point maps .* not uint8"):
+        block(jnp.zeros((2, 6, 6, 4), jnp.uint8))
+    with pytest.raises(ValueError, match=r"partition_size \(3, 3\) does not divide image_size \(6, 7\)"):
+        block(jnp.zeros((2, 6, 7, 4), jnp.float32))
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_check_refuses_what_is_no_array():
+    with pytest.raises(TypeError, match=r"takes floating-point maps .* not list: convert"):
+        Partitioning((6, 6), (3, 3)).check([[0.0]], 3)
 
 
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32, jnp.bool_])

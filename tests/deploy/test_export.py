@@ -230,7 +230,7 @@ def test_what_cannot_be_exported(fused, tmp_path):
     ):
         with pytest.raises(TypeError, match=message):
             export_model(model, tmp_path / "model")
-    with pytest.raises(TypeError, match="mean must be a list of numbers"):
+    with pytest.raises(TypeError, match="not JSON serializable"):
         export_model(fused["PureMLP"], tmp_path / "model", preprocessing={"mean": object()})
     assert not list(tmp_path.iterdir())
 
@@ -361,23 +361,10 @@ def test_weights_that_are_not_finite_are_not_exported(write, models, tmp_path):
 
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("write", [export_model, pytest.param(export_onnx, marks=needs_converter)])
-@pytest.mark.parametrize(
-    ("preprocessing", "error", "message"),
-    [
-        ([0.5], TypeError, "preprocessing must be a dictionary, not a list"),
-        ({1: 2}, TypeError, "preprocessing has the key 1, a int: keys must be strings"),
-        (
-            {"mean": np.zeros(1)},
-            TypeError,
-            "mean, a ndarray, cannot be saved as JSON: .*ndarray is not",
-        ),
-        ({"std": [np.nan]}, ValueError, r"std is \[nan\], and must lie within 0 and 1"),
-    ],
-    ids=["a list", "a number as key", "an array", "NaN"],
-)
-def test_preprocessing_that_is_no_json(write, preprocessing, error, message, fused, tmp_path):
-    with pytest.raises(error, match=message):
-        write(fused["PureMLP"], tmp_path / "model", preprocessing=preprocessing)
+def test_preprocessing_that_cannot_be_written(write, fused, tmp_path):
+    for preprocessing in ([0.5], 0):
+        with pytest.raises(TypeError, match="preprocessing must be a dictionary, not a"):
+            write(fused["PureMLP"], tmp_path / "model", preprocessing=preprocessing)
     assert not list(tmp_path.iterdir())
 
 

@@ -40,6 +40,25 @@ def test_fusing_is_exact_and_complete(name):
     assert not any(isinstance(node, BatchNorm) for _, node in nnx.iter_graph(fused))
 
 
+@pytest.mark.parametrize(
+    ("block", "partition_size", "image_size"),
+    [("base", (7, 7), (48, 64)), ("base", (7, 7), (33, 50)), ("light", (3, 4), (48, 64)), ("light", (2, 3), (26, 44))],
+)
+def test_a_resnet_takes_every_size_whose_maps_its_partitions_divide(block, partition_size, image_size):
+    sizes = RESNET | dict(partition_size=partition_size, image_size=image_size)
+    model = nnx.eval_shape(lambda: RepMLPResNet(block=block, groups=(2, 2), **sizes, rngs=nnx.Rngs(0)))
+    model.eval()
+    images = jax.ShapeDtypeStruct((2, *model.input_shape), jnp.float32)
+    for net in (model, nnx.eval_shape(fuse_params, model)):
+        assert jax.eval_shape(lambda net, images: net(images), net, images).shape == (2, 5)
+
+
+def test_a_resnet_names_the_sizes_whose_maps_its_partitions_divide():
+    message = r"image_size \(48, 64\) makes maps of height \{'c3': 6, 'c4': 3\}.*heights that work are \[32, 57\]; pad"
+    with pytest.raises(ValueError, match=message):
+        RepMLPResNet(block="light", **RESNET | dict(image_size=(48, 64)), rngs=nnx.Rngs(0))
+
+
 @every_net
 def test_official_weights_go_out_and_come_back(name):
     model, x = build(name)
@@ -58,13 +77,13 @@ def test_repmlpnet_runs_at_every_resolution_that_its_partitions_divide():
     assert model.input_shape == (16, 8, 3)
     x = jax.random.normal(jax.random.key(1), (2, 32, 8, 3), jnp.float64)
     assert_close(apply(fuse_params(model), x), apply(model, x), ROUNDING_F64)
-    with pytest.raises(ValueError, match=r"partition_size \(4, 2\) does not divide image_size \(5, 2\)"):
-        model(jnp.zeros((1, 20, 8, 3)))
+    with pytest.raises(ValueError, match=r"of shape \(N, 16·h, 8·w, 3\) and was called with \(1, 24, 8, 3\)"):
+        model(jnp.zeros((1, 24, 8, 3)))
 
 
 def test_repmlpnet_pads_maps_that_its_partitions_do_not_divide():
     model, _ = build("RepMLPNet", pad=True)
-    x = jax.random.normal(jax.random.key(1), (2, 20, 16, 3), jnp.float64)
+    x = jax.random.normal(jax.random.key(1), (2, 24, 16, 3), jnp.float64)
     assert_close(apply(fuse_params(model), x), apply(model, x), ROUNDING_F64)
 
 

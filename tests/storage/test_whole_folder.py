@@ -157,6 +157,17 @@ def test_a_reader_may_put_the_old_folder_back_while_it_is_being_replaced(tmp_pat
     assert [child.name for child in tmp_path.iterdir()] == ["saved"]
 
 
+def test_a_write_puts_the_old_folder_back_before_it_clears_what_is_left(tmp_path):
+    path = tmp_path / "saved"
+    partial = tmp_path / f"saved.partial.01234567.{os.getpid()}.{socket.gethostname()}"
+    write_folder(partial / "replaced", "old")
+    write_folder(partial / "new", "new")
+    with pytest.raises(KeyboardInterrupt), whole_folder(path, lambda: None):
+        raise KeyboardInterrupt
+    assert content(path) == "old"
+    assert [child.name for child in tmp_path.iterdir()] == ["saved"]
+
+
 def test_a_folder_that_was_removed_after_it_was_replaced_does_not_come_back(tmp_path, monkeypatch):
     path = tmp_path / "saved"
     write_folder(path, "old")

@@ -5,9 +5,9 @@ import pytest
 
 from repmlp_jax import load_model, load_torch_file, plots, save_model
 from repmlp_jax.data.cifar10 import load_cifar10
+from repmlp_jax.data.decoding import read_image
 from repmlp_jax.data.folder import data_folder
 from repmlp_jax.data.packed import read_packed, write_packed
-from repmlp_jax.data.preprocessing import read_image
 from repmlp_jax.deploy.program import load_exported
 from repmlp_jax.local_path import local_path
 from repmlp_jax.storage.checkpoints import Checkpoints

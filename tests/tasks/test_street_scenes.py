@@ -1,5 +1,6 @@
 """Street scenes: labels stay where the picture has what they name, whatever is drawn, and bad records have a name."""
 
+import dataclasses
 import functools
 
 import cv2
@@ -222,3 +223,17 @@ def test_a_split_is_evaluated_record_by_record(shared_datasets):
     first = next(batches)
     assert first["mask"].all()
     np.testing.assert_array_equal(first["label"][1], read(source[1])["label"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(class_names=("road",)), "class_names has 1 names, and there are 11 classes"),
+        (dict(mean=(120.0, 118.0, 115.0)), "must lie within 0 and 1, .*divide by 255"),
+        (dict(std=(0.2, 0.0, 0.2)), "a channel without deviation"),
+        (dict(classes_of_ids=(0, 11, 255, -1)), r"classes_of_ids of camvid holds \[-1, 11\]; classes are 0 to 10"),
+    ],
+)
+def test_what_is_said_of_a_dataset_fits_it(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CAMVID, **changes)

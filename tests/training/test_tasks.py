@@ -224,6 +224,11 @@ def test_a_net_for_scenes_starts_from_a_classifiers_stages(shared_datasets, tmp_
             dict(model_arguments=STREAMED["model_arguments"] | dict(num_classes=7)),
             r"'pure_mlp' has 7 classes, cifar10:3.0.2 has 10 classes: set model_arguments.num_classes=10",
         ),
+        (
+            STREAMED,
+            dict(model_arguments=STREAMED["model_arguments"] | dict(num_classes=0)),
+            r"'pure_mlp' has no classifier: it gives \d+ features, and cifar10:3.0.2 has 10 classes",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_named(shared_datasets, tmp_path, fields, changes, message):

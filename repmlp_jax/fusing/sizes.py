@@ -42,4 +42,5 @@ def pair(value: Any, name: str) -> tuple[int, int]:
         return (positive(value, name),) * 2
     if len(value) != 2:
         raise ValueError(f"{name} must be two integers, or one for both, not {value!r}")
-    return positive(value[0], f"each of {name}"), positive(value[1], f"each of {name}")
+    height, width = (positive(side, f"each of {name} {value}") for side in value)
+    return height, width

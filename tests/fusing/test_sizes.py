@@ -60,7 +60,7 @@ DOORS = {
     ],
 )
 def test_what_is_no_integer_is_refused(door, argument, value):
-    with pytest.raises(TypeError, match=rf"{argument} must be .*integer.*, not "):
+    with pytest.raises(TypeError, match=rf"{argument}.* must be .*integer.*, not "):
         DOORS[door](**{argument: value})
 
 
@@ -81,7 +81,7 @@ def test_numpy_integers_and_one_for_both_sides_are_taken(door, sizes):
 
 
 def test_a_refused_size_leaves_the_right_one_alone():
-    with pytest.raises(TypeError, match=r"each of partition_size must be an integer, not 5\.0"):
+    with pytest.raises(TypeError, match=r"each of partition_size .* must be an integer, not 5\.0"):
         conv_to_fc(jnp.ones((3, 3, 1, 1)), (5.0, 5.0))
     assert conv_to_fc(jnp.ones((3, 3, 1, 1)), (5, 5)).shape == (1, 5, 5, 1, 5, 5, 1)
 

@@ -172,15 +172,13 @@ class ConvBN(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kernel_size = pair(kernel_size)
         check_groups(groups, in_features, out_features)
         if padded:
             check_kernel_size(kernel_size)
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
-        layout: dict[str, Any] = dict(
-            padded=padded, strides=strides, feature_group_count=groups, kernel_dilation=kernel_dilation
-        )
-        self.conv = conv(in_features, out_features, kernel_size, **layout, use_bias=False, **options, rngs=rngs)
+        layout: dict[str, Any] = dict(strides=strides, kernel_dilation=kernel_dilation, padded=padded)
+        layout |= dict(feature_group_count=groups, use_bias=False)
+        self.conv = conv(in_features, out_features, kernel_size, **layout, **options, rngs=rngs)
         self.norm = BatchNorm(out_features, **options)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 O"]:

@@ -41,7 +41,15 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
         "poly": lambda: optax.polynomial_schedule(peak, 0.0, config.poly_power, left),
         "steps": lambda: optax.piecewise_constant_schedule(peak, drops()),
     }[config.schedule]()
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup]) if warmup else schedule
+    if warmup:
+        schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
+
+    def with_promotion(count):
+        # Optax mixes integers and floats, which JAX_NUMPY_DTYPE_PROMOTION=strict refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            return schedule(count)
+
+    return with_promotion
 
 
 def _are_kernels(parameters):

@@ -183,6 +183,6 @@ def test_arguments_of_another_type_are_named():
         with pytest.raises(TypeError, match="input_shape must be None or a sequence of positive integers, not"):
             fuse_report(block, shape)
     for shape in ((), (6, 6), (1, 6, 6, 4), (6, 6, -4), (0, 6, 4)):
-        with pytest.raises(ValueError, match="input_shape must be .* positive integers, not"):
+        with pytest.raises(ValueError, match=r"input_shape must be .* positive integers, not"):
             fuse_report(block, shape)
     assert fuse_report(block, np.array([6, 6, 4])) == fuse_report(block, [6, 6, 4]) == fuse_report(block, (6, 6, 4))

@@ -102,7 +102,8 @@ def read(path: Path, abstract_state: Any, retyped: Collection[str] = ()) -> Any:
     _require_same_arrays(path, saved=record["arrays"], wanted=describe(saved))
     state = _attempt_everywhere(path, lambda: _load(path, saved, record))
     _attempt_everywhere(path, lambda: _require_digests(state, record))
-    _attempt_everywhere(path, lambda: check_finite(dict(zip(describe(state), jax.tree.leaves(state))), "it"))
+    arrays = dict(zip(describe(state), jax.tree.leaves(state), strict=True))
+    _attempt_everywhere(path, lambda: check_finite(arrays, "it"))
     return jax.tree.map(
         lambda array, leaf: array.astype(leaf.dtype) if array.dtype != leaf.dtype else array, state, wanted
     )

@@ -136,7 +136,8 @@ class Checkpoints:
     ) -> tuple[int, Any] | None:
         """Reads the newest complete checkpoint, or that of a given step.
 
-        Newer checkpoints that are damaged, or hold NaN or infinite values, are moved into the folder `damaged`, each with a warning.
+        Newer checkpoints that are damaged, or hold NaN or infinite values, are moved into the folder `damaged`, each
+        with a warning.
 
         Args:
             abstract_state: as of `checkpoint_format.read`.

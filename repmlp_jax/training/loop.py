@@ -55,7 +55,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
     Raises:
         ValueError: if the configuration is not valid, `workdir` holds a run of another configuration, or more than 5 %
             of at least 1,000 examples are damaged.
-        FloatingPointError: if a loss is not finite; the message names the step.
+        FloatingPointError: if a loss, a parameter or a statistic is not finite; the message names the step.
         SystemExit: after SIGTERM, once the state is saved.
     """
     check_config(config)
@@ -218,7 +218,7 @@ def _check_damaged(seen, batch_size):
 
 def _failure(failed_step, checkpoints, config):
     return (
-        f"the loss of step {failed_step} is not finite; the last checkpoint is of step "
-        f"{max(checkpoints.steps(), default=0)}. A lower learning_rate (now {config.learning_rate:g}) or more "
+        f"the loss of step {failed_step} is not finite, or a parameter or statistic after it; the last checkpoint is "
+        f"of step {max(checkpoints.steps(), default=0)}. A lower learning_rate (now {config.learning_rate:g}) or more "
         f"warmup_epochs (now {config.warmup_epochs:g}) may help"
     )

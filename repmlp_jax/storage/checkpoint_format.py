@@ -116,7 +116,7 @@ def _open_record(path: Path) -> Record:
     record = json.loads(sealed["record"])
     # Earlier versions wrote neither; but the digest of a whole number, such as the state's step, is the number.
     has_step = record["arrays"].get("step") == "int32[]"
-    return Record(**{"step": record["digests"]["step"] if has_step else None, "environment": {}, **record})
+    return {"step": record["digests"]["step"] if has_step else None, "environment": {}} | record
 
 
 def _load(path: Path, placed: Any, record: Record) -> Any:

@@ -6,6 +6,7 @@ arrays do not. They also let an error name the array.
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ from orbax.checkpoint import v1 as ocp
 
 from repmlp_jax.fusing.finite import check_finite
 from repmlp_jax.storage.digest import describe, digests
+
+# Orbax logs, with a traceback from each thread, what it also raises.
+logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in str(record.msg))
 
 
 class CheckpointError(RuntimeError):

@@ -361,6 +361,7 @@ assert step == 2 and (state["x"] == make_state(2)["x"]).all()
         line for line in output.splitlines() if line.startswith(f"checkpoint {tmp_path}/2 could not be written: ")
     ]
     assert len(errors) == 2
+    assert "Traceback" not in output
     assert errors[0].endswith("; the last one is that of step 1")
     assert not list(tmp_path.glob("*tmp*"))
 

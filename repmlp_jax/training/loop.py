@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
     check_processes(config)
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
-    task = make_task(_for_the_devices(config, mesh), mesh, order_key)
+    task = make_task(for_the_devices(config, mesh), mesh, order_key)
     if task.feed.examples < config.batch_size:
         raise ValueError(f"batch_size={config.batch_size} is more than the {task.feed.examples} training images")
     with only_run(workdir):
@@ -177,7 +177,7 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
     return fuse_and_save(workdir, model, task)
 
 
-def _for_the_devices(config: ConfigDict, mesh: Mesh) -> ConfigDict:
+def for_the_devices(config: ConfigDict, mesh: Mesh) -> ConfigDict:
     """The configuration with an `eval_batch_size` that can be split: it decides the speed alone."""
     fitting = ConfigDict(config)
     fitting.eval_batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size

@@ -6,6 +6,7 @@ arrays do not. They also let an error name the array.
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -16,7 +17,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from repmlp_jax.fusing.finite import check_finite
 from repmlp_jax.storage.digest import describe, digests
+
+# Orbax logs, with a traceback from each thread, what it also raises.
+logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in str(record.msg))
 
 
 class CheckpointError(RuntimeError):
@@ -24,17 +29,31 @@ class CheckpointError(RuntimeError):
 
 
 class Record(TypedDict):
-    """The metadata of a checkpoint; the keys of `arrays` and `digests` are the paths of the leaves."""
+    """The metadata of a checkpoint; the keys of `arrays` and `digests` are the paths of the leaves.
 
+    `environment` is as of the caller; {} in checkpoints of earlier versions, whose `step` is None if it is not known.
+    """
+
+    step: int | None
     arrays: dict[str, str]
     digests: dict[str, int]
     metrics: dict[str, float]
     config: dict[str, Any]
+    environment: dict[str, Any]
 
 
-def make_record(state: Any, metrics: Mapping[str, float], config: Mapping[str, Any]) -> Record:
+def make_record(
+    step: int, state: Any, metrics: Mapping[str, float], config: Mapping[str, Any], environment: Mapping[str, Any]
+) -> Record:
     """Describes a state; if it is spread over several processes, every process makes this call."""
-    return Record(arrays=describe(state), digests=digests(state), metrics=dict(metrics), config=dict(config))
+    return Record(
+        step=step,
+        arrays=describe(state),
+        digests=digests(state),
+        metrics=dict(metrics),
+        config=dict(config),
+        environment=dict(environment),
+    )
 
 
 def write(path: Path, state: Any, record: Record) -> Any:
@@ -76,7 +95,7 @@ def read(path: Path, abstract_state: Any, retyped: Collection[str] = ()) -> Any:
 
     Raises:
         ValueError: if the checkpoint holds other arrays than `abstract_state`.
-        CheckpointError: if it is damaged.
+        CheckpointError: if it is damaged, or holds values that are NaN or infinite.
     """
     record = _attempt_everywhere(path, lambda: _open_record(path))
     wanted = jax.tree.map(_placed, abstract_state)
@@ -87,6 +106,8 @@ def read(path: Path, abstract_state: Any, retyped: Collection[str] = ()) -> Any:
     _require_same_arrays(path, saved=record["arrays"], wanted=describe(saved))
     state = _attempt_everywhere(path, lambda: _load(path, saved, record))
     _attempt_everywhere(path, lambda: _require_digests(state, record))
+    arrays = dict(zip(describe(state), jax.tree.leaves(state), strict=True))
+    _attempt_everywhere(path, lambda: check_finite(arrays, "it"))
     return jax.tree.map(
         lambda array, leaf: array.astype(leaf.dtype) if array.dtype != leaf.dtype else array, state, wanted
     )
@@ -96,7 +117,10 @@ def _open_record(path: Path) -> Record:
     sealed = ocp.metadata(path).custom_metadata or {}
     if _sha256(sealed.get("record", "")) != sealed.get("sha256"):
         raise ValueError("wrong digest of the metadata")
-    return json.loads(sealed["record"])
+    record = json.loads(sealed["record"])
+    # Earlier versions wrote neither; but the digest of a whole number, such as the state's step, is the number.
+    has_step = record["arrays"].get("step") == "int32[]"
+    return {"step": record["digests"]["step"] if has_step else None, "environment": {}} | record
 
 
 def _load(path: Path, placed: Any, record: Record) -> Any:

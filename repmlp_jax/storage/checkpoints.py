@@ -32,6 +32,7 @@ class Checkpoints:
         latest: int = 2,
         best: str = "test_accuracy",
         config: Mapping[str, Any] | None = None,
+        environment: Mapping[str, Any] | None = None,
     ):
         """Creates the folder if necessary, and removes unfinished checkpoints of a killed run.
 
@@ -40,21 +41,25 @@ class Checkpoints:
             latest: number of the newest checkpoints to keep, at least 1.
             best: the metric, higher is better, whose best checkpoint is kept as well.
             config: configuration of the run, saved in each checkpoint as JSON.
+            environment: what the run's numbers depend on besides, saved in each checkpoint as JSON.
 
         Raises:
-            ValueError: if `latest` is below 1.
+            ValueError: if `latest` is below 1; as `read_records`.
         """
         if latest < 1:
             raise ValueError(f"latest must be at least 1, got {latest}")
         self.folder = local_path(folder).absolute()
         self._latest = latest
         self._best = best
-        self._config = config or {}
+        self._made_with = dict(config=config or {}, environment=environment or {})
         self._saving: tuple[int, Any] | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
         _wait_for_all("checkpoints opened")
-        self._metrics: dict[int, Mapping[str, float]] = {step: self._read_metrics(step) for step in self.steps()}
+        # restore() reports the damage of a checkpoint without a record, if it matters.
+        self._metrics: dict[int, Mapping[str, float]] = {
+            step: record["metrics"] if record else {} for step, record in read_records(self.folder).items()
+        }
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -64,7 +69,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the finished checkpoints, in ascending order."""
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+        return sorted(int(path.name) for path in self.folder.iterdir() if _is_checkpoint(path))
 
     def best_step(self) -> int | None:
         """The step with the highest metric `best`, the earliest of equals; None if none was measured."""
@@ -93,7 +98,7 @@ class Checkpoints:
         """
         self.wait()
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
-        record = checkpoint_format.make_record(state, metrics, self._config)
+        record = checkpoint_format.make_record(step, state, metrics, **self._made_with)
         if step in self.steps():
             try:
                 saved = checkpoint_format.read_record(self._path(step))
@@ -137,7 +142,8 @@ class Checkpoints:
     ) -> tuple[int, Any] | None:
         """Reads the newest complete checkpoint, or that of a given step.
 
-        Newer checkpoints that are damaged are moved into the folder `damaged`, each with a warning.
+        Newer checkpoints that are damaged, or hold NaN or infinite values, are moved into the folder `damaged`, each
+        with a warning.
 
         Args:
             abstract_state: as of `checkpoint_format.read`.
@@ -175,12 +181,6 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / str(step)
 
-    def _read_metrics(self, step: int) -> Mapping[str, float]:
-        try:
-            return checkpoint_format.read_record(self._path(step))["metrics"]
-        except CheckpointError:
-            return {}  # restore() reports the damage if it matters.
-
     def _set_aside(self, steps: Iterable[int]) -> None:
         for step in steps:
             self._metrics.pop(step, None)
@@ -204,6 +204,33 @@ class Checkpoints:
         if jax.process_index() == 0:
             for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def read_records(folder: Path) -> dict[int, checkpoint_format.Record | None]:
+    """Reads the record of every checkpoint in a folder, in ascending order of the steps; None: it is damaged.
+
+    Raises:
+        ValueError: if something in the folder has a number for a name, but is not the checkpoint of that step.
+    """
+    numbered = [path for path in sorted(folder.glob("*")) if path.name.isdecimal()]
+    strangers = [f"{path.name} is no name of a checkpoint" for path in numbered if not _is_checkpoint(path)]
+    records: dict[int, checkpoint_format.Record | None] = {}
+    for step in sorted(int(path.name) for path in numbered if _is_checkpoint(path)):
+        try:
+            record = records[step] = checkpoint_format.read_record(folder / str(step))
+        except CheckpointError:
+            records[step] = None
+        else:
+            if record["step"] not in (None, step):
+                strangers.append(f"{step} holds step {record['step']}")
+    if strangers:
+        raise ValueError(f"{folder} holds what no run saved under its name: {'; '.join(strangers)}. Move it elsewhere")
+    return records
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it is a folder named by a step, as `str` writes it: neither 007 nor in other digits."""
+    return path.name.isdecimal() and path.name == str(int(path.name)) and path.is_dir()
 
 
 def _wait_for_all(name: str) -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
@@ -79,8 +80,15 @@ def default_config() -> ConfigDict:
 
 # Values for fields that the configurations of earlier versions lack: what those versions did.
 BEFORE = {"checkpoint_every_seconds": 0.0, "log_every_steps": 0, "profile_steps": 0}
-# Fields that change neither what is learned nor metrics.csv: a resumed run may set them differently.
-FREE = ("mesh", "workers", "checkpoint_every_seconds", "profile_steps")
+# Fields that a process of a run may set differently from the others.
+OF_A_PROCESS = ("data_dir", "workers", "checkpoint_every_seconds", "profile_steps")
+# Fields that do not change what is learned: a resumed run may set them differently.
+FREE = (
+    *OF_A_PROCESS,
+    *("mesh", "eval_batch_size", "eval_every_epochs", "log_every_steps", "steps_per_call", "checkpoint_every_steps"),
+)
+# Fields that change only the state before the first step.
+FREE_ONCE_STARTED = ("init_from", "init_head")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -115,11 +123,11 @@ def _problems_of_model_arguments(config):
         yield f"{model_class.__name__} has no argument {name!r}; the nearest is {nearest(name, known)!r}"
 
 
-def differences(one: dict, other: dict) -> list[str]:
-    """Lists the fields that change what is learned and differ between two configurations, with both values."""
+def differences(one: dict, other: dict, free: Collection[str] = FREE) -> list[str]:
+    """Lists the fields that are not free and differ between two configurations, with both values."""
     one, other = ({**BEFORE, **config} for config in (one, other))
     return [
         f"{name} is {one.get(name, 'missing')!r} now and {other.get(name, 'missing')!r} there"
-        for name in sorted({*one, *other}.difference(FREE))
+        for name in sorted({*one, *other}.difference(free))
         if one.get(name) != other.get(name)
     ]

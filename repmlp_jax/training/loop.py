@@ -3,14 +3,11 @@
 import contextlib
 import json
 import logging
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -19,14 +16,17 @@ from repmlp_jax.fusing.host import host
 from repmlp_jax.local_path import local_path
 from repmlp_jax.storage.checkpoints import Checkpoints
 from repmlp_jax.training import sharding
-from repmlp_jax.training.config import FREE, check_config, differences
+from repmlp_jax.training.config import check_config
+from repmlp_jax.training.environment import environment
 from repmlp_jax.training.initial_weights import with_weights_of
 from repmlp_jax.training.interruption import Interruption
 from repmlp_jax.training.metrics import Metrics, replace_text
+from repmlp_jax.training.only_run import only_run
 from repmlp_jax.training.optimizer import make_optimizer
 from repmlp_jax.training.pace import Pace
 from repmlp_jax.training.profiler import Profiler
 from repmlp_jax.training.results import check_results, fuse_and_save, score
+from repmlp_jax.training.resuming import check_processes, check_resumable
 from repmlp_jax.training.saving import Saving
 from repmlp_jax.training.step import RETYPED, fetch_metrics, init_state, make_step
 from repmlp_jax.training.task import Task
@@ -42,8 +42,9 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
 
     It writes `config.json`, `metrics.csv`, `curves.png`, `tensorboard/` and `checkpoints/` to `workdir`, and at the end
     `model/` and `fused/`, which `load_model` reads, and `results.json`. A second call with the same configuration
-    resumes from the last complete checkpoint and ends with bit-identical parameters. With several processes, every
-    process calls it.
+    resumes from the last complete checkpoint and ends with bit-identical parameters; fields that do not change what is
+    learned (`config.FREE`) may differ, and `epochs` where the learning rates so far do not depend on it. With several
+    processes, every process calls it.
 
     Args:
         config: as `default_config()`.
@@ -54,27 +55,31 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         The content of `results.json`, see `results.fuse_and_save`.
 
     Raises:
-        ValueError: if the configuration is not valid, `workdir` holds a run of another configuration, or more than 5 %
-            of at least 1,000 examples are damaged.
+        ValueError: if the configuration is not valid, `workdir` holds a run of another configuration or other flags of
+            JAX, or more than 5 % of at least 1,000 examples are damaged.
         FileExistsError: if `model` or `fused` in `workdir` is nothing that `save_model` wrote.
-        FloatingPointError: if a loss is not finite; the message names the step.
+        BlockingIOError: if another run is in `workdir`.
+        FloatingPointError: if a loss, a parameter or a statistic is not finite; the message names the step.
         SystemExit: after SIGTERM, once the state is saved.
     """
     check_config(config)
     workdir = local_path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
-    for name in ("batch_size", "eval_batch_size"):
-        sharding.check_batch_size(name, config[name], mesh)
-    plain_config = json.loads(config.to_json())
-    _refuse_another_configuration(workdir, plain_config)
+    sharding.check_batch_size("batch_size", config.batch_size, mesh)
+    check_processes(config)
     check_results(workdir)
-    is_chief = jax.process_index() == 0
-
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
-    task = make_task(config, mesh, order_key)
-    steps_per_epoch = task.feed.examples // config.batch_size
-    if steps_per_epoch < 1:
+    task = make_task(for_the_devices(config, mesh), mesh, order_key)
+    if task.feed.examples < config.batch_size:
         raise ValueError(f"batch_size={config.batch_size} is more than the {task.feed.examples} training images")
+    with only_run(workdir):
+        check_resumable(workdir, config, task.feed.examples)
+        return _train_task(config, workdir, mesh, task, init_key, step_key)
+
+
+def _train_task(config, workdir, mesh, task, init_key, step_key):
+    is_chief = jax.process_index() == 0
+    steps_per_epoch = task.feed.examples // config.batch_size
     final_step = config.epochs * steps_per_epoch
 
     optimizer, learning_rate = make_optimizer(config, steps_per_epoch)
@@ -92,8 +97,8 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
     one_step = make_step(graphdef, optimizer, task.loss, **sizes, mesh=mesh)
     train_steps = task.feed.compile(one_step, step_key, shardings)
     pace = Pace(config.steps_per_call)
+    plain_config = json.loads(config.to_json())
     if is_chief:
-        workdir.mkdir(parents=True, exist_ok=True)
         replace_text(workdir / "config.json", json.dumps(plain_config, indent=1))
 
     def first_state():
@@ -105,10 +110,12 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
                 model = with_weights_of(config.init_from, model, head=config.init_head)
             return sharding.put_state(init_state(model, optimizer, task.correct_dtype), shardings)
 
+    def is_row_due(step):
+        return step % steps_per_epoch == 0 or _is_multiple(step, config.log_every_steps)
+
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(
-            Checkpoints(workdir / "checkpoints", best=f"test_{task.best}", config=plain_config)
-        )
+        made_with = dict(config=plain_config, environment=environment(task.feed.examples))
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", best=f"test_{task.best}", **made_with))
         saving = Saving(checkpoints, config.checkpoint_every_seconds)
         interruption = stack.enter_context(Interruption())
         profiler = stack.enter_context(Profiler(workdir / "profile", config.profile_steps))
@@ -117,6 +124,8 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         if step:
             logger.warning("resuming from step %d of %d", step, final_step)
         metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step, task.scores))) if is_chief else None
+        if metrics is not None:
+            metrics.warn_of_missing(done for done in range(1, step + 1) if is_row_due(done))
         bar = stack.enter_context(_progress_bar(config.batch_size, step, final_step))
         while step < final_step:
             epoch = step // steps_per_epoch + 1
@@ -144,7 +153,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
                 scores = task.evaluator.evaluate(model)
             tested = {f"test_{name}": scores[name] for name in task.scores if name in scores}
             images_per_second = config.batch_size / pace.seconds_per_step
-            if metrics is not None and (is_end_of_epoch or _is_multiple(step, config.log_every_steps)):
+            if metrics is not None and is_row_due(step):
                 metrics.add(
                     epoch=epoch,
                     step=step,
@@ -171,22 +180,11 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
     return fuse_and_save(workdir, model, task)
 
 
-def _refuse_another_configuration(workdir: Path, wanted: dict):
-    """Raises ValueError if another process, or an earlier run in the folder, would learn something else."""
-    if jax.process_count() > 1:
-        deciding = {name: value for name, value in wanted.items() if name not in FREE}
-        digest = np.uint32(zlib.crc32(json.dumps(deciding, sort_keys=True).encode()))
-        digests = multihost_utils.process_allgather(digest)
-        if differing := [index for index, other in enumerate(digests.tolist()) if other != digests[0]]:
-            raise ValueError(
-                f"processes {differing} of {jax.process_count()} have another configuration than process 0"
-            )
-    path = workdir / "config.json"
-    if path.exists() and (found := differences(wanted, json.loads(path.read_text()))):
-        raise ValueError(
-            f"{workdir} holds a run of another configuration: {'; '.join(found)}. "
-            f"Choose another workdir, or resume that run with its own configuration"
-        )
+def for_the_devices(config: ConfigDict, mesh: Mesh) -> ConfigDict:
+    """The configuration with an `eval_batch_size` that can be split: it decides the speed alone."""
+    fitting = ConfigDict(config)
+    fitting.eval_batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
+    return fitting
 
 
 def _next_stop(step: int, steps_per_epoch: int, config: ConfigDict) -> int:
@@ -221,7 +219,7 @@ def _check_damaged(seen, batch_size):
 
 def _failure(failed_step, checkpoints, config):
     return (
-        f"the loss of step {failed_step} is not finite; the last checkpoint is of step "
-        f"{max(checkpoints.steps(), default=0)}. A lower learning_rate (now {config.learning_rate:g}) or more "
+        f"the loss of step {failed_step} is not finite, or a parameter or statistic after it; the last checkpoint is "
+        f"of step {max(checkpoints.steps(), default=0)}. A lower learning_rate (now {config.learning_rate:g}) or more "
         f"warmup_epochs (now {config.warmup_epochs:g}) may help"
     )

@@ -1,15 +1,19 @@
 """The metrics of a run: a CSV file that survives interruptions, TensorBoard, and a plot of the curves."""
 
+import contextlib
 import csv
 import io
+import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
 from repmlp_jax import plots
+
+logger = logging.getLogger("repmlp_jax")
 
 COLUMNS = {"epoch": int, "step": int, "learning_rate": float, "train_loss": float, "train_accuracy": float}
 """The columns of every task; a column `test_NAME` for each of its scores follows."""
@@ -27,6 +31,9 @@ class Metrics:
         workdir: the run's folder.
         step: the step that the run resumes from; rows of later steps are dropped.
         scores: names of the task's scores.
+
+    Raises:
+        ValueError: if the file does not consist of complete rows of these columns; it stays as it is.
     """
 
     def __init__(self, workdir: Path, step: int, scores: Sequence[str]):
@@ -40,6 +47,17 @@ class Metrics:
         self._drawn = time.perf_counter()
         # TensorBoard drops the points after `step`, which an interrupted run left.
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=10)
+
+    def warn_of_missing(self, due: Iterable[int]) -> None:
+        """Says of which steps there is no row, of those at which one was due before the run resumed."""
+        there = {row["step"] for row in self.rows}
+        if missing := [step for step in due if step not in there]:
+            shown = ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            logger.warning(
+                "%s has no row of steps %s, which were done before; they are not done again, and the rows stay missing",
+                self._path,
+                shown,
+            )
 
     def add(self, *, images_per_second: float, **row) -> None:
         """Adds a row of the columns that were measured; it is on disk when this returns."""
@@ -72,16 +90,33 @@ class Metrics:
 def replace_text(path: Path, text: str) -> None:
     """Replaces a file atomically: a reader sees the old text or the new one."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
 
 
 def _read(path, columns):
-    with path.open(newline="") as file:
-        return [
-            {name: None if row[name] == "" else kind(row[name]) for name, kind in columns.items()}
-            for row in csv.DictReader(file)
-        ]
+    """The rows of a file, each of which ends with a line break; the first row is the columns' names."""
+    rows = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True) or [""]):
+        cells = line.rstrip("\r\n").split(",")
+        try:
+            if not line.endswith("\n") or (number == 0 and cells != list(columns)):
+                raise ValueError
+            if number:
+                pairs = zip(columns.items(), cells, strict=True)
+                rows.append({name: None if cell == "" else kind(cell) for (name, kind), cell in pairs})
+        except ValueError:
+            expected = "the complete line" if number == 0 else "a complete row of"
+            raise ValueError(
+                f"{path}, line {number + 1}: {line[:100]!r} is not {expected} {','.join(columns)}. Mend the line, or "
+                f"remove it: the run then goes on without that row"
+            ) from None
+    return rows

@@ -36,7 +36,7 @@ class TrainState(NamedTuple):
         statistics: running statistics and other variables that are not trained.
         optimizer: the optimizer's state.
         totals: of the epoch so far.
-        failed_step: the first step whose loss was not finite, or -1.
+        failed_step: the first step whose loss, parameters or statistics were not finite, or -1.
         damaged: number of examples so far that could not be read and were replaced by others.
     """
 
@@ -76,7 +76,7 @@ class StepMetrics(NamedTuple):
         step: number of completed training steps.
         loss: mean of the epoch so far, in nats.
         accuracy: of the epoch so far, a share of 1.
-        failed_step: the first step whose loss was not finite, or -1.
+        failed_step: the first step whose loss, parameters or statistics were not finite, or -1.
         damaged: number of replaced examples so far.
     """
 
@@ -150,10 +150,12 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
         is_first = state.step % steps_per_epoch == 0
         seen = jax.tree.map(lambda total: jnp.where(is_first, jnp.zeros_like(total), total), state.totals)
-        failed = (state.failed_step < 0) & ~jnp.isfinite(loss)
+        parameters = optax.apply_updates(state.parameters, updates)
+        # The loss alone does not tell: XLA's CPU compiler returns 0 for `relu(nan)` within some programs.
+        failed = (state.failed_step < 0) & ~_are_finite((loss, parameters, statistics))
         return TrainState(
             step=state.step + 1,
-            parameters=optax.apply_updates(state.parameters, updates),
+            parameters=parameters,
             statistics=statistics,
             optimizer=optimizer_state,
             totals=Totals(seen.loss + loss * batch_size, seen.correct + correct, seen.examples + batch_size),
@@ -162,3 +164,8 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
         )
 
     return one_step
+
+
+def _are_finite(tree):
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()

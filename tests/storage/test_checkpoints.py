@@ -260,6 +260,39 @@ def test_what_a_killed_save_leaves_is_removed(two_saved, tmp_path):
     assert checkpoints.steps() == [2, 3]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("5", "5 holds step 2"),
+        ("007", "007 is no name of a checkpoint"),
+        ("٢", "٢ is no name of a checkpoint"),
+        ("9", "9 is no name of a checkpoint"),
+    ],
+)
+def test_what_no_run_saved_under_its_name_is_refused(two_saved, tmp_path, name, message):
+    shutil.copytree(two_saved, tmp_path, dirs_exist_ok=True)
+    if name == "9":
+        (tmp_path / name).write_text("a file")
+    else:
+        shutil.copytree(tmp_path / "2", tmp_path / name)
+    with pytest.raises(ValueError, match="under its name: ") as error:
+        Checkpoints(tmp_path)
+    assert str(error.value) == f"{tmp_path} holds what no run saved under its name: {message}. Move it elsewhere"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_that_is_not_finite_is_not_restored(tmp_path, caplog, value):
+    good, bad = ({"kernel": jnp.full((2, 3), 1, jnp.bfloat16).at[1, 1].set(one)} for one in (1, value))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, good)
+        checkpoints.save(2, bad)
+        step, state = checkpoints.restore(abstract(good))
+        assert_identical(state, good)
+        message = f"{tmp_path}/2 is damaged: it holds values that are NaN or infinite: kernel (1 of 6)"
+        assert message in caplog.text
+        assert checkpoints.steps() == [step] == [1]
+
+
 def test_saved_on_eight_devices_restored_on_two_and_on_one(tmp_path):
     values = {"x": jnp.arange(64.0).reshape(16, 4), "key": jax.random.split(jax.random.key(0), 8)}
 
@@ -359,6 +392,7 @@ assert step == 2 and (state["x"] == make_state(2)["x"]).all()
         line for line in output.splitlines() if line.startswith(f"checkpoint {tmp_path}/2 could not be written: ")
     ]
     assert len(errors) == 2
+    assert "Traceback" not in output
     assert errors[0].endswith("; the last one is that of step 1")
     assert not list(tmp_path.glob("*tmp*"))
 

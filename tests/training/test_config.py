@@ -6,6 +6,7 @@ from tiny_recipe import get_config
 
 from repmlp_jax.training import default_config, train_and_evaluate
 from repmlp_jax.training.config import check_config
+from repmlp_jax.training.loop import for_the_devices
 from repmlp_jax.training.sharding import check_batch_size, make_mesh
 
 
@@ -47,7 +48,6 @@ def test_all_mistakes_in_one_message():
         ),
         (dict(batch_size=1440), "batch_size=1440 is more than the 1437 training images"),
         (dict(batch_size=60), "batch_size=60 cannot be split over 8 devices evenly; 56 or 64 can"),
-        (dict(eval_batch_size=7), "eval_batch_size=7 cannot be split over 8 devices evenly; 8 can"),
     ],
 )
 def test_an_impossible_value_is_named(tmp_path, changes, message):
@@ -72,3 +72,10 @@ def test_a_workdir_belongs_to_one_configuration(tmp_path):
     )
     assert "; seed is 1 now and 0 there. Choose another workdir" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(("given", "used"), [(500, 504), (200, 200), (7, 8)])
+def test_any_evaluation_batch_fits_by_padding(given, used):
+    config = get_config(eval_batch_size=given)
+    assert for_the_devices(config, make_mesh()).eval_batch_size == used
+    assert config.eval_batch_size == given

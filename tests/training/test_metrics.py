@@ -1,5 +1,7 @@
 """Rows between the ends of epochs, and the trace of some steps."""
 
+import errno
+import os
 import shutil
 
 import pytest
@@ -8,7 +10,7 @@ from tiny_runs import saved_steps
 
 from repmlp_jax import plots
 from repmlp_jax.training import train_and_evaluate
-from repmlp_jax.training.metrics import Metrics
+from repmlp_jax.training.metrics import Metrics, replace_text
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
 ROW = dict(learning_rate=0.1, train_loss=1.5, train_accuracy=0.5, images_per_second=9.0)
@@ -46,6 +48,59 @@ def test_within_the_first_epoch_the_axis_is_the_step(tmp_path):
     metrics.close()
     axes = plots.learning_curves(plots.read_rows(tmp_path)).axes[0]
     assert (axes.get_xlabel(), list(axes.lines[0].get_xdata())) == ("step", [5, 10])
+
+
+@pytest.fixture
+def written(tmp_path):
+    metrics = Metrics(tmp_path, 0, ("loss",))
+    for step in (5, 10, 15):
+        metrics.add(epoch=1, step=step, **ROW)
+    metrics.close()
+    return tmp_path / "metrics.csv"
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (lambda text: "", "1: '' is not the complete line"),
+        (lambda text: "[]\n" + text, r"1: '\[\]\\n' is not the complete line"),
+        (lambda text: text[:-5], "4: '1,15,0.1,1.5,' is not a complete row of"),
+        (lambda text: text[:-1], "4: '1,15,0.1,1.5,0.5,' is not a complete row of"),
+        (lambda text: text.replace("10", "ten"), "3: '1,ten,0.1,"),
+        (lambda text: text.replace("1,10,", "\0\0"), "3: "),
+    ],
+)
+def test_what_is_no_row_is_named_and_stays(written, damage, line):
+    written.write_text(damage(written.read_text()))
+    before = written.read_bytes()
+    with pytest.raises(ValueError, match=f"metrics.csv, line {line}.*Mend the line, or remove it"):
+        Metrics(written.parent, 15, ("loss",))
+    assert written.read_bytes() == before
+
+
+def test_rows_that_are_missing_are_said(written, caplog):
+    metrics = Metrics(written.parent, 15, ("loss",))
+    metrics.warn_of_missing((5, 10, 15))
+    assert not caplog.records
+    metrics.warn_of_missing(range(5, 20))
+    metrics.close()
+    assert caplog.messages == [
+        f"{written} has no row of steps 6, 7, 8, 9, 11 and 7 more, which were done before; they are not done again, "
+        "and the rows stay missing"
+    ]
+
+
+def test_a_file_that_cannot_be_written_is_named_and_stays(written, monkeypatch):
+    def fsync(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = written.read_text()
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=r"No space left on device: .*metrics.csv'") as error:
+        replace_text(written, "other")
+    assert error.value.errno == errno.ENOSPC
+    assert written.read_text() == before
+    assert not list(written.parent.glob("*.partial"))
 
 
 @pytest.mark.slow

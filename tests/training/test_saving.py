@@ -178,7 +178,7 @@ def test_what_is_held_is_saved_when_a_loss_is_not_finite(scored, clock, tmp_path
         return state, seen._replace(failed_step=60) if seen.step > 44 else seen
 
     monkeypatch.setattr(loop, "fetch_metrics", fail_after_the_second_epoch)
-    with pytest.raises(FloatingPointError, match="loss of step 60 is not finite; the last checkpoint is of step 44"):
+    with pytest.raises(FloatingPointError, match=r"loss of step 60 is not finite, .* checkpoint is of step 44"):
         train_and_evaluate(scored, tmp_path)
     assert saved_steps(tmp_path) == [44]
 

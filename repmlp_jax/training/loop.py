@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         FloatingPointError: if a loss is not finite; the message names the step.
         SystemExit: after SIGTERM, once the state is saved.
     """
-    check_config(config)
+    config = check_config(config)
     workdir = Path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
     for name in ("batch_size", "eval_batch_size"):

@@ -41,7 +41,10 @@ def parse(defined_flags, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         return parse_flags(sys.argv)
 
-    return parse
+    yield parse
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):
+            delattr(flags.FLAGS, name)
 
 
 @pytest.fixture(autouse=True)
@@ -66,10 +69,26 @@ def in_the_repository(monkeypatch):
         (["--config=configs/digits.py:small"], "configs/digits.py has no variants: nothing may follow a ':'"),
         (
             ["--config=configs/cifar.py:wide"],
-            "ValueError: configs/cifar.py has no variant 'wide'; it has wide_convnet, no_local, no_global, "
-            "fc3_conv9, conv9",
+            "configs/cifar.py has no variant 'wide'; it has wide_convnet, no_local, no_global, fc3_conv9, conv9",
         ),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
+        (
+            ["--config=configs/digits.py", "--config.mesh.model=2"],
+            "--config has no field 'model'",
+        ),
+        (
+            ["--config.model_arguments.num_clases=3"],
+            '--config has no field \'num_clases\'; Did you mean "num_classes" instead of "num_clases"?',
+        ),
+        (["--config="], "--config needs the file of a recipe"),
+        (
+            ["--config=configs/digits.py", "somewhere"],
+            "'somewhere' is no flag: flags start with '--', and a value follows '=', as in --config.flip=False",
+        ),
+        (
+            ["--config.flip", "False"],
+            "'False' is no flag: flags start with '--', and a value follows '=', as in --config.flip=False",
+        ),
         (["--num_processes=two"], "flag --num_processes=two: invalid literal for int() with base 10: 'two'"),
     ],
 )
@@ -78,6 +97,58 @@ def test_a_mistake_is_one_line(parse, capsys, arguments, message):
         parse(*arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("def get_config(:\n    pass", "line 1: SyntaxError: invalid syntax"),
+        ("x = 1\n\ndef get_config():\n    return {}['epochs']", "line 4: KeyError: 'epochs'"),
+        ("import nowhere_to_be_found", "line 1: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        ("import os\nfrom os import nothing", "line 2: ImportError: cannot import name 'nothing' from 'os'"),
+        ("def get_config():\n    pass", "line 1: get_config returns None: is there no return?"),
+        ("def get_config():\n    return dict(epochs=1)", "line 1: get_config returns a dict and not a ConfigDict"),
+        ("config = 1", " has no function get_config, which returns the configuration"),
+        (
+            "from repmlp_jax.training import default_config\ndef get_config():\n    config = default_config()\n"
+            "    config.epochs = 'ten'\n    return config",
+            "line 4: TypeError: Could not override field 'epochs'",
+        ),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_line_with_its_place(parse, capsys, tmp_path, recipe, message):
+    path = tmp_path / "mine.py"
+    path.write_text(recipe)
+    with pytest.raises(SystemExit) as stop:
+        parse(f"--config={path}")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    separator = "" if message.startswith(" ") else ", "
+    assert line.startswith(f"error: {path}{separator}{message}")
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "value"),
+    [
+        (["num_classes=102"], "num_classes", 102),
+        (["num_classes", "102"], "num_classes", 102),
+        (["rematerialise=True"], "rematerialise", True),
+        (["rematerialise"], "rematerialise", True),
+        (["dtype=bfloat16"], "dtype", "bfloat16"),
+        (["image_size=(16, 16)"], "image_size", (16, 16)),
+        (["image_size=16"], "image_size", 16),  # in place of a pair that the recipe has
+        (["image_size=None"], "image_size", None),
+        (["stochastic_depth=0.1"], "stochastic_depth", 0.1),
+        (["partition_sizes=((4, 4), (2, 2))"], "partition_sizes", ((4, 4), (2, 2))),
+    ],
+)
+def test_a_flag_sets_any_argument_of_a_model(parse, flag, name, value):
+    parse("--config=configs/digits.py", f"--config.model_arguments.{flag[0]}", *flag[1:])
+    arguments = flags.FLAGS.config.model_arguments
+    assert arguments[name] == value
+    assert type(arguments[name]) is type(value)
+    recipe = load(CONFIGS / "digits.py").get_config().model_arguments
+    assert {**arguments, name: 0} == {**recipe, name: 0}
 
 
 @pytest.mark.parametrize(

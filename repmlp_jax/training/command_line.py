@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -78,6 +79,10 @@ def report_errors():
     except (ValueError, OSError, FloatingPointError, CheckpointError) as error:
         absl_logging.debug("raised here:", exc_info=error)
         _exit(str(error))
+    except KeyboardInterrupt as error:
+        absl_logging.debug("raised here:", exc_info=error)
+        print("stopped: the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _exit(message: str) -> NoReturn:

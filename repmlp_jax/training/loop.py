@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         ValueError: if the configuration is not valid, `workdir` holds a run of another configuration, or more than 5 %
             of at least 1,000 examples are damaged.
         FloatingPointError: if a loss is not finite; the message names the step.
-        SystemExit: after SIGTERM, once the state is saved.
+        SystemExit: after SIGTERM or SIGINT (Ctrl-C), once the state is saved.
     """
     config = check_config(config)
     workdir = Path(workdir)
@@ -159,7 +159,8 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
                 saving.offer(step, state, tested, must=must)
             if asked_to_stop:
                 checkpoints.wait()
-                logger.warning("SIGTERM: step %d is saved; the same command resumes from it", step)
+                name = interruption.signal.name
+                logger.warning("%s: step %d is saved; the same command resumes from it", name, step)
                 raise SystemExit(128 + interruption.signal)
 
     if damaged := int(state.damaged):

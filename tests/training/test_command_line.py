@@ -1,6 +1,7 @@
 import importlib.util
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,17 @@ import jax
 import pytest
 from absl import flags
 from flax import nnx
+from pages import PAGES
 
 from repmlp_jax.models.registry import create_model
 from repmlp_jax.storage.checkpoint_format import CheckpointError
+from repmlp_jax.tasks import check_task_fields, classification
+from repmlp_jax.tasks.faces import task as faces
+from repmlp_jax.tasks.segmentation import task as segmentation
+from repmlp_jax.training import sharding, train_and_evaluate
 from repmlp_jax.training.command_line import ask_for_deterministic_algorithms, parse_flags, report_errors
 from repmlp_jax.training.config import check_config
+from repmlp_jax.training.processes import check_processes
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
@@ -211,6 +218,66 @@ def test_every_recipe_builds_its_model(path, variant):
     }
     assert outputs == (2, *expected.get(config.dataset, (getattr(model, "embedding_features", 0),)))
     assert {"cifar10": (32, 32, 3), "digits": (8, 8, 1)}.get(config.dataset, model.input_shape) == model.input_shape
+
+
+def command_lines():
+    """The arguments of every `python train.py` in the README, the docs and the recipes."""
+    recipes = [path.relative_to(REPOSITORY).as_posix() for path in sorted(CONFIGS.glob("*.py"))]
+    for page in [*PAGES, *recipes]:
+        text = (REPOSITORY / page).read_text().replace("\\\n", " ")
+        for number, line in enumerate(re.findall(r"python train\.py\s+((?:--[^\s`]+\s*)+)", text)):
+            if "…" not in line:  # which stands for any recipe
+                marks = [pytest.mark.slow] if re.search(r"imagenet|/face\.py|/segmentation\.py", line) else []
+                yield pytest.param(line.replace("HOST:PORT", "host:1234").split(), id=f"{page}:{number}", marks=marks)
+
+
+class DataIsReadError(Exception):
+    """Raised in place of reading a dataset."""
+
+
+@pytest.fixture
+def parse_line(parse, monkeypatch, tmp_path):
+    """Parses the arguments of a page, in a folder with the recipes."""
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    page = (REPOSITORY / "docs/how_to/data.md").read_text()
+    (recipe,) = re.findall(r"```python\n((?:(?!```).)*def get_config(?:(?!```).)*)```", page, re.DOTALL)
+    (tmp_path / "shapes.py").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+
+    def parse_line(arguments):
+        parse(*arguments)
+        given = flags.FLAGS.flag_values_dict()
+        check_processes(
+            *(given[name] for name in ("distributed", "coordinator_address", "num_processes", "process_id"))
+        )
+        return flags.FLAGS.config
+
+    return parse_line
+
+
+@pytest.mark.parametrize("arguments", [pytest.param(*line.values, id=line.id) for line in command_lines()])
+def test_every_command_line_of_the_docs_is_understood(parse_line, arguments):
+    config = check_config(parse_line(arguments))
+    check_task_fields(config)
+
+
+@pytest.mark.parametrize("arguments", list(command_lines()))
+def test_every_command_line_of_the_docs_comes_to_its_data(parse_line, monkeypatch, tmp_path, arguments):
+    def stop(*_, **__):
+        raise DataIsReadError
+
+    for module, names in {
+        classification: ("load_dataset", "open_dataset"),
+        faces: ("load_faces", "load_test_faces"),
+        segmentation: ("load_street_scenes",),
+    }.items():
+        for name in names:
+            monkeypatch.setattr(module, name, stop)
+    one_device = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda **_: one_device)
+    config = parse_line(arguments)
+    with pytest.raises(DataIsReadError):
+        train_and_evaluate(config, tmp_path / "run")
 
 
 def test_flags_change_a_recipe(parse):

@@ -33,22 +33,30 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
     return train(config, workdir, task_class(config.task))
 
 
+# Fields of some tasks only.
+OF_TASKS = {
+    **dict.fromkeys(("mixup", "cutmix"), ("classification",)),
+    **dict.fromkeys(("num_people", "test_dataset", "margin", "scale"), ("faces",)),
+    **dict.fromkeys(("eval_split", "crop_scale", "auxiliary_weight"), ("segmentation",)),
+    "label_smoothing": ("classification", "segmentation"),
+}
+
+
 def check_task_fields(config: ConfigDict) -> None:
-    """Raises ValueError for fields that ask for what the task, or a dataset that lies in memory, does not do."""
-    is_streamed = config.dataset not in LOADERS
-    is_classification = config.task == "classification"
-    pictures = "streamed pictures" if is_classification else "street scenes"
-    refused = [
-        ("augmentation", is_classification and is_streamed, "is for streamed pictures with one label each"),
-        ("mixup", is_classification, "is for task='classification'"),
-        ("cutmix", is_classification, "is for task='classification'"),
-        ("label_smoothing", config.task != "faces", "is not for task='faces'"),
-        ("num_people", config.task == "faces", "is for task='faces'"),
-        ("test_dataset", config.task == "faces", "is for task='faces'"),
+    """Raises ValueError for fields that ask for what the task does not do, or not with the dataset."""
+    from repmlp_jax.training.config import default_config
+
+    default = default_config()
+    problems = [
+        f"{name}={config[name]!r} is for task={' or '.join(map(repr, tasks))}"
+        for name, tasks in OF_TASKS.items()
+        if config.task not in tasks and config[name] not in (default[name], None)
     ]
-    problems = [f"{name}={config[name]!r} {why}" for name, works, why in refused if config[name] and not works]
-    if not config.flip and (config.task == "segmentation" or (is_classification and is_streamed)):
-        problems.append(f"flip=False: half of all {pictures} are mirrored in training")
+    in_memory = config.dataset in LOADERS
+    if config.augmentation and (config.task != "classification" or in_memory):
+        problems.append(f"augmentation={config.augmentation!r} is for streamed pictures with one label each")
+    if not config.flip and (config.task == "segmentation" or (config.task == "classification" and not in_memory)):
+        problems.append(f"flip=False is for faces and for data in memory ({', '.join(LOADERS)}): others are mirrored")
     if problems:
         raise ValueError(f"config, with task={config.task!r} and dataset={config.dataset!r}: {'; '.join(problems)}")
 

@@ -15,7 +15,7 @@ from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
-from repmlp_jax.training.task import ConfiguredTask, stream_part
+from repmlp_jax.training.task import ConfiguredTask, check_crop_padding, stream_part
 
 
 class Classification(ConfiguredTask):
@@ -47,6 +47,7 @@ class Classification(ConfiguredTask):
 
     @staticmethod
     def _load_resident(config, input_shape, mesh, order_key):
+        check_crop_padding(config, input_shape[:2])
         dataset = load_dataset(config.dataset, config.data_dir or None)
         train, test = (dict(zip(("image", "label"), split, strict=True)) for split in (dataset.train, dataset.test))
         feed = ResidentFeed(train, config.batch_size, order_key, mesh)

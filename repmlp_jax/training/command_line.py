@@ -76,7 +76,7 @@ def report_errors():
     """Ends the program with one line on an error that a user can fix; --verbosity=1 adds the traceback."""
     try:
         yield
-    except (ValueError, OSError, FloatingPointError, CheckpointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, CheckpointError) as error:
         absl_logging.debug("raised here:", exc_info=error)
         _exit(str(error))
     except KeyboardInterrupt as error:

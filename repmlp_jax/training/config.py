@@ -181,9 +181,9 @@ def _kind_missed(value, default) -> str:
 def _plain(value):
     """A value as JSON has it: NumPy's and JAX's numbers and arrays as Python's, a dtype as its name."""
     if isinstance(value, np.generic | np.ndarray | jax.Array):
-        return value.tolist()
+        return _plain(value.tolist())
     if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value))
+        return tuple(map(_plain, value))
     if isinstance(value, ConfigDict | dict):
         return ConfigDict({name: _plain(item) for name, item in value.items()})
     if isinstance(value, bool | int | float | str) or value is None:

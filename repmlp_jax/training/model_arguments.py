@@ -36,6 +36,8 @@ def problems_of_arguments(model: Any, arguments: Mapping[str, Any]) -> Iterator[
                 yield f"model_arguments.{name}={value!r} is no dtype of floating-point numbers, such as 'bfloat16'"
         elif isinstance(value, list | tuple) and not value:
             yield f"model_arguments.{name}={value!r} must not be empty"
+        elif _is_negative(value):
+            yield f"model_arguments.{name}={value!r} must not be negative"
         elif not _fits(value, known[name]):
             yield f"model_arguments.{name}={value!r} must be {_described(known[name])}"
 
@@ -45,6 +47,12 @@ def _is_float(value) -> bool:
         return jnp.issubdtype(jnp.dtype(value), jnp.floating)
     except TypeError:
         return False
+
+
+def _is_negative(value) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_is_negative, value))
+    return isinstance(value, numbers.Real) and value < 0
 
 
 def _fits(value, annotation) -> bool:

@@ -159,7 +159,15 @@ def test_a_flag_sets_any_argument_of_a_model(parse, flag, name, value):
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("wrong"), OSError("wrong"), FloatingPointError("wrong"), CheckpointError("wrong")]
+    "error",
+    [
+        ValueError("wrong"),
+        TypeError("wrong"),
+        ImportError("wrong"),
+        OSError("wrong"),
+        FloatingPointError("wrong"),
+        CheckpointError("wrong"),
+    ],
 )
 def test_what_a_user_can_mend_is_one_line(capsys, error):
     with pytest.raises(SystemExit) as stop, report_errors():

@@ -85,6 +85,7 @@ def test_killed_at_any_instant_it_ends_the_same(undisturbed, tmp_path):
 @pytest.mark.parametrize(
     ("number", "steps_per_call", "checkpoint_every_steps"),
     [(signal.SIGTERM, 1, 5), (signal.SIGTERM, 22, 0), (signal.SIGINT, 1, 5)],
+    ids=["SIGTERM", "SIGTERM in the last step of an epoch", "Ctrl-C"],
 )
 def test_sigterm_and_ctrl_c_save_first(undisturbed, tmp_path, number, steps_per_call, checkpoint_every_steps):
     arguments = [

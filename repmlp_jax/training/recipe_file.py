@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib.machinery
 import importlib.util
 import inspect
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 
 from repmlp_jax.nearest import nearest
 from repmlp_jax.training.recipe import NoSuchVariantError
@@ -47,11 +48,12 @@ def load_recipe(path: str) -> ConfigDict:
     file, colon, variant = path.partition(":")
     _check_file(file)
     name = "repmlp_jax_recipe"
-    specification: Any = importlib.util.spec_from_file_location(name, file)
+    loader = importlib.machinery.SourceFileLoader(name, file)
+    specification: Any = importlib.util.spec_from_file_location(name, file, loader=loader)
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module
     try:
-        specification.loader.exec_module(module)
+        loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
             raise RecipeError(f"{file} has no function get_config, which returns the configuration")
@@ -60,15 +62,16 @@ def load_recipe(path: str) -> ConfigDict:
         config = get_config(*[variant] if colon else [])
     except NoSuchVariantError as error:
         raise RecipeError(str(error)) from error
-    except (flags.Error, KeyboardInterrupt, SystemExit):
+    except RecipeError:
         raise
-    except BaseException as error:
+    except Exception as error:
         raise RecipeError(_place(error, file)) from error
     if not isinstance(config, ConfigDict):
-        place = f"{file}, line {inspect.unwrap(get_config).__code__.co_firstlineno}"
+        code = getattr(inspect.unwrap(get_config), "__code__", None)
+        place = f"{file}, line {code.co_firstlineno}" if code else file
         what = f"a {type(config).__name__} and not a ConfigDict" if config is not None else "None: is there no return?"
         raise RecipeError(f"{place}: get_config returns {what}")
-    return config
+    return ConfigDict(config)
 
 
 def close_arguments(config: ConfigDict) -> None:
@@ -77,7 +80,8 @@ def close_arguments(config: ConfigDict) -> None:
     given = {
         name: value for name, value in config.model_arguments.items() if name not in unset or value is not unset[name]
     }
-    with config.unlocked(), config.ignore_type():
+    with config.unlocked():
+        del config.model_arguments
         config.model_arguments = ConfigDict(given)
 
 
@@ -87,7 +91,10 @@ class _RecipeParser(flags.ArgumentParser):
         given = config.get("model_arguments", {})
         if not isinstance(given, ConfigDict):
             raise RecipeError(f"{path}: model_arguments is {given!r} and not a dictionary")
-        config.model_arguments = _OpenArguments(_unset() | dict(given.items()), type_safe=False)
+        opened = _OpenArguments(_unset() | dict(given.items()), type_safe=False)
+        with config.unlocked(), config.ignore_type():
+            # A flag may also set all of them, by a dictionary of any kind.
+            config.model_arguments = FieldReference(opened, field_type=ConfigDict)
         return config.lock()
 
     def flag_type(self) -> str:

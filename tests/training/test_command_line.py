@@ -158,6 +158,24 @@ def test_a_flag_sets_any_argument_of_a_model(parse, flag, name, value):
     assert {**arguments, name: 0} == {**recipe, name: 0}
 
 
+def test_a_flag_sets_all_arguments_of_a_model(parse):
+    parse("--config=configs/digits.py", "--config.model_arguments={'num_classes': 3, 'widths': (4,)}")
+    assert flags.FLAGS.config.model_arguments.to_dict() == dict(num_classes=3, widths=(4,))
+
+
+@pytest.mark.parametrize("kind", ["FrozenConfigDict(config)", "config.lock()"])
+def test_a_recipe_may_return_any_kind_of_config_dict(parse, tmp_path, kind):
+    path = tmp_path / "mine"
+    path.write_text(
+        "from ml_collections import FrozenConfigDict\nfrom repmlp_jax.training import default_config\n"
+        f"def get_config():\n    config = default_config()\n    return {kind}\n"
+    )
+    parse(f"--config={path}", "--config.epochs=3", "--config.model_arguments.num_classes=7")
+    config = check_config(flags.FLAGS.config)
+    assert config.epochs == 3
+    assert config.model_arguments.to_dict() == dict(num_classes=7)
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -25,16 +25,16 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.")
 
 def main(_):
     """Runs `train_and_evaluate` on what the flags say."""
-    from repmlp_jax.training import train_and_evaluate
-    from repmlp_jax.training.processes import check_processes, connect
-
-    ask_for_deterministic_algorithms()
-    processes = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-    recipe = Path(flags.FLAGS["config"].config_filename).name.replace(".py", "").replace(":", "_")
     with report_errors():
+        from repmlp_jax.training import train_and_evaluate
+        from repmlp_jax.training.processes import check_processes, connect
+
+        ask_for_deterministic_algorithms()
+        processes = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         check_processes(_DISTRIBUTED.value, *processes)
         if _DISTRIBUTED.value:
             connect(*processes)
+        recipe = Path(flags.FLAGS["config"].config_filename).name.replace(".py", "").replace(":", "_")
         train_and_evaluate(_CONFIG.value, _WORKDIR.value or f"runs/{recipe}")
 
 

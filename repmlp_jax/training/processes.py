@@ -52,9 +52,11 @@ def connect(
         ValueError: if an argument is missing that JAX does not find out.
     """
     flags = dict(coordinator_address=coordinator_address, num_processes=num_processes, process_id=process_id)
-    where = f" at {coordinator_address}{_unknown(coordinator_address)}" if coordinator_address else ""
+    where = f" at {coordinator_address}" if coordinator_address else ""
     who = "waiting for the other processes" if process_id is None else f"process {process_id} waits for the others"
     logger.info("%s%s, at most %g seconds", who, where, seconds)
+    if coordinator_address:
+        _warn_of_unknown_host(coordinator_address)
 
     def give_up():
         print(f"error: the processes have not met{where} within {seconds:g} seconds", file=sys.stderr, flush=True)
@@ -79,10 +81,10 @@ def connect(
         watch.cancel()
 
 
-def _unknown(address: str) -> str:
+def _warn_of_unknown_host(address: str):
     host, _, port = address.rpartition(":")
     try:
         socket.getaddrinfo(host.strip("[]"), port)
     except OSError as error:
-        return f" (a host that is not known here: {error.strerror})"
-    return ""
+        # Not an error: where machines start together, a name may become known later.
+        logger.warning("the host %s is not known here: %s", host, error.strerror)

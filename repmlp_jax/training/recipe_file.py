@@ -16,6 +16,8 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 from repmlp_jax.nearest import nearest
 from repmlp_jax.training.recipe import NoSuchVariantError
 
+flags.disclaim_key_flags()  # `--help` shows the flag as one of the program that defines it.
+
 
 class RecipeError(flags.Error):
     """A recipe that cannot be read; absl passes it on as it is, unlike a ValueError."""

@@ -94,10 +94,20 @@ def test_an_argument_of_the_model_has_the_type_of_the_constructor(name, value, m
         check_config(config)
 
 
-def test_boolean_and_float_arguments_of_the_model():
-    for name, value, message in (("pad", 1, "pad=1 must be bool"), ("stochastic_depth", "a", "='a' must be float")):
-        with pytest.raises(ValueError, match=message):
-            check_config(get_config(model="RepMLPNet-T224", model_arguments={name: value}))
+@pytest.mark.parametrize(
+    ("model", "name", "value", "message"),
+    [
+        ("RepMLPNet-T224", "pad", 1, "pad=1 must be bool"),
+        ("RepMLPNet-T224", "stochastic_depth", "a", "stochastic_depth='a' must be float"),
+        ("PSPNet-Res50", "dropout", -0.1, "dropout=-0.1 must not be negative"),
+    ],
+)
+def test_boolean_and_float_arguments_of_the_model(model, name, value, message):
+    with pytest.raises(ValueError, match=message):
+        check_config(get_config(model=model, model_arguments={name: value}))
+
+
+def test_arguments_of_the_model_that_are_right():
     check_config(
         get_config(model="RepMLPNet-T224", model_arguments=dict(pad=True, stochastic_depth=0, image_size=None))
     )

@@ -70,8 +70,6 @@ def _fits(value, annotation) -> bool:
         return isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if annotation is float:
         return isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if annotation is None:
-        return value is None
     return isinstance(value, annotation) if isinstance(annotation, type) else True
 
 

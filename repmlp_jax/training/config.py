@@ -151,7 +151,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     mesh = values.get("mesh", {})
     problems += [f"mesh has no field {name!r}: it has data and fsdp" for name in sorted(set(mesh) - set(known.mesh))]
     problems += [f"mesh.{name}={value!r} must be {INTEGER}" for name, value in mesh.items() if _kind_missed(value, 0)]
-    problems += problems_of_arguments(values.get("model"), values.get("model_arguments", {}))
+    problems += problems_of_arguments(values.get("model"), values.get("model_arguments", ConfigDict()))
     if problems:
         raise ValueError("config: " + "; ".join(problems))
     return config

@@ -4,10 +4,11 @@ import inspect
 import numbers
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.nearest import nearest
@@ -21,7 +22,7 @@ def arguments_of(model_class: type) -> dict[str, Any]:
     return {parameter.name: parameter.annotation for parameter in parameters if parameter.name not in ("self", "rngs")}
 
 
-def problems_of_arguments(model: Any, arguments: Mapping[str, Any]) -> Iterator[str]:
+def problems_of_arguments(model: Any, arguments: ConfigDict) -> Iterator[str]:
     """What is wrong with the arguments of a model in a configuration."""
     if not isinstance(model, str) or model not in MODELS:
         return  # create_model names the nearest

@@ -10,12 +10,12 @@ each with --distributed; Slurm, TPU and Kubernetes jobs are recognised, elsewher
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from repmlp_jax.training.command_line import ask_for_deterministic_algorithms, parse_flags, report_errors
+from repmlp_jax.training.recipe_file import define_recipe
 
 _DIGITS = str(Path(__file__).with_name("configs") / "digits.py")
-_CONFIG = config_flags.DEFINE_config_file("config", _DIGITS, "File of the recipe, with a variant after ':'.")
+_CONFIG = define_recipe("config", _DIGITS, "File of the recipe, with a variant after ':'; by default the digits.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/ and the recipe's name.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Train together with other processes.")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
@@ -25,15 +25,16 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.")
 
 def main(_):
     """Runs `train_and_evaluate` on what the flags say."""
-    import jax
-
-    from repmlp_jax.training import train_and_evaluate
-
-    ask_for_deterministic_algorithms()
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    recipe = Path(flags.FLAGS["config"].config_filename).name.replace(".py", "").replace(":", "_")
     with report_errors():
+        from repmlp_jax.training import train_and_evaluate
+        from repmlp_jax.training.processes import check_processes, connect
+
+        ask_for_deterministic_algorithms()
+        processes = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        check_processes(_DISTRIBUTED.value, *processes)
+        if _DISTRIBUTED.value:
+            connect(*processes)
+        recipe = Path(flags.FLAGS["config"].config_filename).name.replace(".py", "").replace(":", "_")
         train_and_evaluate(_CONFIG.value, _WORKDIR.value or f"runs/{recipe}")
 
 

@@ -1,8 +1,11 @@
 """Tasks: each has its data, its loss and its scores, and one loop trains them all."""
 
+import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
+
+from repmlp_jax.data import LOADERS
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
@@ -16,11 +19,46 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
         The content of `results.json`, see `results.fuse_and_save`.
 
     Raises:
-        ValueError: as `training.loop.train`, which lists further errors.
+        TypeError: if an argument is not of its type.
+        ValueError: as `training.loop.train`, which lists further errors, and for a field that asks for what the task
+            does not do.
     """
+    from repmlp_jax.training.config import check_config
     from repmlp_jax.training.loop import train
 
-    return train(config, workdir, task_class(config.get("task")))
+    if not isinstance(workdir, str | os.PathLike):
+        raise TypeError(f"workdir must be a path, not {workdir!r}")
+    config = check_config(config)
+    check_task_fields(config)
+    return train(config, workdir, task_class(config.task))
+
+
+# Fields of some tasks only.
+OF_TASKS = {
+    **dict.fromkeys(("mixup", "cutmix"), ("classification",)),
+    **dict.fromkeys(("num_people", "test_dataset", "margin", "scale"), ("faces",)),
+    **dict.fromkeys(("eval_split", "crop_scale", "auxiliary_weight"), ("segmentation",)),
+    "label_smoothing": ("classification", "segmentation"),
+}
+
+
+def check_task_fields(config: ConfigDict) -> None:
+    """Raises ValueError for fields that ask for what the task does not do, or not with the dataset."""
+    from repmlp_jax.training.config import default_config
+
+    default = default_config()
+    problems = [
+        f"{name}={config[name]!r} is for task={' or '.join(map(repr, tasks))}"
+        for name, tasks in OF_TASKS.items()
+        if config.task not in tasks and config[name] not in (default[name], None)
+    ]
+    in_memory = config.dataset in LOADERS
+    if config.augmentation and (config.task != "classification" or in_memory):
+        problems.append(f"augmentation={config.augmentation!r} is for streamed pictures with one label each")
+    if not config.flip and (config.task == "segmentation" or (config.task == "classification" and not in_memory)):
+        problems.append(f"flip=False is for faces and for data in memory ({', '.join(LOADERS)}): others are mirrored")
+    if problems:
+        raise ValueError(f"config, with task={config.task!r} and dataset={config.dataset!r}: {'; '.join(problems)}")
 
 
 def task_class(name: str) -> type:

@@ -20,7 +20,7 @@ from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
-from repmlp_jax.training.task import ConfiguredTask, stream_part
+from repmlp_jax.training.task import ConfiguredTask, check_crop_padding, stream_part
 
 
 class Classification(ConfiguredTask):
@@ -55,6 +55,7 @@ class Classification(ConfiguredTask):
 
     @staticmethod
     def _load_resident(config, input_shape, mesh, order_key):
+        check_crop_padding(config, input_shape[:2])
         dataset = load_dataset(config.dataset, config.data_dir or None)
         check_size(config.model, input_shape, config.dataset, dataset.train[0].shape[1:])
         train, test = (dict(zip(("image", "label"), split, strict=True)) for split in (dataset.train, dataset.test))

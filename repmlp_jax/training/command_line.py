@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -10,9 +11,9 @@ from typing import NoReturn
 from absl import flags
 from absl import logging as absl_logging
 
-from repmlp_jax.nearest import nearest
 from repmlp_jax.printing import print_any_character
 from repmlp_jax.storage.checkpoint_format import CheckpointError
+from repmlp_jax.training.recipe_file import close_arguments, with_default
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -26,18 +27,17 @@ def parse_flags(arguments: list[str]) -> list[str]:
     absl_logging.set_verbosity(absl_logging.WARNING)
     logger.setLevel(logging.INFO)
     try:
-        recipe = _recipe_file(arguments)
-        if recipe:
-            _check_file(recipe)
-        return flags.FLAGS(arguments)
-    except AttributeError as error:
+        rest = flags.FLAGS(with_default("config", arguments))
+        close_arguments(flags.FLAGS.config)
+    except (AttributeError, KeyError) as error:
         # ml_collections quotes its message and puts the nearest field on a second line.
-        _exit("--config has no field " + str(error).strip("'").replace("\\'", "'").replace("\\n", "; "))
-    except (flags.Error, OSError, ValueError) as error:
-        if "get_config() takes 0 positional arguments" in str(error):
-            _exit(f"{recipe} has no variants: nothing may follow a ':'")
-        # An error in a recipe arrives as a traceback; the last line is the recipe's own message.
-        _exit(str(error).strip().splitlines()[-1].strip() if "Traceback" in str(error) else str(error))
+        message = str(error).strip("'\"").replace("\\'", "'").replace("\\n", "; ")
+        _exit("--config has no field " + (message if "'" in message else repr(message)))
+    except (flags.Error, OSError, ValueError, TypeError) as error:
+        _exit(str(error))
+    if stray := rest[1:]:
+        _exit(f"{stray[0]!r} is no flag: flags start with '--', and a value follows '=', as in --config.flip=False")
+    return rest
 
 
 def ask_for_deterministic_algorithms():
@@ -78,27 +78,13 @@ def report_errors():
     """Ends the program with one line on an error that a user can fix; --verbosity=1 adds the traceback."""
     try:
         yield
-    except (ValueError, OSError, FloatingPointError, CheckpointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, CheckpointError) as error:
         absl_logging.debug("raised here:", exc_info=error)
         _exit(str(error))
-
-
-def _recipe_file(arguments: list[str]) -> str:
-    """The file that --config names, without its variant; empty without --config."""
-    recipe = ""
-    for argument, next_argument in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, given, value = argument.partition("=")
-        if name in ("-config", "--config"):
-            recipe = value if given else next_argument
-    return recipe.partition(":")[0]
-
-
-def _check_file(name: str):
-    path = Path(name)
-    if not path.is_file():
-        there = [str(other) for other in sorted(path.parent.glob("*.py"))]
-        hint = f"the nearest is {nearest(name, there)}" if there else f"there is no Python file in {path.parent}"
-        raise FileNotFoundError(f"there is no configuration {name}; {hint}")
+    except KeyboardInterrupt as error:
+        absl_logging.debug("raised here:", exc_info=error)
+        print("stopped: the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _exit(message: str) -> NoReturn:

@@ -1,14 +1,18 @@
 """The fields of a configuration, their defaults, and their checks."""
 
-import inspect
+import itertools
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from repmlp_jax.models.pspnet import AUXILIARY_WEIGHT
-from repmlp_jax.models.registry import MODELS
 from repmlp_jax.nearest import nearest
+from repmlp_jax.training.model_arguments import problems_of_arguments
 
 CHOICES = {
     "task": ("classification", "faces", "segmentation"),
@@ -17,14 +21,37 @@ CHOICES = {
     "augmentation": ("", "autoaugment", "randaugment"),
     "init_head": ("load", "skip"),
 }
-POSITIVE = (
-    *("batch_size", "eval_batch_size", "accumulate", "eval_every_epochs"),
-    *("learning_rate", "poly_power", "scale"),
-)
-NOT_NEGATIVE = (
-    *("epochs", "warmup_epochs", "weight_decay", "clip_norm", "crop_padding", "mixup", "cutmix", "num_people"),
-    *("margin", "auxiliary_weight", "workers", "steps_per_call", "log_every_steps", "profile_steps"),
-    *("checkpoint_every_steps", "checkpoint_every_seconds"),
+# What values must be, whether one is, and of which fields.
+RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    (
+        "be above 0",
+        lambda value: value > 0,
+        (
+            *("batch_size", "eval_batch_size", "accumulate", "eval_every_epochs"),
+            *("learning_rate", "poly_power", "scale"),
+        ),
+    ),
+    (
+        "not be below 0",
+        lambda value: value >= 0,
+        (
+            *("epochs", "warmup_epochs", "weight_decay", "clip_norm", "crop_padding", "mixup", "cutmix", "num_people"),
+            *("margin", "auxiliary_weight", "workers", "steps_per_call", "log_every_steps", "profile_steps"),
+            *("checkpoint_every_steps", "checkpoint_every_seconds"),
+        ),
+    ),
+    ("be from 0 to below 1", lambda value: 0 <= value < 1, ("label_smoothing", "momentum")),
+    ("be from 0 to 2³² - 1", lambda value: 0 <= value < 2**32, ("seed",)),  # JAX takes others for one of these
+    (
+        "be fractions between 0 and 1 in increasing order",
+        lambda value: all(low < high for low, high in itertools.pairwise((0, *value, 1))),
+        ("drop_at",),
+    ),
+    (
+        "be (smallest, largest) factor, both above 0",
+        lambda value: len(value) == 2 and 0 < value[0] <= value[1],
+        ("crop_scale",),
+    ),
 )
 
 
@@ -91,36 +118,87 @@ FREE = (
 FREE_ONCE_STARTED = ("init_from", "init_head")
 
 
-def check_config(config: ConfigDict) -> None:
-    """Raises ValueError for fields that do not exist, are missing or have impossible values, all in one message."""
+def check_config(config: ConfigDict) -> ConfigDict:
+    """A copy of a configuration with plain Python values in place of NumPy's and JAX's.
+
+    Raises:
+        TypeError: if it is no `ConfigDict`.
+        ValueError: for fields that do not exist, are missing or have impossible values, all in one message.
+    """
+    if not isinstance(config, ConfigDict):
+        hint = ": call it" if callable(config) else ""
+        raise TypeError(f"config must be a ConfigDict, as default_config() returns, and not {config!r:.100}{hint}")
+    config = ConfigDict({name: _plain(value) for name, value in config.items()})
     known = default_config()
-    unknown = sorted(set(config) - set(known))
-    problems = [f"there is no field {name!r}; the nearest is {nearest(name, known)!r}" for name in unknown]
+    problems = [
+        f"there is no field {name!r}; the nearest is {nearest(str(name), known)!r}"
+        for name in sorted(set(config) - set(known), key=str)
+    ]
     problems += [f"field {name!r} is missing" for name in sorted(set(known) - set(config))]
-    problems += [f"{name}={config[name]} must be above 0" for name in POSITIVE if not config.get(name, 1) > 0]
-    problems += [f"{name}={config[name]} must not be below 0" for name in NOT_NEGATIVE if not config.get(name, 0) >= 0]
+    mistyped = {name: kind for name, value in known.items() if (kind := _kind_missed(config.get(name, value), value))}
+    problems += [f"{name}={config[name]!r} must be {kind}" for name, kind in mistyped.items()]
+    # Of the fields with a value of the right type.
+    values = {name: value for name, value in config.items() if name not in mistyped}
+    problems += [
+        f"{name}={values[name]} must {words}"
+        for words, is_right, names in RANGES
+        for name in names
+        if name in values and not is_right(values[name])
+    ]
     for name, works in CHOICES.items():
-        if config.get(name, works[0]) not in works:
+        if values.get(name, works[0]) not in works:
             problems.append(
                 f"{name}={config[name]!r} is none of {', '.join(map(repr, works))}; "
-                f"the nearest is {nearest(str(config[name]), works)!r}"
+                f"the nearest is {nearest(config[name], works)!r}"
             )
-    if config.get("batch_size", 1) % max(1, config.get("accumulate", 1)):
+    if values.get("batch_size", 1) % max(1, values.get("accumulate", 1)):
         problems.append(f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}")
-    if config.get("warmup_epochs", 0) >= config.get("epochs", math.inf) > 0:
+    if values.get("warmup_epochs", 0) >= values.get("epochs", math.inf) > 0:
         problems.append(f"warmup_epochs={config.warmup_epochs} must be less than epochs={config.epochs}")
-    problems += _problems_of_model_arguments(config)
+    mesh = values.get("mesh", {})
+    problems += [f"mesh has no field {name!r}: it has data and fsdp" for name in sorted(set(mesh) - set(known.mesh))]
+    problems += [f"mesh.{name}={value!r} must be {INTEGER}" for name, value in mesh.items() if _kind_missed(value, 0)]
+    problems += problems_of_arguments(values.get("model"), values.get("model_arguments", ConfigDict()))
     if problems:
         raise ValueError("config: " + "; ".join(problems))
+    return config
 
 
-def _problems_of_model_arguments(config):
-    if config.get("model") not in MODELS:
-        return  # create_model names the nearest
-    model_class, _ = MODELS[config.model]
-    known = set(inspect.signature(model_class.__init__).parameters) - {"self", "rngs"}
-    for name in sorted(set(config.get("model_arguments", {})) - known):
-        yield f"{model_class.__name__} has no argument {name!r}; the nearest is {nearest(name, known)!r}"
+INTEGER = "an integer"
+
+
+def _kind_missed(value, default) -> str:
+    """What a value must be, where it is not of the kind of the default; empty where it is."""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "True or False"
+    if isinstance(default, int):
+        return "" if isinstance(value, int) and not isinstance(value, bool) else INTEGER
+    if isinstance(default, float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return "" if is_number and math.isfinite(value) else "a finite number"
+    if isinstance(default, str):
+        # None was and is the same as "" where a field may be empty.
+        return "" if isinstance(value, str) or (value is None and not default) else "text"
+    if isinstance(default, tuple):
+        is_tuple = isinstance(value, list | tuple) and not any(_kind_missed(number, 0.0) for number in value)
+        return "" if is_tuple else "a tuple of numbers"
+    return "" if isinstance(value, ConfigDict) else "a dictionary"
+
+
+def _plain(value):
+    """A value as JSON has it: NumPy's and JAX's numbers and arrays as Python's, a dtype as its name."""
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, ConfigDict | dict):
+        return ConfigDict({name: _plain(item) for name, item in value.items()})
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    try:
+        return jnp.dtype(value).name
+    except TypeError:
+        return value
 
 
 def differences(one: dict, other: dict, free: Collection[str] = FREE) -> list[str]:

@@ -60,9 +60,9 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         FileExistsError: if `model` or `fused` in `workdir` is nothing that `save_model` wrote.
         BlockingIOError: if another run is in `workdir`.
         FloatingPointError: if a loss, a parameter or a statistic is not finite; the message names the step.
-        SystemExit: after SIGTERM, once the state is saved.
+        SystemExit: after SIGTERM or SIGINT (Ctrl-C), once the state is saved.
     """
-    check_config(config)
+    config = check_config(config)
     workdir = local_path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
@@ -171,7 +171,8 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
                 saving.offer(step, state, tested, must=must)
             if asked_to_stop:
                 checkpoints.wait()
-                logger.warning("SIGTERM: step %d is saved; the same command resumes from it", step)
+                name = interruption.signal.name
+                logger.warning("%s: step %d is saved; the same command resumes from it", name, step)
                 raise SystemExit(128 + interruption.signal)
 
     if damaged := int(state.damaged):

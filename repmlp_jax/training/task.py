@@ -1,5 +1,6 @@
 """The interface between the training loop and a task."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +51,14 @@ class Task(Protocol):
 def stream_part(config) -> dict[str, Any]:
     """The arguments of `make_stream` and `evaluation_stream` that give each process its part of the batches."""
     return dict(process_index=jax.process_index(), process_count=jax.process_count(), workers=config.workers)
+
+
+def check_crop_padding(config, image_size: Sequence[int]) -> None:
+    """Raises ValueError if a random crop could miss the image."""
+    if config.crop_padding >= min(image_size):
+        raise ValueError(
+            f"crop_padding={config.crop_padding} must be less than each side of the images, {tuple(image_size)}"
+        )
 
 
 class ConfiguredTask(Task):

@@ -1,6 +1,7 @@
 import importlib.util
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,17 @@ import jax
 import pytest
 from absl import flags
 from flax import nnx
+from pages import PAGES
 
 from repmlp_jax.models.registry import create_model
 from repmlp_jax.storage.checkpoint_format import CheckpointError
+from repmlp_jax.tasks import check_task_fields, classification
+from repmlp_jax.tasks.faces import task as faces
+from repmlp_jax.tasks.segmentation import task as segmentation
+from repmlp_jax.training import sharding, train_and_evaluate
 from repmlp_jax.training.command_line import ask_for_deterministic_algorithms, parse_flags, report_errors
 from repmlp_jax.training.config import check_config
+from repmlp_jax.training.processes import check_processes
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
@@ -41,7 +48,10 @@ def parse(defined_flags, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         return parse_flags(sys.argv)
 
-    return parse
+    yield parse
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):
+            delattr(flags.FLAGS, name)
 
 
 @pytest.fixture(autouse=True)
@@ -66,10 +76,26 @@ def in_the_repository(monkeypatch):
         (["--config=configs/digits.py:small"], "configs/digits.py has no variants: nothing may follow a ':'"),
         (
             ["--config=configs/cifar.py:wide"],
-            "ValueError: configs/cifar.py has no variant 'wide'; it has wide_convnet, no_local, no_global, "
-            "fc3_conv9, conv9",
+            "configs/cifar.py has no variant 'wide'; it has wide_convnet, no_local, no_global, fc3_conv9, conv9",
         ),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
+        (
+            ["--config=configs/digits.py", "--config.mesh.model=2"],
+            "--config has no field 'model'",
+        ),
+        (
+            ["--config.model_arguments.num_clases=3"],
+            '--config has no field \'num_clases\'; Did you mean "num_classes" instead of "num_clases"?',
+        ),
+        (["--config="], "--config needs the file of a recipe"),
+        (
+            ["--config=configs/digits.py", "somewhere"],
+            "'somewhere' is no flag: flags start with '--', and a value follows '=', as in --config.flip=False",
+        ),
+        (
+            ["--config.flip", "False"],
+            "'False' is no flag: flags start with '--', and a value follows '=', as in --config.flip=False",
+        ),
         (["--num_processes=two"], "flag --num_processes=two: invalid literal for int() with base 10: 'two'"),
     ],
 )
@@ -81,7 +107,85 @@ def test_a_mistake_is_one_line(parse, capsys, arguments, message):
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("wrong"), OSError("wrong"), FloatingPointError("wrong"), CheckpointError("wrong")]
+    ("recipe", "message"),
+    [
+        ("def get_config(:\n    pass", "line 1: SyntaxError: invalid syntax"),
+        ("x = 1\n\ndef get_config():\n    return {}['epochs']", "line 4: KeyError: 'epochs'"),
+        ("import nowhere_to_be_found", "line 1: ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        ("import os\nfrom os import nothing", "line 2: ImportError: cannot import name 'nothing' from 'os'"),
+        ("def get_config():\n    pass", "line 1: get_config returns None: is there no return?"),
+        ("def get_config():\n    return dict(epochs=1)", "line 1: get_config returns a dict and not a ConfigDict"),
+        ("config = 1", " has no function get_config, which returns the configuration"),
+        (
+            "from repmlp_jax.training import default_config\ndef get_config():\n    config = default_config()\n"
+            "    config.epochs = 'ten'\n    return config",
+            "line 4: TypeError: Could not override field 'epochs'",
+        ),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_line_with_its_place(parse, capsys, tmp_path, recipe, message):
+    path = tmp_path / "mine.py"
+    path.write_text(recipe)
+    with pytest.raises(SystemExit) as stop:
+        parse(f"--config={path}")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    separator = "" if message.startswith(" ") else ", "
+    assert line.startswith(f"error: {path}{separator}{message}")
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "value"),
+    [
+        (["num_classes=102"], "num_classes", 102),
+        (["num_classes", "102"], "num_classes", 102),
+        (["rematerialise=True"], "rematerialise", True),
+        (["rematerialise"], "rematerialise", True),
+        (["dtype=bfloat16"], "dtype", "bfloat16"),
+        (["image_size=(16, 16)"], "image_size", (16, 16)),
+        (["image_size=16"], "image_size", 16),  # in place of a pair that the recipe has
+        (["image_size=None"], "image_size", None),
+        (["stochastic_depth=0.1"], "stochastic_depth", 0.1),
+        (["partition_sizes=((4, 4), (2, 2))"], "partition_sizes", ((4, 4), (2, 2))),
+    ],
+)
+def test_a_flag_sets_any_argument_of_a_model(parse, flag, name, value):
+    parse("--config=configs/digits.py", f"--config.model_arguments.{flag[0]}", *flag[1:])
+    arguments = flags.FLAGS.config.model_arguments
+    assert arguments[name] == value
+    assert type(arguments[name]) is type(value)
+    recipe = load(CONFIGS / "digits.py").get_config().model_arguments
+    assert {**arguments, name: 0} == {**recipe, name: 0}
+
+
+def test_a_flag_sets_all_arguments_of_a_model(parse):
+    parse("--config=configs/digits.py", "--config.model_arguments={'num_classes': 3, 'widths': (4,)}")
+    assert flags.FLAGS.config.model_arguments.to_dict() == dict(num_classes=3, widths=(4,))
+
+
+@pytest.mark.parametrize("kind", ["FrozenConfigDict(config)", "config.lock()"])
+def test_a_recipe_may_return_any_kind_of_config_dict(parse, tmp_path, kind):
+    path = tmp_path / "mine"
+    path.write_text(
+        "from ml_collections import FrozenConfigDict\nfrom repmlp_jax.training import default_config\n"
+        f"def get_config():\n    config = default_config()\n    return {kind}\n"
+    )
+    parse(f"--config={path}", "--config.epochs=3", "--config.model_arguments.num_classes=7")
+    config = check_config(flags.FLAGS.config)
+    assert config.epochs == 3
+    assert config.model_arguments.to_dict() == dict(num_classes=7)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("wrong"),
+        TypeError("wrong"),
+        ImportError("wrong"),
+        OSError("wrong"),
+        FloatingPointError("wrong"),
+        CheckpointError("wrong"),
+    ],
 )
 def test_what_a_user_can_mend_is_one_line(capsys, error):
     with pytest.raises(SystemExit) as stop, report_errors():
@@ -140,6 +244,66 @@ def test_every_recipe_builds_its_model(path, variant):
     }
     assert outputs == (2, *expected.get(config.dataset, (getattr(model, "embedding_features", 0),)))
     assert {"cifar10": (32, 32, 3), "digits": (8, 8, 1)}.get(config.dataset, model.input_shape) == model.input_shape
+
+
+def command_lines():
+    """The arguments of every `python train.py` in the README, the docs and the recipes."""
+    recipes = [path.relative_to(REPOSITORY).as_posix() for path in sorted(CONFIGS.glob("*.py"))]
+    for page in [*PAGES, *recipes]:
+        text = (REPOSITORY / page).read_text().replace("\\\n", " ")
+        for number, line in enumerate(re.findall(r"python train\.py\s+((?:--[^\s`]+\s*)+)", text)):
+            if "…" not in line:  # which stands for any recipe
+                marks = [pytest.mark.slow] if re.search(r"imagenet|/face\.py|/segmentation\.py", line) else []
+                yield pytest.param(line.replace("HOST:PORT", "host:1234").split(), id=f"{page}:{number}", marks=marks)
+
+
+class DataIsReadError(Exception):
+    """Raised in place of reading a dataset."""
+
+
+@pytest.fixture
+def parse_line(parse, monkeypatch, tmp_path):
+    """Parses the arguments of a page, in a folder with the recipes."""
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    page = (REPOSITORY / "docs/how_to/data.md").read_text()
+    (recipe,) = re.findall(r"```python\n((?:(?!```).)*def get_config(?:(?!```).)*)```", page, re.DOTALL)
+    (tmp_path / "shapes.py").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+
+    def parse_line(arguments):
+        parse(*arguments)
+        given = flags.FLAGS.flag_values_dict()
+        check_processes(
+            *(given[name] for name in ("distributed", "coordinator_address", "num_processes", "process_id"))
+        )
+        return flags.FLAGS.config
+
+    return parse_line
+
+
+@pytest.mark.parametrize("arguments", [pytest.param(*line.values, id=line.id) for line in command_lines()])
+def test_every_command_line_of_the_docs_is_understood(parse_line, arguments):
+    config = check_config(parse_line(arguments))
+    check_task_fields(config)
+
+
+@pytest.mark.parametrize("arguments", list(command_lines()))
+def test_every_command_line_of_the_docs_comes_to_its_data(parse_line, monkeypatch, tmp_path, arguments):
+    def stop(*_, **__):
+        raise DataIsReadError
+
+    for module, names in {
+        classification: ("load_dataset", "open_dataset"),
+        faces: ("load_faces", "load_test_faces"),
+        segmentation: ("load_street_scenes",),
+    }.items():
+        for name in names:
+            monkeypatch.setattr(module, name, stop)
+    one_device = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda **_: one_device)
+    config = parse_line(arguments)
+    with pytest.raises(DataIsReadError):
+        train_and_evaluate(config, tmp_path / "run")
 
 
 def test_flags_change_a_recipe(parse):

@@ -1,6 +1,8 @@
 import json
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_recipe import get_config
 
@@ -35,7 +37,19 @@ def test_all_mistakes_in_one_message():
     [
         (dict(batch_size=0), "batch_size=0 must be above 0"),
         (dict(learning_rate=0.0), "learning_rate=0.0 must be above 0"),
-        (dict(learning_rate=float("nan")), "learning_rate=nan must be above 0"),
+        (dict(learning_rate=float("nan")), "learning_rate=nan must be a finite number"),
+        (dict(weight_decay=float("inf")), "weight_decay=inf must be a finite number"),
+        (dict(label_smoothing=5.0), "label_smoothing=5.0 must be from 0 to below 1"),
+        (dict(label_smoothing=-1.0), "label_smoothing=-1.0 must be from 0 to below 1"),
+        (dict(momentum=5.0), "momentum=5.0 must be from 0 to below 1"),
+        (dict(seed=2**40), r"seed=1099511627776 must be from 0 to 2³² - 1"),
+        (dict(drop_at=(2.0,)), r"drop_at=\(2.0,\) must be fractions between 0 and 1 in increasing order"),
+        (dict(drop_at=(0.9, 0.1)), r"drop_at=\(0.9, 0.1\) must be fractions between 0 and 1 in increasing order"),
+        (dict(drop_at=("a",)), r"drop_at=\('a',\) must be a tuple of numbers"),
+        (dict(crop_scale=(2.0, 0.5)), r"crop_scale=\(2.0, 0.5\) must be \(smallest, largest\) factor, both above 0"),
+        (dict(epochs=True), "epochs=True must be an integer"),
+        (dict(mesh=dict(data=0, fsdp=1, model=2)), "mesh has no field 'model': it has data and fsdp"),
+        (dict(mesh=dict(data="all")), "mesh.data='all' must be an integer"),
         (dict(steps_per_call=-1), "steps_per_call=-1 must not be below 0"),
         (dict(warmup_epochs=2.0), "warmup_epochs=2.0 must be less than epochs=2"),
         (dict(model="pure_mpl"), "no model is called 'pure_mpl'; the nearest is 'pure_mlp'"),
@@ -55,6 +69,81 @@ def test_an_impossible_value_is_named(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train_and_evaluate(get_config(**changes), workdir)
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_classes", "ten", "num_classes='ten' must be int"),
+        ("num_classes", 10.0, "num_classes=10.0 must be int"),
+        ("widths", (), r"widths=\(\) must not be empty"),
+        ("widths", 8, r"widths=8 must be Sequence\[int\]"),
+        ("widths", (8, "x"), r"widths=\(8, 'x'\) must be Sequence\[int\]"),
+        ("image_size", (8, 8, 1), r"image_size=\(8, 8, 1\) must be .*tuple\[int, int\]"),
+        ("in_features", -8, "in_features=-8 must not be negative"),
+        ("partition_size", (4, -4), r"partition_size=\(4, -4\) must not be negative"),
+        ("ablation", 3, r"ablation=3 must be str \| None"),
+        ("dtype", "bfloat61", "dtype='bfloat61' is no dtype of floating-point numbers, such as 'bfloat16'"),
+        ("param_dtype", "int8", "param_dtype='int8' is no dtype of floating-point numbers"),
+    ],
+)
+def test_an_argument_of_the_model_has_the_type_of_the_constructor(name, value, message):
+    config = get_config()
+    config.model_arguments = dict(config.model_arguments) | {name: value}
+    with pytest.raises(ValueError, match=rf"config: model_arguments\.{message}"):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "value", "message"),
+    [
+        ("RepMLPNet-T224", "pad", 1, "pad=1 must be bool"),
+        ("RepMLPNet-T224", "stochastic_depth", "a", "stochastic_depth='a' must be float"),
+        ("PSPNet-Res50", "dropout", -0.1, "dropout=-0.1 must not be negative"),
+    ],
+)
+def test_boolean_and_float_arguments_of_the_model(model, name, value, message):
+    with pytest.raises(ValueError, match=message):
+        check_config(get_config(model=model, model_arguments={name: value}))
+
+
+def test_arguments_of_the_model_that_are_right():
+    check_config(
+        get_config(model="RepMLPNet-T224", model_arguments=dict(pad=True, stochastic_depth=0, image_size=None))
+    )
+
+
+def test_numbers_of_numpy_and_jax_become_plain_ones():
+    config = get_config()
+    config.model_arguments = dict(
+        num_classes=np.int64(10),
+        image_size=np.array([8, 8]),
+        widths=(jnp.int32(8), np.uint8(16)),
+        dtype=jnp.bfloat16,
+        param_dtype=np.dtype("float32"),
+    )
+    config.learning_rate = np.float64(0.1)
+    plain = json.loads(check_config(config).to_json())
+    assert plain["model_arguments"] == dict(
+        num_classes=10, image_size=[8, 8], widths=[8, 16], dtype="bfloat16", param_dtype="float32"
+    )
+    assert plain["learning_rate"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("x", "config must be a ConfigDict, as default_config.. returns, and not 'x'"),
+        (dict(epochs=1), "and not {'epochs': 1}"),
+        (get_config, "and not <function get_config at .*>: call it"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_is_no_configuration_is_refused(tmp_path, config, message):
+    with pytest.raises(TypeError, match=message):
+        train_and_evaluate(config, tmp_path / "run")
+    with pytest.raises(TypeError, match="workdir must be a path, not None"):
+        train_and_evaluate(get_config(), None)
 
 
 def test_any_batch_fits_one_device():
@@ -79,3 +168,24 @@ def test_any_evaluation_batch_fits_by_padding(given, used):
     config = get_config(eval_batch_size=given)
     assert for_the_devices(config, make_mesh()).eval_batch_size == used
     assert config.eval_batch_size == given
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(augmentation="randaugment"), "augmentation='randaugment' is for streamed pictures with one label each"),
+        (dict(task="faces", mixup=0.2), "mixup=0.2 is for task='classification'$"),
+        (dict(task="faces", label_smoothing=0.1), "label_smoothing=0.1 is for task='classification' or 'segmentation'"),
+        (dict(task="segmentation", cutmix=1.0), "cutmix=1.0 is for task='classification'"),
+        (dict(crop_scale=(1.0, 2.0), margin=0.5), "margin=0.5 is for .*; crop_scale=.* is for task='segmentation'"),
+        (dict(task="segmentation", dataset="camvid", flip=False), "flip=False is for faces and for data in memory"),
+        (dict(dataset="shapes", flip=False), r"flip=False is for faces and for data in memory \(cifar10, digits.*\)"),
+        (dict(crop_padding=8), r"crop_padding=8 must be less than each side of the images, \(8, 8\)"),
+        (dict(num_people=3), "num_people=3 is for task='faces'"),
+        (dict(test_dataset="lfw"), "test_dataset='lfw' is for task='faces'"),
+    ],
+)
+def test_what_a_task_does_not_do_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train_and_evaluate(get_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -82,8 +82,12 @@ def test_killed_at_any_instant_it_ends_the_same(undisturbed, tmp_path):
 
 
 # 22 steps are an epoch: its last look is the only one, and then its row must not be missing.
-@pytest.mark.parametrize(("steps_per_call", "checkpoint_every_steps"), [(1, 5), (22, 0)])
-def test_sigterm_saves_first(undisturbed, tmp_path, steps_per_call, checkpoint_every_steps):
+@pytest.mark.parametrize(
+    ("number", "steps_per_call", "checkpoint_every_steps"),
+    [(signal.SIGTERM, 1, 5), (signal.SIGTERM, 22, 0), (signal.SIGINT, 1, 5)],
+    ids=["SIGTERM", "SIGTERM in the last step of an epoch", "Ctrl-C"],
+)
+def test_sigterm_and_ctrl_c_save_first(undisturbed, tmp_path, number, steps_per_call, checkpoint_every_steps):
     arguments = [
         f"--config.steps_per_call={steps_per_call}",
         f"--config.checkpoint_every_steps={checkpoint_every_steps}",
@@ -95,11 +99,11 @@ def test_sigterm_saves_first(undisturbed, tmp_path, steps_per_call, checkpoint_e
     else:
         # It is made once SIGTERM is heard, right before the first step.
         wait_until((tmp_path / "tensorboard").exists, processes)
-    processes[0].send_signal(signal.SIGTERM)
+    processes[0].send_signal(number)
     (code,), (output,) = finish(processes)
-    assert code == 128 + signal.SIGTERM, output
+    assert code == 128 + number, output
     (stopped,) = saved_steps(tmp_path)[-1:]
-    assert f"SIGTERM: step {stopped} is saved; the same command resumes from it" in output
+    assert f"{number.name}: step {stopped} is saved; the same command resumes from it" in output
     assert (stopped % 22 == 0) == (steps_per_call == 22)
 
     code, output = run(tmp_path, *arguments)

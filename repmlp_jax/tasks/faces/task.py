@@ -16,7 +16,7 @@ from repmlp_jax.tasks.faces.stream import stream_faces
 from repmlp_jax.tasks.faces.verification import cosine_similarities, roc, verification_report
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
-from repmlp_jax.training.task import ConfiguredTask, stream_part
+from repmlp_jax.training.task import ConfiguredTask, check_crop_padding, stream_part
 
 BASELINES = {"pixels": pixels, "pixels less their mean": centred_pixels}
 
@@ -43,6 +43,7 @@ class Faces(ConfiguredTask):
         net: Any = nnx.eval_shape(lambda: make_net(nnx.Rngs(0)))
         if not hasattr(net, "embedding_features"):
             raise ValueError(f"task='faces' needs a model that gives embeddings, and {config.model!r} gives none")
+        check_crop_padding(config, net.input_shape[:2])
         load = self._load_streamed if config.num_people else self._load_resident
         load(config, net.input_shape, mesh, order_key)
         self.preprocessing = dict(mean=self._mean, std=self._std)

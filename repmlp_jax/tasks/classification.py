@@ -55,9 +55,9 @@ class Classification(ConfiguredTask):
 
     @staticmethod
     def _load_resident(config, input_shape, mesh, order_key):
-        check_crop_padding(config, input_shape[:2])
         dataset = load_dataset(config.dataset, config.data_dir or None)
         check_size(config.model, input_shape, config.dataset, dataset.train[0].shape[1:])
+        check_crop_padding(config, input_shape[:2])
         train, test = (dict(zip(("image", "label"), split, strict=True)) for split in (dataset.train, dataset.test))
         feed = ResidentFeed(train, config.batch_size, order_key, mesh)
         return dataset, feed, ResidentBatches(test, config.eval_batch_size, mesh)

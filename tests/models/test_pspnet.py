@@ -107,8 +107,8 @@ def test_maps_shrink_to_the_output_stride_and_then_see_as_far(output_stride, map
     x = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
     found = jax.eval_shape(lambda model, x: model.maps(x), model, x)
     assert [each.shape[1:3] for each in found] == maps
-    assert [stage[0].conv2.conv.kernel_dilation for stage in model.stages] == dilations
-    assert [block.conv2.conv.kernel_dilation for block in model.stages[2]] == [dilations[2]] * 2
+    assert [stage[0].conv2.conv.kernel_dilation[0] for stage in model.stages] == dilations
+    assert [block.conv2.conv.kernel_dilation[1] for block in model.stages[2]] == [dilations[2]] * 2
     # RepMLP sits in c3 and c4 alone, never where the map is halved.
     kinds = [[isinstance(block, BaseBlock) for block in stage] for stage in model.stages]
     assert kinds == [[True], [True, False], [True, False], [True]]

@@ -154,10 +154,11 @@ def test_any_batch_fits_one_device():
 def test_a_workdir_belongs_to_one_configuration(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(json.loads(get_config().to_json())))
     with pytest.raises(ValueError, match="holds a run of another configuration") as error:
-        train_and_evaluate(get_config(seed=1, model="wide_convnet", model_arguments={}), tmp_path)
+        sizes = dict(image_size=(8, 8), in_features=1, widths=(4,))
+        train_and_evaluate(get_config(seed=1, model="wide_convnet", model_arguments=sizes), tmp_path)
     assert str(error.value).startswith(
         f"{tmp_path} holds a run of another configuration: model is 'wide_convnet' now and 'pure_mlp' there; "
-        f"model_arguments is {{}} now and "
+        f"model_arguments is {{'image_size': [8, 8], 'in_features': 1, "
     )
     assert "; seed is 1 now and 0 there. Choose another workdir" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

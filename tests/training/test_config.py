@@ -153,8 +153,8 @@ def test_any_batch_fits_one_device():
 
 def test_a_workdir_belongs_to_one_configuration(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(json.loads(get_config().to_json())))
+    sizes = dict(image_size=(8, 8), in_features=1, widths=(4,))
     with pytest.raises(ValueError, match="holds a run of another configuration") as error:
-        sizes = dict(image_size=(8, 8), in_features=1, widths=(4,))
         train_and_evaluate(get_config(seed=1, model="wide_convnet", model_arguments=sizes), tmp_path)
     assert str(error.value).startswith(
         f"{tmp_path} holds a run of another configuration: model is 'wide_convnet' now and 'pure_mlp' there; "

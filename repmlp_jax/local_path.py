@@ -19,13 +19,13 @@ def local_path(path: str | os.PathLike[str], argument: str = "path") -> Path:
         ValueError: if it is an address, such as `gs://bucket`, or starts with `~` and no home folder is known.
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{argument}={path!r} must be a path, and it is a {type(path).__name__}")
-    path = Path(path)
-    if address := ADDRESS.match(str(path)):
+        raise TypeError(f"{argument} must be a path, not a {type(path).__name__}")
+    if address := ADDRESS.match(os.fspath(path)):
         raise ValueError(
             f"{path} is an address, and only files of this machine are read and written: "
-            f"copy it, or mount what {address[0]}/ names as a folder"
+            f"mount what {address[0]}/ names as a folder"
         )
+    path = Path(path)
     try:
         return path.expanduser()
     except RuntimeError:

@@ -266,8 +266,8 @@ def test_a_picture_given_twice_is_listed_twice(folder):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(top=-2), ValueError, "top=-2 classes cannot be returned: use 1 or more"),
-        (dict(top=2.0), TypeError, r"top=2\.0 must be an integer"),
+        (dict(top=-2), ValueError, "top must be a positive integer, not -2"),
+        (dict(top=2.0), TypeError, r"top must be a positive integer, not 2\.0"),
         (dict(pictures="sound.png"), TypeError, r"pictures must be a list of files, not one file: use \['sound.png'\]"),
         (dict(pictures=None), TypeError, "pictures=None must be a list of paths of files"),
         (dict(pictures=[3]), TypeError, r"pictures=\[3\] must be a list of paths of files"),
@@ -282,8 +282,8 @@ def test_predictions_that_are_refused(folder, arguments, error, message):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(dataset_name=3), TypeError, "dataset_name=3 must be the name of a dataset"),
-        (dict(batch_size=2.0), TypeError, r"batch_size=2\.0 must be an integer"),
+        (dict(dataset_name=3), TypeError, "dataset_name must be a string, not 3"),
+        (dict(batch_size=2.0), TypeError, r"batch_size must be a positive integer, not 2\.0"),
         (dict(batch_size=0), ValueError, "batch_size=0 must be 1 or more"),
     ],
 )

@@ -71,6 +71,6 @@ DOORS = {
 @pytest.mark.parametrize("door", DOORS)
 def test_no_function_makes_a_folder_of_an_address(tmp_path, monkeypatch, door):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"^gs:/bucket/x\S* is an address"):
+    with pytest.raises(ValueError, match=r"^gs://?bucket/x\S* is an address"):
         DOORS[door]("gs://bucket/x")
     assert not os.listdir(tmp_path)

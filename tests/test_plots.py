@@ -415,7 +415,7 @@ def test_a_folder_that_is_no_run(tmp_path):
         (lambda: plots.identity_trick(pixels=(0, 0)), TypeError, r"pixels=\(0, 0\) must be a list of"),
         (lambda: plots.fuse_bars("digits"), TypeError, "report must be what fuse_report returns, not str"),
         (lambda: plots.fuse_bars(fuse_report(build_block()), 1.5), TypeError, r"depth=1\.5 must be an integer"),
-        (lambda: plots.read_rows(3), TypeError, "run=3 must be a path, and it is a int"),
+        (lambda: plots.read_rows(3), TypeError, "run must be a path, not a int"),
         (lambda: plots.learning_curves("runs/digits"), TypeError, "rows must be a list of dicts, .* not 'runs/digits'"),
         (lambda: plots.learning_curves([{"epoch": 1}]), ValueError, "row 1 of rows has no 'step'; it has epoch"),
         (lambda: plots.roc_curve([([0], [1])]), TypeError, "curves must be a dict, name → false and true .* not list"),

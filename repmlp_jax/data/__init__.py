@@ -9,7 +9,7 @@ import numpy as np
 from repmlp_jax.data import cifar10, digits
 from repmlp_jax.data.checks import check_split
 from repmlp_jax.nearest import lookup, nearest
-from repmlp_jax.storage.preprocessing import check_class_names, check_preprocessing
+from repmlp_jax.storage.preprocessing import check_class_names, check_statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +37,16 @@ class Dataset:
 
     def __post_init__(self):
         check_class_names(self.class_names)
-        for split, (images, labels) in (("training", self.train), ("test", self.test)):
-            check_split(images, labels, len(self.class_names), split)
+        for split, pair in (("training", self.train), ("test", self.test)):
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise TypeError(f"the {split} split must be (images, labels), not a {type(pair).__name__}")
+            check_split(*pair, len(self.class_names), split)
         shapes = [tuple(images.shape[1:]) for images, _ in (self.train, self.test)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"the training images have shape {shapes[0]}, the test images {shapes[1]}")
-        check_preprocessing(dict(mean=self.mean, std=self.std), channels=shapes[0][-1])
+        for name in ("mean", "std"):
+            check_statistics(name, getattr(self, name), shapes[0][-1])
+            object.__setattr__(self, name, tuple(np.asarray(getattr(self, name)).tolist()))  # as it can be saved
 
     @property
     def num_classes(self) -> int:

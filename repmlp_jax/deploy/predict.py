@@ -14,6 +14,7 @@ from tqdm import tqdm
 from repmlp_jax.data import Dataset, augment, open_dataset
 from repmlp_jax.data.decoding import read_image
 from repmlp_jax.data.preprocessing import resize_and_crop
+from repmlp_jax.fusing.arguments import checked
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.storage.models import SavedModel, load
 from repmlp_jax.tasks.class_order import class_order
@@ -24,6 +25,7 @@ from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedB
 PICTURES_AT_A_TIME = 32
 
 
+@checked
 def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = None, batch_size: int = 200) -> dict:
     """Evaluates a saved model on a dataset's test images, or on its validation split if it has one.
 
@@ -44,10 +46,6 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
         ValueError: if `batch_size` is below 1, the model is not a classifier, the sizes of the images, or the names or
             numbers of classes, of model and dataset differ, or one of both is damaged.
     """
-    if not isinstance(dataset_name, str):
-        raise TypeError(f"dataset_name={dataset_name!r} must be the name of a dataset")
-    if not isinstance(batch_size, int | np.integer):
-        raise TypeError(f"batch_size={batch_size!r} must be an integer")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
     saved = load(path)
@@ -117,6 +115,7 @@ def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> d
     return found
 
 
+@checked
 def predictions(
     path: str | Path, pictures: Sequence[str | Path], top: int = 5
 ) -> Iterator[tuple[str | Path, list[tuple[str, float]] | Exception]]:
@@ -125,8 +124,6 @@ def predictions(
         raise TypeError(f"pictures must be a list of files, not one file: use [{os.fspath(pictures)!r}]")
     if not isinstance(pictures, Sequence) or not all(isinstance(one, str | os.PathLike) for one in pictures):
         raise TypeError(f"pictures={pictures!r:.80} must be a list of paths of files")
-    if not isinstance(top, int | np.integer):
-        raise TypeError(f"top={top!r} must be an integer, the number of classes to return")
     if top < 1:
         raise ValueError(f"top={top} classes cannot be returned: use 1 or more")
     saved = load(path)

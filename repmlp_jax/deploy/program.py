@@ -13,8 +13,8 @@ from flax import nnx
 from jax import export
 from jaxtyping import Array, Float
 
-from repmlp_jax.fusing.finite import check_finite, has_values
-from repmlp_jax.fusing.fuse import dotted, fusable_modules, fuse_params
+from repmlp_jax.fusing.finite import check_finite
+from repmlp_jax.fusing.fuse import check_concrete, dotted, fusable_modules, fuse_params
 from repmlp_jax.local_path import local_path
 from repmlp_jax.models.randomness import weights
 from repmlp_jax.models.state import arrays_of
@@ -174,8 +174,7 @@ def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
             f"the input_shape of this {name} is {model.input_shape!r}: set it to the (height, width, channels) it takes"
         ) from None
     arrays = arrays_of(model)
-    if not all(map(has_values, arrays.values())):
-        raise TypeError(f"this {name} is abstract: it has shapes, but no weights to export")
+    check_concrete(model, "export")
     if wide := [place for place, array in arrays.items() if array.dtype == jnp.float64]:
         raise TypeError(
             f"{len(wide)} arrays hold float64, {wide[0]} among them, and exported models take float32: build the "

@@ -89,7 +89,8 @@ def converted(name: str, value: Any, annotation: Any) -> Any:
     except (TypeError, ValueError, AttributeError) as error:
         meaning = f"None or {kind.meaning}" if types.NoneType in options else kind.meaning
         wrong = ValueError if isinstance(error, ValueError) else TypeError
-        raise wrong(f"{name} must be {meaning}, not {reprlib.repr(value)}") from error
+        given = " ".join(reprlib.repr(value).split())
+        raise wrong(f"{name} must be {meaning}, not {given}") from error
 
 
 def _options(annotation) -> frozenset:
@@ -134,6 +135,7 @@ def _text(value) -> str:
 
 
 def _floating_dtype(value) -> jnp.dtype:
+    value = jnp.result_type(float) if value is float else value  # float32 unless 64 bits are enabled, as everywhere
     if value is None or not jnp.issubdtype(jnp.dtype(value), jnp.floating):
         raise TypeError
     return jnp.dtype(value)

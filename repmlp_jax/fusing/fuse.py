@@ -34,7 +34,7 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
         The fused model, in evaluation mode.
 
     Raises:
-        TypeError: if `model` is not an NNX module, or a class overrides `__call__` but not `fused()`.
+        TypeError: if `model` is not an NNX module or is abstract, or a class overrides `__call__` but not `fused()`.
         ValueError: if a parameter or a running statistic is NaN or infinite, or a running variance is negative. (Traced
             values cannot be checked.)
 
@@ -50,6 +50,7 @@ def fuse_params(model: nnx.Module) -> nnx.Module:
         ['FusedRepMLP', 'Linear']
     """
     check_module(model, "fuse_params")
+    check_concrete(model, "fuse_params", "; nnx.eval_shape(fuse_params, model) takes abstract models")
     if not fusable_modules(model):
         warnings.warn(
             f"nothing to fuse: {type(model).__name__} holds no module with a fused() method. "
@@ -67,6 +68,12 @@ def check_module(model: Any, function: str):
     if not isinstance(model, nnx.Module):
         given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"{function}: model must be an nnx.Module, such as RepMLP(…), not {given}")
+
+
+def check_concrete(model: nnx.Module, function: str, hint: str = ""):
+    """Raises TypeError if a model, the argument of a function of that name, has shapes but no values."""
+    if any(isinstance(array, jax.ShapeDtypeStruct) for array in jax.tree.leaves(nnx.state(model))):
+        raise TypeError(f"{function}: this {type(model).__name__} is abstract: it has shapes, but no weights{hint}")
 
 
 def _checked_and_fused(model):
@@ -107,18 +114,23 @@ def fused_form(path: tuple, module: Any) -> nnx.Module:
     """What `module.fused()` returns.
 
     Raises:
-        TypeError: if the module or one that it holds has a `__call__` of its own and the `fused()` of its base class,
-            which does not know of that `__call__`.
+        TypeError: if the module or one that it holds has a `__call__` that its `fused()` does not know of: that of a
+            subclass without its own `fused()`, or of a subclassed layer in a block of this library.
     """
     nodes = list(_nodes(module))
+    fuser = _first(type(module), lambda kind: "fused" in vars(kind))
     for inner, part in nodes:
-        if not is_fusable(part):
+        if is_fusable(part):
+            base = _first(type(part), lambda kind: "fused" in vars(kind))
+        elif fuser and _is_ours(fuser):
+            base = _first(type(part), lambda kind: _is_ours(kind) or kind.__module__.startswith("flax."))
+        else:
             continue
-        base = next((kind for kind in type(part).__mro__ if "fused" in vars(kind)), None)
         if base and overrides_call(type(part), base):
+            kind = type(part).__name__
             raise TypeError(
-                f"cannot fuse {dotted((*path, *inner))}: {type(part).__name__} has a __call__ of its own and the "
-                f"fused() of {base.__name__}, which would drop it: define fused() in {type(part).__name__}, too"
+                f"cannot fuse {dotted((*path, *inner))}: {kind} has a __call__ of its own, which fusing would drop, as "
+                f"it knows that of {base.__name__} alone: define fused() in {kind if is_fusable(part) else 'the block'}"
             )
     fuse = operator.methodcaller("fused")
     for _ in _stack_shape(module, nodes):
@@ -145,6 +157,15 @@ def _stack_shape(module, nodes):
     (shape,) = shapes if len(shapes) == 1 else ((),)
     of_all = not shape or all(array.shape[: len(shape)] == shape for array in jax.tree.leaves(nnx.state(module)))
     return shape if of_all else ()
+
+
+def _first(kind: type, is_wanted: Callable[[type], bool]) -> type | None:
+    """The class itself or the nearest of its base classes that is wanted."""
+    return next(filter(is_wanted, kind.__mro__), None)
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith("repmlp_jax.")
 
 
 def overrides_call(kind: type, base: type) -> bool:

@@ -17,6 +17,7 @@ from repmlp_jax.fusing.fuse import (
     is_fusable,
     is_norm,
     replace_modules,
+    stack_shape,
     with_fused_modules,
 )
 from repmlp_jax.fusing.macs import count_macs
@@ -126,13 +127,19 @@ def _macs(module, image):
 
 def _report_block(path, block, image):
     fused = nnx.eval_shape(functools.partial(fused_form, path), block)
+    stack = stack_shape(block)
+
+    def macs(module):
+        one = nnx.eval_shape(lambda module: jax.tree.map(lambda array: array[(0,) * len(stack)], module), module)
+        return math.prod(stack) * _macs(one, image)
+
     return BlockReport(
         dotted(path),
         type(block).__name__,
         block.folds() if hasattr(block, "folds") else {},
         block.keeps() if hasattr(block, "keeps") else {},
         (count_parameters(block), count_parameters(fused)),
-        None if image is None else (_macs(block, image), _macs(fused, image)),
+        None if image is None else (macs(block), macs(fused)),
     )
 
 

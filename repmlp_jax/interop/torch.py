@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from repmlp_jax.fusing.finite import check_finite
-from repmlp_jax.fusing.fuse import check_module, dotted, overrides_call, stack_shape
+from repmlp_jax.fusing.fuse import check_concrete, check_module, dotted, overrides_call, stack_shape
 from repmlp_jax.interop.mmpretrain import is_mmpretrain, official_keys
 from repmlp_jax.interop.official_layout import COUNTER, deployed, official_leaves
 from repmlp_jax.interop.official_names import official_names
@@ -93,6 +93,7 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
         ValueError: if it is a stack of modules.
     """
     check_module(model, "to_torch")
+    check_concrete(model, "to_torch")
     _check_calls(model)
     leaves = official_leaves(model)
     state_dict = {}

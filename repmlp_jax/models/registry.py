@@ -93,9 +93,7 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides) -> nnx.Module:
         ValueError: if there is no such model; the message names the nearest.
 
     Examples:
-        >>> import inspect
-
-    from flax import nnx
+        >>> from flax import nnx
         >>> from repmlp_jax import create_model
         >>> small = dict(image_size=(8, 8), widths=(4,), partition_size=(4, 4), conv_kernels=(1, 3))
         >>> model = create_model("pure_mlp", num_classes=7, **small, rngs=nnx.Rngs(0))

@@ -212,8 +212,13 @@ def read_records(folder: Path) -> dict[int, checkpoint_format.Record | None]:
     Raises:
         ValueError: if something in the folder has a number for a name, but is not the checkpoint of that step.
     """
+    folder = folder.absolute()  # Orbax warns of others.
     numbered = [path for path in sorted(folder.glob("*")) if path.name.isdecimal()]
-    strangers = [f"{path.name} is no name of a checkpoint" for path in numbered if not _is_checkpoint(path)]
+    strangers = [
+        f"{path.name} is {'no name of a checkpoint' if path.is_dir() else 'no folder'}"
+        for path in numbered
+        if not _is_checkpoint(path)
+    ]
     records: dict[int, checkpoint_format.Record | None] = {}
     for step in sorted(int(path.name) for path in numbered if _is_checkpoint(path)):
         try:

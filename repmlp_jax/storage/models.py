@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from repmlp_jax.fusing.finite import check_finite
-from repmlp_jax.fusing.fuse import fuse_params
+from repmlp_jax.fusing.fuse import check_concrete, check_module, fuse_params
 from repmlp_jax.local_path import local_path
 from repmlp_jax.models.arguments import arguments_from_text
 from repmlp_jax.models.precision import check_precision
@@ -68,6 +68,8 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
     path = local_path(path).absolute()
     put_back(path)
     check_may_write(path, overwrite)
+    check_module(model, "save_model")
+    check_concrete(model, "save_model")
     is_fused, arrays = _is_fused(model), arrays_of(model)
     check_finite(arrays, f"this {type(model).__name__}")
     description = {

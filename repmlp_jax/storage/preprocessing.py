@@ -30,11 +30,6 @@ def check_preprocessing(preprocessing: Mapping[str, Any], *, channels: int, clas
     if not isinstance(preprocessing, Mapping):
         raise TypeError(f"preprocessing must be a dictionary, not a {type(preprocessing).__name__}")
     _check_keys(preprocessing)
-    for name, value in preprocessing.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}, a {type(value).__name__}, cannot be saved as JSON: {error}") from None
     for name in ("mean", "std"):
         if preprocessing.get(name) is not None:
             check_statistics(name, preprocessing[name], channels)
@@ -43,13 +38,18 @@ def check_preprocessing(preprocessing: Mapping[str, Any], *, channels: int, clas
         check_class_names(names)
     if names and classes not in (None, len(names)):
         raise ValueError(f"class_names has {len(names)} names, and there are {classes} classes")
+    for name, value in preprocessing.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}, a {type(value).__name__}, cannot be saved as JSON: {error}") from None
 
 
 def check_preprocessing_of(model: Any, preprocessing: Mapping[str, Any] | None):
     """Refuses preprocessing that does not belong to a model; see `check_preprocessing`."""
     if preprocessing is None or preprocessing == {}:
         return
-    has_names = isinstance(preprocessing, Mapping) and preprocessing.get("class_names")
+    has_names = isinstance(preprocessing, Mapping) and preprocessing.get("class_names") is not None
     classes = output_shape(model)[-1] if has_names else None
     check_preprocessing(preprocessing, channels=model.input_shape[-1], classes=classes)
 

@@ -55,8 +55,8 @@ def check_task_fields(config: ConfigDict) -> None:
     in_memory = config.dataset in LOADERS
     if config.augmentation and (config.task != "classification" or in_memory):
         problems.append(f"augmentation={config.augmentation!r} is for streamed pictures with one label each")
-    if not config.flip and (config.task == "segmentation" or (config.task == "classification" and not in_memory)):
-        problems.append(f"flip=False is for faces and for data in memory ({', '.join(LOADERS)}): others are mirrored")
+    if not config.flip and config.task == "segmentation":
+        problems.append("flip=False is for task='classification' or 'faces': street scenes are mirrored")
     if problems:
         raise ValueError(f"config, with task={config.task!r} and dataset={config.dataset!r}: {'; '.join(problems)}")
 

@@ -13,7 +13,7 @@ from absl import logging as absl_logging
 
 from repmlp_jax.printing import print_any_character
 from repmlp_jax.storage.checkpoint_format import CheckpointError
-from repmlp_jax.training.recipe_file import close_arguments, with_default
+from repmlp_jax.training.recipe_file import all_arguments, close_arguments, with_default
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -32,7 +32,11 @@ def parse_flags(arguments: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:
         # ml_collections quotes its message and puts the nearest field on a second line.
         message = str(error).strip("'\"").replace("\\'", "'").replace("\\n", "; ")
-        _exit("--config has no field " + (message if "'" in message else repr(message)))
+        message = message if "'" in message else repr(message)
+        name = message.split("'")[1]
+        is_set = any(argument.startswith(f"--config.{name}") for argument in arguments)
+        hint = f"; --config.model_arguments.{name} is one of the model" if is_set and name in all_arguments() else ""
+        _exit(f"--config has no field {message}{hint}")
     except (flags.Error, OSError, ValueError, TypeError) as error:
         _exit(str(error))
     if stray := rest[1:]:

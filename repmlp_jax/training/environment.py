@@ -43,10 +43,9 @@ def check_environment(recorded: dict[str, Any], examples: int, where: str) -> No
             f"the dataset, or choose another workdir"
         )
     if changed := _differences(now["flags"], recorded["flags"]):
-        mended = " ".join(f"{name}={'' if there is None else there}" for name, _, there in changed)
+        mended = ", ".join(f"unset {name}" if there is None else f"set {name}={there}" for name, _, there in changed)
         raise ValueError(
-            f"{where} was made with {_listed(changed)}, which changes the numbers. Set {mended}, or choose another "
-            f"workdir"
+            f"{where} was made with {_listed(changed)}, which changes the numbers: {mended}, or choose another workdir"
         )
     kinds = ({"the devices": ", ".join(one["devices"])} for one in (now, recorded))
     changed = _differences(now["versions"], recorded["versions"]) + _differences(*kinds)

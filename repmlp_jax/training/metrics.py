@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
 
@@ -42,7 +43,7 @@ class Metrics:
         self._picture = workdir / "curves.png"
         rows = _read(self._path, self._columns) if self._path.exists() else []
         self.rows = [row for row in rows if row["step"] <= step]
-        if self.rows != rows:
+        if self.rows != rows or not self._path.exists():
             self._write()
         self._drawn = time.perf_counter()
         # TensorBoard drops the points after `step`, which an interrupted run left.
@@ -71,8 +72,9 @@ class Metrics:
             self._draw()
 
     def close(self) -> None:
-        """Draws the curves and closes TensorBoard's file."""
-        self._draw()
+        """Draws the curves, if there are any, and closes TensorBoard's file."""
+        if self.rows:
+            self._draw()
         self._tensorboard.close()
 
     def _draw(self):
@@ -104,7 +106,8 @@ def replace_text(path: Path, text: str) -> None:
 
 def _read(path, columns):
     """The rows of a file, each of which ends with a line break; the first row is the columns' names."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    last = 0
     for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True) or [""]):
         cells = line.rstrip("\r\n").split(",")
         try:
@@ -113,10 +116,16 @@ def _read(path, columns):
             if number:
                 pairs = zip(columns.items(), cells, strict=True)
                 rows.append({name: None if cell == "" else kind(cell) for (name, kind), cell in pairs})
+                if rows[-1]["step"] <= last:
+                    raise ValueError
+                last = rows[-1]["step"]
         except ValueError:
-            expected = "the complete line" if number == 0 else "a complete row of"
+            header = ",".join(columns)
+            if number == 0:
+                mending = f"is not the header {header}. Restore it, or remove the file"
+            else:
+                mending = f"is not a complete row of {header}, of a later step than the rows before. Mend or remove it"
             raise ValueError(
-                f"{path}, line {number + 1}: {line[:100]!r} is not {expected} {','.join(columns)}. Mend the line, or "
-                f"remove it: the run then goes on without that row"
+                f"{path}, line {number + 1}: {line[:100]!r} {mending}: the run then goes on without what is missing"
             ) from None
     return rows

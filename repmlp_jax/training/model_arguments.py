@@ -24,13 +24,10 @@ def problems_of_arguments(model: Any, arguments: ConfigDict) -> Iterator[str]:
     model_class, _ = MODELS[model]
     known = arguments_of(model_class)
     for name in sorted(arguments):
-        value = arguments[name]
         if name not in known:
             yield f"{model_class.__name__} has no argument {name!r}; the nearest is {nearest(name, known)!r}"
-        elif isinstance(value, list | tuple) and not value:
-            yield f"model_arguments.{name} must not be empty"
         else:
             try:
-                converted(f"model_arguments.{name}", value, known[name])
+                converted(f"model_arguments.{name}", arguments[name], known[name])
             except (TypeError, ValueError) as error:
                 yield str(error)

@@ -48,7 +48,11 @@ def only_run(workdir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if path.parent.is_file() else error.strerror
+        raise type(error)(f"the run's folder {path.parent} cannot be made: {reason}; choose another workdir") from None
     while True:
         with path.open("a+") as file:
             try:

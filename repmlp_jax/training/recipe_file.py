@@ -5,6 +5,7 @@ import functools
 import importlib.machinery
 import importlib.util
 import inspect
+import itertools
 import sys
 import traceback
 from pathlib import Path
@@ -35,10 +36,13 @@ def define_recipe(name: str, default: str, description: str) -> flags.FlagHolder
 
 def with_default(name: str, arguments: list[str]) -> list[str]:
     """The command line with the default recipe, if it names none."""
-    if any(argument.partition("=")[0] in (f"-{name}", f"--{name}") for argument in arguments):
-        return arguments
+    program, *rest = arguments
+    rest = flags.FLAGS.read_flags_from_files(rest)
+    given = itertools.takewhile(lambda argument: argument != "--", rest)
+    if any(argument.partition("=")[0] in (f"-{name}", f"--{name}") for argument in given):
+        return [program, *rest]
     flag: Any = flags.FLAGS[name]
-    return [arguments[0], f"--{name}={flag.default_recipe}", *arguments[1:]]
+    return [program, f"--{name}={flag.default_recipe}", *rest]
 
 
 def load_recipe(path: str) -> ConfigDict:
@@ -59,9 +63,13 @@ def load_recipe(path: str) -> ConfigDict:
         get_config = getattr(module, "get_config", None)
         if not callable(get_config):
             raise RecipeError(f"{file} has no function get_config, which returns the configuration")
-        if colon and not inspect.signature(get_config).parameters:
-            raise RecipeError(f"{file} has no variants: nothing may follow a ':'")
-        config = get_config(*[variant] if colon else [])
+        given = [variant] if colon else []
+        try:
+            inspect.signature(get_config).bind(*given)
+        except TypeError:
+            wrong = "has no variants: nothing may follow a ':'" if colon else f"needs a variant: {file}:VARIANT"
+            raise RecipeError(f"{file} {wrong}") from None
+        config = get_config(*given)
     except NoSuchVariantError as error:
         raise RecipeError(str(error)) from error
     except RecipeError:
@@ -123,7 +131,7 @@ class _OpenArguments(ConfigDict):
 
     def get_type(self, key):
         self.__getattr__(key)  # raises an error that names the nearest
-        return bool if _all_arguments().get(key) is bool else _Literal
+        return bool if all_arguments().get(key) is bool else _Literal
 
 
 _UNSET = object()
@@ -131,11 +139,11 @@ _UNSET = object()
 
 def _unset() -> dict[str, Any]:
     """Every argument with what stands for "not set": None for booleans, as their flags take no other object."""
-    return {name: None if annotation is bool else _UNSET for name, annotation in _all_arguments().items()}
+    return {name: None if annotation is bool else _UNSET for name, annotation in all_arguments().items()}
 
 
 @functools.cache
-def _all_arguments() -> dict[str, Any]:
+def all_arguments() -> dict[str, Any]:
     """Name → annotation; the class that takes an argument is known once `--config.model` is."""
     from repmlp_jax.models.registry import MODELS
     from repmlp_jax.training.model_arguments import arguments_of
@@ -146,11 +154,15 @@ def _all_arguments() -> dict[str, Any]:
 
 def _check_file(name: str):
     path = Path(name)
-    if name and path.is_file():
-        return
-    there = [str(other) for other in sorted(path.parent.glob("*.py"))]
-    hint = f"the nearest is {nearest(name, there)}" if there else f"there is no Python file in {path.parent}"
-    raise RecipeError(f"there is no configuration {name}; {hint}" if name else "--config needs the file of a recipe")
+    if not name or name.startswith("--"):
+        raise RecipeError("--config needs the file of a recipe: --config=FILE")
+    if path.is_dir():
+        inside = ", ".join(str(other) for other in sorted(path.glob("*.py"))) or "no Python file"
+        raise RecipeError(f"--config={name} is a folder, with {inside}; it needs a file")
+    if not path.is_file():
+        there = [str(other) for other in sorted(path.parent.glob("*.py"))]
+        hint = f"the nearest is {nearest(name, there)}" if there else f"there is no Python file in {path.parent}"
+        raise RecipeError(f"there is no configuration {name}; {hint}")
 
 
 def _place(error: BaseException, file: str) -> str:

@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -108,7 +109,8 @@ def test_images_and_labels_that_do_not_go_together_are_refused(split, images, la
         (dict(mean=[0.5]), ValueError, "mean has 1 values, and the images have 3 channels"),
         (dict(mean=[125.0] * 3), ValueError, "must lie within 0 and 1, .*divide by 255"),
         (dict(std=[0.0, 0.2, 0.2]), ValueError, "a channel without deviation"),
-        (dict(std=np.full(3, 0.2)), TypeError, "std, a ndarray, cannot be saved as JSON"),
+        (dict(mean=None), TypeError, "mean must be a list of numbers, one for each channel, not None"),
+        (dict(train=IMAGES), TypeError, r"the training split must be \(images, labels\), not a ndarray"),
         (dict(class_names=None), TypeError, "class_names must be a list of strings, not None"),
         (dict(class_names="abc"), TypeError, "class_names must be a list of strings, not 'abc'"),
     ],
@@ -116,3 +118,9 @@ def test_images_and_labels_that_do_not_go_together_are_refused(split, images, la
 def test_what_is_said_of_a_dataset_has_to_fit_it(changes, error, message):
     with pytest.raises(error, match=message):
         Dataset(**SOUND | changes)
+
+
+def test_statistics_may_be_arrays():
+    dataset = Dataset(**SOUND | dict(mean=np.full(3, 0.5), std=jnp.full(3, 0.25)))
+    assert dataset.mean == (0.5, 0.5, 0.5)
+    assert dataset.std == (0.25, 0.25, 0.25)

@@ -224,13 +224,13 @@ def test_what_cannot_be_exported(fused, tmp_path):
         (jnp.zeros(3), "export needs an nnx.Module, not ArrayImpl"),
         (nnx.Linear(2, 2, rngs=nnx.Rngs(0)), "Linear has no input_shape: set it to the"),
         (build("PureMLP", param_dtype=jnp.float64), "arrays hold float64, .* build the model with param_dtype"),
-        (abstract(NETS["PureMLP"]), "this PureMLP is abstract: it has shapes, but no weights to export"),
+        (abstract(NETS["PureMLP"]), "this PureMLP is abstract: it has shapes, but no weights"),
         (Unknown((4, 4)), r"the input_shape of this Unknown is \(4, 4\): set it to the \(height, width, channels\)"),
         (Unknown(8), "the input_shape of this Unknown is 8: set it to"),
     ):
         with pytest.raises(TypeError, match=message):
             export_model(model, tmp_path / "model")
-    with pytest.raises(TypeError, match="not JSON serializable"):
+    with pytest.raises(TypeError, match="mean must be a list of numbers"):
         export_model(fused["PureMLP"], tmp_path / "model", preprocessing={"mean": object()})
     assert not list(tmp_path.iterdir())
 
@@ -331,11 +331,11 @@ def test_a_compressed_entry_is_refused_before_it_is_read(files, tmp_path):
 @pytest.mark.usefixtures("unchecked_types")
 def test_arguments_of_another_type_are_named(fused, tmp_path):
     for call in (load_exported, lambda path: export_model(fused["PureMLP"], path)):
-        with pytest.raises(TypeError, match="path=3 must be a path"):
+        with pytest.raises(TypeError, match="path must be a path, not a int"):
             call(3)
     for model, message in (
         (None, "export needs an nnx.Module, not NoneType"),
-        (abstract(NETS["RepMLPNet"]), "this RepMLPNet is abstract: it has shapes, but no weights to export"),
+        (abstract(NETS["RepMLPNet"]), "this RepMLPNet is abstract: it has shapes, but no weights"),
     ):
         with pytest.raises(TypeError, match=message):
             export_torch(model, tmp_path / "net.safetensors")

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, apply, build, build_block, evaluate, quick_jit, random_input
+from cases import CASES, abstract, apply, build, build_block, evaluate, quick_jit, random_input
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +18,7 @@ from tolerance import (
     assert_trees_close,
 )
 
-from repmlp_jax import RepMLP, RepMLPNet, fuse_params
+from repmlp_jax import PureMLP, RepMLP, RepMLPNet, fuse_params, save_model, to_torch
 from repmlp_jax.blocks.layers import BatchNorm, ConvBN
 from repmlp_jax.blocks.repmlp import FusedGlobalPerceptron, FusedRepMLP
 from repmlp_jax.fusing.algebra import add_kernels, fold_norm, scale_and_shift
@@ -264,3 +264,14 @@ def test_what_only_looks_like_a_norm_is_not_checked():
             return self
 
     assert fuse_params(Holder()).inner.var == -2.0
+
+
+def test_an_abstract_model_is_refused_where_its_values_are_needed(tmp_path):
+    block, net = abstract(RepMLP, **CASES["plain"]), abstract(PureMLP)
+    with pytest.raises(TypeError, match=r"this RepMLP is abstract: .*; nnx.eval_shape\(fuse_params, model\) takes"):
+        fuse_params(block)
+    with pytest.raises(TypeError, match="to_torch: this RepMLP is abstract: it has shapes, but no weights"):
+        to_torch(block)
+    with pytest.raises(TypeError, match="save_model: this PureMLP is abstract: it has shapes, but no weights"):
+        save_model(tmp_path / "model", net)
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,8 @@ from flax import nnx
 from tolerance import ROUNDING_F64, assert_close
 
 from repmlp_jax import PureMLP, RepMLP, fuse_params, fuse_report, save_model, to_torch
-from repmlp_jax.blocks.layers import ConvBN
+from repmlp_jax.blocks.layers import BatchNorm, ConvBN
+from repmlp_jax.blocks.repmlp import PartitionPerceptron
 
 
 class WithReLU(RepMLP):
@@ -74,7 +75,7 @@ class FromMixin(Folded, nnx.Module):
 def test_an_inherited_fused_is_refused(kind, transform):
     model = nnx.List([build(kind, **CASES["plain"])])
     message = (
-        rf"cannot fuse 0: {kind.__name__} has a __call__ of its own and the fused\(\) of RepMLP.*: define fused\(\)"
+        rf"cannot fuse 0: {kind.__name__} has a __call__ of its own, .* knows that of RepMLP alone: define fused\(\) in"
     )
     with pytest.raises(TypeError, match=message):
         transform(model)
@@ -84,6 +85,36 @@ def test_so_is_one_within_a_block():
     block = build(RepMLP, **CASES["plain"])
     block.local_perceptron["3x3"] = build(ConvWithReLU, in_features=4, out_features=4, kernel_size=3, groups=2)
     with pytest.raises(TypeError, match=r"cannot fuse local_perceptron.3x3: ConvWithReLU has a __call__"):
+        fuse_params(block)
+
+
+class ReLUNorm(BatchNorm):
+    def __call__(self, x):
+        return nnx.relu(super().__call__(x))
+
+
+class ReLUConv(nnx.Conv):
+    def __call__(self, x):
+        return nnx.relu(super().__call__(x))
+
+
+class ReLUPerceptron(PartitionPerceptron):
+    def __call__(self, x):
+        return nnx.relu(super().__call__(x))
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "base"),
+    [
+        (lambda block: block.partition_perceptron.norm, ReLUNorm, "BatchNorm"),
+        (lambda block: block.local_perceptron["3x3"].conv, ReLUConv, "Conv"),
+        (lambda block: block.partition_perceptron, ReLUPerceptron, "PartitionPerceptron"),
+    ],
+)
+def test_so_is_a_layer_that_only_the_blocks_fused_knows(part, kind, base):
+    block = build(RepMLP, **CASES["plain"])
+    part(block).__class__ = kind
+    with pytest.raises(TypeError, match=f"{kind.__name__} has a __call__ .* of {base} alone: define .* in the block"):
         fuse_params(block)
 
 

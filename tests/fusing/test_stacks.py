@@ -10,7 +10,7 @@ from cases import CASES, build, evaluate, quick_jit
 from flax import nnx
 from tolerance import ROUNDING_F64, assert_close, assert_identical
 
-from repmlp_jax import RepMLP, RepMLPNetBlock, fuse_params, quantise_params, to_torch
+from repmlp_jax import RepMLP, RepMLPNetBlock, fuse_params, fuse_report, quantise_params, to_torch
 from repmlp_jax.blocks.layers import ConvBN
 
 KINDS = {
@@ -36,7 +36,7 @@ class Deep(nnx.Module):
         self.last = KINDS["convolution"]()
 
     def __call__(self, x):
-        y, _ = jax.lax.scan(lambda x, layer: (nnx.relu(layer(x)), None), x, self.layers)
+        y, _ = jax.lax.scan(lambda x, layer: (nnx.relu(layer(x)).astype(x.dtype), None), x, self.layers)
         return self.last(y)
 
 
@@ -63,6 +63,15 @@ def test_as_flax_makes_them():
 def test_a_stack_within_a_net():
     net = Deep(stacked(KINDS["block"]))
     assert_close(quick_jit(lambda net: net(X))(fuse_params(net)), evaluate(net, X), ROUNDING_F64)
+
+
+def test_the_report_counts_every_block_of_a_stack():
+    single, three = (
+        fuse_report(build(RepMLP, **CASES["plain"])),
+        fuse_report(Deep(stacked(KINDS["block"])), X.shape[1:]),
+    )
+    assert three.blocks[0].macs == tuple(3 * macs for macs in single.macs)
+    assert three.blocks[0].parameters == tuple(3 * count for count in single.parameters)
 
 
 @pytest.mark.parametrize("name", KINDS)

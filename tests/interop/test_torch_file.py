@@ -265,7 +265,7 @@ def test_only_regular_files_are_opened(torch, tmp_path, suffix):
 @pytest.mark.usefixtures("unchecked_types")
 def test_arguments_of_another_type_are_named():
     for path in (None, 5, b"x.pth", []):
-        with pytest.raises(TypeError, match=f"must be a path, and it is a {type(path).__name__}"):
+        with pytest.raises(TypeError, match=f"path must be a path, not a {type(path).__name__}"):
             load_torch_file(path)
     with pytest.raises(TypeError, match="entry has to be a name, like 'state_dict_ema', and it is a bool"):
         load_torch_file("x.pth", entry=True)

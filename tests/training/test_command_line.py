@@ -87,7 +87,7 @@ def in_the_repository(monkeypatch):
             ["--config.model_arguments.num_clases=3"],
             '--config has no field \'num_clases\'; Did you mean "num_classes" instead of "num_clases"?',
         ),
-        (["--config="], "--config needs the file of a recipe"),
+        (["--config="], "--config needs the file of a recipe: --config=FILE"),
         (
             ["--config=configs/digits.py", "somewhere"],
             "'somewhere' is no flag: flags start with '--', and a value follows '=', as in --config.flip=False",

@@ -62,18 +62,19 @@ def written(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
-        (lambda text: "", "1: '' is not the complete line"),
-        (lambda text: "[]\n" + text, r"1: '\[\]\\n' is not the complete line"),
+        (lambda text: "", "1: '' is not the header .*Restore it, or remove the file"),
+        (lambda text: "[]\n" + text, r"1: '\[\]\\n' is not the header .*Restore it, or remove the file"),
         (lambda text: text[:-5], "4: '1,15,0.1,1.5,' is not a complete row of"),
         (lambda text: text[:-1], "4: '1,15,0.1,1.5,0.5,' is not a complete row of"),
         (lambda text: text.replace("10", "ten"), "3: '1,ten,0.1,"),
         (lambda text: text.replace("1,10,", "\0\0"), "3: "),
+        (lambda text: text + text.splitlines(keepends=True)[-1], "5: '1,15,.* of a later step than the rows before"),
     ],
 )
 def test_what_is_no_row_is_named_and_stays(written, damage, line):
     written.write_text(damage(written.read_text()))
     before = written.read_bytes()
-    with pytest.raises(ValueError, match=f"metrics.csv, line {line}.*Mend the line, or remove it"):
+    with pytest.raises(ValueError, match=f"metrics.csv, line {line}.*: the run then goes on without"):
         Metrics(written.parent, 15, ("loss",))
     assert written.read_bytes() == before
 
@@ -120,3 +121,12 @@ def test_an_interrupted_run_has_the_same_rows_between_epochs(tmp_path):
         shutil.rmtree(tmp_path / "checkpoints" / str(step))
     train_and_evaluate(config, tmp_path)
     assert (tmp_path / "metrics.csv").read_text() == undisturbed
+
+
+def test_a_file_that_was_lost_is_written_again_and_the_picture_stays(written):
+    picture = written.parent / "curves.png"
+    before = picture.read_bytes()
+    written.unlink()
+    Metrics(written.parent, 15, ("loss",)).close()
+    assert written.read_text().splitlines() == ["epoch,step,learning_rate,train_loss,train_accuracy,test_loss"]
+    assert picture.read_bytes() == before

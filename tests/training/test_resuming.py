@@ -127,7 +127,7 @@ def test_fewer_epochs_than_are_done_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda: jax.enable_x64(True), r"JAX_ENABLE_X64=False \(now True\).* Set JAX_ENABLE_X64=False, or choose"),
+        (lambda: jax.enable_x64(True), r"JAX_ENABLE_X64=False \(now True\).*: set JAX_ENABLE_X64=False, or choose"),
         (lambda: jax.threefry_partitionable(False), r"JAX_THREEFRY_PARTITIONABLE=True \(now False\)"),
         (lambda: jax.default_prng_impl("rbg"), r"JAX_DEFAULT_PRNG_IMPL=threefry2x32 \(now rbg\)"),
         (lambda: jax.default_matmul_precision("highest"), r"JAX_DEFAULT_MATMUL_PRECISION=None \(now highest\)"),

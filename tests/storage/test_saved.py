@@ -237,13 +237,13 @@ while True:
     path = tmp_path / "model"
     environment = os.environ | {"JAX_ENABLE_X64": "1"}
     known = [load_model(folder), fuse_params(load_model(folder))]
-    for number in range(6):
+    for number in range(3):
         command = [sys.executable, "-c", program, str(path), str(folder)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         next(line for line in process.stdout if line == "ready\n")
         while not path.exists():
             time.sleep(0.01)
-        time.sleep(0.2 + 0.0137 * number)
+        time.sleep(0.2 + 0.0274 * number)
         process.kill()
         process.wait()
         loaded = load_model(path)

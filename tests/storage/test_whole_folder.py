@@ -16,7 +16,7 @@ from repmlp_jax.storage.partial import partial_path
 from repmlp_jax.storage.whole_file import whole_file
 from repmlp_jax.storage.whole_folder import put_back, whole_folder
 
-KILLS = 15
+KILLS = 8
 REPOSITORY = Path(__file__).parents[2]
 CALLS = "mkdir", "rename", "replace", "rmdir", "unlink", "fsync"
 

@@ -9,7 +9,7 @@ import numpy as np
 from repmlp_jax.data import cifar10, digits
 from repmlp_jax.data.checks import check_split
 from repmlp_jax.nearest import lookup, nearest
-from repmlp_jax.storage.preprocessing import check_class_names, check_statistics
+from repmlp_jax.storage.preprocessing import Statistics, check_class_names, check_statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Dataset:
 
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Statistics
+    std: Statistics
     class_names: Sequence[str]
 
     def __post_init__(self):

@@ -230,8 +230,8 @@ def test_what_cannot_be_exported(fused, tmp_path):
     ):
         with pytest.raises(TypeError, match=message):
             export_model(model, tmp_path / "model")
-    with pytest.raises(TypeError, match="mean must be a list of numbers"):
-        export_model(fused["PureMLP"], tmp_path / "model", preprocessing={"mean": object()})
+    with pytest.raises(TypeError, match="source, a object, cannot be saved as JSON"):
+        export_model(fused["PureMLP"], tmp_path / "model", preprocessing={"source": object()})
     assert not list(tmp_path.iterdir())
 
 

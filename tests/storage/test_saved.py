@@ -406,8 +406,8 @@ def test_nothing_is_left_of_a_save_that_fails(model, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         save_model(tmp_path / "model", model)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(TypeError, match="mean must be a list of numbers"):
-        save_model(tmp_path / "model", model, preprocessing={"mean": object()})
+    with pytest.raises(TypeError, match="source, a object, cannot be saved as JSON"):
+        save_model(tmp_path / "model", model, preprocessing={"source": object()})
     assert not list(tmp_path.iterdir())
 
 

@@ -72,7 +72,8 @@ def check_module(model: Any, function: str):
 
 def check_concrete(model: nnx.Module, function: str, hint: str = ""):
     """Raises TypeError if a model, the argument of a function of that name, has shapes but no values."""
-    if any(isinstance(array, jax.ShapeDtypeStruct) for array in jax.tree.leaves(nnx.state(model))):
+    variables = (node for _, node in _nodes(model) if isinstance(node, nnx.Variable))
+    if isinstance(next((variable.get_value() for variable in variables), None), jax.ShapeDtypeStruct):
         raise TypeError(f"{function}: this {type(model).__name__} is abstract: it has shapes, but no weights{hint}")
 
 
@@ -96,8 +97,8 @@ def check_weights(model: nnx.Module, verb: str):
     weights = {dotted(path): node.get_value() for path, node in nodes if isinstance(node, kinds)}
     check_finite(weights, f"cannot {verb}: {type(model).__name__}")
     for path, norm in nodes:
-        if is_norm(norm) and has_values(norm.var[...]):
-            var = on_this_process(norm.var[...])
+        if is_norm(norm) and has_values(norm.var.get_value()):
+            var = on_this_process(norm.var.get_value())
             if negative := int((var < 0).sum()):
                 raise ValueError(
                     f"cannot {verb} {dotted(path)}: {negative} of its {var.size} running variances are negative, "

@@ -71,7 +71,9 @@ def net():
     return randomised(nnx.eval_shape(make))
 
 
-@pytest.mark.parametrize("convert", [lambda net: net, deployed], ids=["trained", "deployed"])
+@pytest.mark.parametrize(
+    "convert", [pytest.param(lambda net: net, marks=pytest.mark.slow), deployed], ids=["trained", "deployed"]
+)
 def test_a_net_loads_from_mmpretrains_layout(net, convert):
     theirs = {mmpretrain_key(key): array for key, array in to_torch(convert(net)).items()}
     theirs |= {"data_preprocessor.mean": np.zeros((3, 1, 1)), "data_preprocessor.std": np.ones((3, 1, 1))}

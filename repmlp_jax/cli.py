@@ -343,10 +343,9 @@ def _report(model: str):
     from flax import nnx
 
     from repmlp_jax import create_model, fuse_report, load_model
-    from repmlp_jax.storage.whole_folder import put_back
+    from repmlp_jax.storage.whole_folder import is_folder
 
-    put_back(folder := local_path(model))
-    if folder.is_dir():
+    if is_folder(local_path(model)):
         return fuse_report(load_model(model))
     return fuse_report(nnx.eval_shape(lambda: create_model(model, rngs=nnx.Rngs(0))))
 

@@ -33,3 +33,23 @@ def local_path(path: str | os.PathLike[str], argument: str = "path") -> Path:
         raise ValueError(
             f"{path} needs a home folder, and none is known for {home}: set HOME, or replace {home}"
         ) from None
+
+
+def local_file(path: str | os.PathLike[str], what: str) -> Path:
+    """The regular file that a user names; a pipe, which might never end, is refused.
+
+    Args:
+        path: as the user gave it.
+        what: what the file should be, for the message.
+
+    Raises:
+        FileNotFoundError: if there is nothing at this path.
+        TypeError: as `local_path`.
+        ValueError: as `local_path`, or if there is something else than a file.
+    """
+    path = local_path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is no {what}: it is a folder, a pipe or a device")
+    return path

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -110,8 +109,8 @@ def _conv_general_dilated(x, kernel, strides, padding, *, feature_group_count, d
     return grouped_convolution(
         x,
         kernel,
-        strides=tuple(map(operator.index, strides)),
-        padding=padding if isinstance(padding, str) else tuple(tuple(map(operator.index, pads)) for pads in padding),
+        strides=tuple(strides),
+        padding=padding if isinstance(padding, str) else tuple(map(tuple, padding)),
         feature_group_count=feature_group_count,
         options=tuple(sorted(options.items())),
     )

@@ -6,6 +6,12 @@ from typing import Any
 import numpy as np
 
 
+def check_array(array: Any, what: str):
+    """Raises TypeError for what is not an array, of NumPy or JAX."""
+    if not (hasattr(array, "dtype") and hasattr(array, "shape")):
+        raise TypeError(f"{what} must be an array, not a {type(array).__name__}")
+
+
 def check_images(images: Any, what: str = "the images"):
     """Refuses what is not a batch of uint8 images (N, H, W, C), of NumPy or JAX.
 
@@ -13,7 +19,7 @@ def check_images(images: Any, what: str = "the images"):
         TypeError: if it is not an array.
         ValueError: if its dtype or shape is another.
     """
-    _check_array(images, what)
+    check_array(images, what)
     if images.dtype != np.uint8 or len(images.shape) != 4 or 0 in images.shape[1:]:
         hint = "; multiply by 255 and round" if np.issubdtype(images.dtype, np.floating) else ""
         raise ValueError(f"{what} must be uint8 (N, H, W, C), not {images.dtype} {tuple(images.shape)}{hint}")
@@ -26,7 +32,7 @@ def check_picture(image: Any):
         TypeError: if it is not an array.
         ValueError: if its shape is another.
     """
-    _check_array(image, "the image")
+    check_array(image, "the image")
     if len(image.shape) != 3 or 0 in image.shape:
         raise ValueError(f"the image must be (H, W, C) with at least one pixel, not of shape {image.shape}")
 
@@ -38,7 +44,7 @@ def check_labels(labels: Any, classes: int | None, what: str = "the labels"):
         TypeError: if it is not an array.
         ValueError: if its dtype or shape is another, or a label is no class; the message counts these.
     """
-    _check_array(labels, what)
+    check_array(labels, what)
     if not np.issubdtype(labels.dtype, np.integer) or len(labels.shape) != 1:
         hint = "; one-hot labels become so by .argmax(1)" if len(labels.shape) == 2 else ""
         raise ValueError(f"{what} must be integers (N,), not {labels.dtype} {tuple(labels.shape)}{hint}")
@@ -114,8 +120,3 @@ def check_random(random: Any):
 
 def _last(classes: int | None) -> int:
     return np.iinfo(np.int32).max if classes is None else classes - 1
-
-
-def _check_array(array, what):
-    if not (hasattr(array, "dtype") and hasattr(array, "shape")):
-        raise TypeError(f"{what} must be an array, not a {type(array).__name__}")

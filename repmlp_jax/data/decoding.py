@@ -11,7 +11,7 @@ from PIL import Image
 
 from repmlp_jax.data.preprocessing import resize
 from repmlp_jax.data.stream import BadExample
-from repmlp_jax.local_path import local_path
+from repmlp_jax.local_path import local_file
 
 DRAWS = 10
 RATIOS = 3 / 4, 4 / 3  # smallest and largest width / height
@@ -28,11 +28,7 @@ def read_image(path: str | Path, channels: int) -> UInt8[np.ndarray, "H W C"]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a regular file, `decode` cannot decode it, or `channels` is neither 1 nor 3.
     """
-    path = local_path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    if not path.is_file():  # a pipe might never end
-        raise ValueError(f"{path} is no picture: it is a folder, a pipe or a device")
+    path = local_file(path, "picture")
     try:
         return decode(path.read_bytes(), channels, apply_orientation=True)
     except BadExample as error:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from repmlp_jax.data.checks import height_and_width
+from repmlp_jax.data.checks import check_array, height_and_width
 
 Images = Float[Array, "N H W C"]
 Targets = Float[Array, "N classes"]
@@ -45,8 +45,7 @@ def mix(
     if not (mixup or cutmix):
         return images, targets
     for name, array in (("images", images), ("targets", targets)):
-        if not (hasattr(array, "dtype") and hasattr(array, "shape")):
-            raise TypeError(f"{name} must be an array, not a {type(array).__name__}")
+        check_array(array, name)
     if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
         raise ValueError(
             f"images must be (N, H, W, C) and targets (N, classes), not {images.shape} and {targets.shape}: one-hot "

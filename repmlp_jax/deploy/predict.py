@@ -54,7 +54,7 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
     names, called = saved.preprocessing.get("class_names") or (), dict(model=str(path), dataset=dataset_name)
     order = class_order(names, classes, dataset.class_names, dataset.num_classes, **called)
     mesh = sharding.make_mesh()
-    batch_size = -(-batch_size // mesh.size) * mesh.size
+    batch_size = sharding.rounded_up(batch_size, mesh)
     if isinstance(dataset, Dataset):
         batches, examples = _resident(saved, path, dataset_name, dataset, batch_size, mesh)
     else:

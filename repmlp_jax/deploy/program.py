@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.fusing.finite import check_finite
 from repmlp_jax.fusing.fuse import check_concrete, dotted, fusable_modules, fuse_params
-from repmlp_jax.local_path import local_path
+from repmlp_jax.local_path import local_file
 from repmlp_jax.models.randomness import weights
 from repmlp_jax.models.state import arrays_of
 from repmlp_jax.storage.preprocessing import check_preprocessing_of
@@ -120,11 +120,7 @@ def load_exported(path: str | Path) -> ExportedModel:
             read.
         TypeError: if `path` is no path.
     """
-    path = local_path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    if not path.is_file():  # a pipe might never end
-        raise ValueError(f"{path} is no file that export_model wrote: it is a folder, a pipe or a device")
+    path = local_file(path, "file that export_model wrote")
     try:
         with zipfile.ZipFile(path) as file:
             # A compressed entry of a small file may be of any size.

@@ -5,9 +5,9 @@ from pathlib import Path
 from flax import nnx
 from safetensors.numpy import save_file
 
-from repmlp_jax.fusing.finite import check_finite, has_values
+from repmlp_jax.fusing.finite import check_finite
+from repmlp_jax.fusing.fuse import check_concrete
 from repmlp_jax.interop.torch import to_torch
-from repmlp_jax.models.state import arrays_of
 from repmlp_jax.storage.whole_file import whole_file
 
 
@@ -29,8 +29,7 @@ def export_torch(model: nnx.Module, path: str | Path, *, overwrite: bool = False
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"export needs an nnx.Module, not {type(model).__name__}")
-    if not all(map(has_values, arrays_of(model).values())):
-        raise TypeError(f"this {type(model).__name__} is abstract: it has shapes, but no weights to export")
+    check_concrete(model, "export")
     with whole_file(path, overwrite) as partial:
         state_dict = to_torch(model)
         check_finite(state_dict, f"the {type(model).__name__} to export")

@@ -119,15 +119,16 @@ def fused_form(path: tuple, module: Any) -> nnx.Module:
             subclass without its own `fused()`, or of a subclassed layer in a block of this library.
     """
     nodes = list(_nodes(module))
-    fuser = _first(type(module), lambda kind: "fused" in vars(kind))
+    fuser = next(filter(_defines_fused, type(module).__mro__), None)
+    in_our_block = fuser is not None and _is_ours(fuser)
     for inner, part in nodes:
         if is_fusable(part):
-            base = _first(type(part), lambda kind: "fused" in vars(kind))
-        elif fuser and _is_ours(fuser):
-            base = _first(type(part), lambda kind: _is_ours(kind) or kind.__module__.startswith("flax."))
+            base = overridden(type(part), _defines_fused)
+        elif in_our_block and isinstance(part, nnx.Module):
+            base = overridden(type(part), _is_layer)
         else:
-            continue
-        if base and overrides_call(type(part), base):
+            base = None
+        if base:
             kind = type(part).__name__
             raise TypeError(
                 f"cannot fuse {dotted((*path, *inner))}: {kind} has a __call__ of its own, which fusing would drop, as "
@@ -160,19 +161,26 @@ def _stack_shape(module, nodes):
     return shape if of_all else ()
 
 
-def _first(kind: type, is_wanted: Callable[[type], bool]) -> type | None:
-    """The class itself or the nearest of its base classes that is wanted."""
-    return next(filter(is_wanted, kind.__mro__), None)
+def overridden(kind: type, is_known: Callable[[type], bool]) -> type | None:
+    """The nearest known class of a class and its base classes, if a class below it overrides its `__call__`."""
+    base = next(filter(is_known, kind.__mro__), None)
+    if base is None:
+        return None
+    below = kind.__mro__[: kind.__mro__.index(base)]
+    has_call = all(any("__call__" in vars(one) for one in classes) for classes in (below, base.__mro__))
+    return base if has_call else None
+
+
+def _defines_fused(kind: type) -> bool:
+    return "fused" in vars(kind)
+
+
+def _is_layer(kind: type) -> bool:
+    return _is_ours(kind) or kind.__module__.startswith("flax.")
 
 
 def _is_ours(kind: type) -> bool:
     return kind.__module__.startswith("repmlp_jax.")
-
-
-def overrides_call(kind: type, base: type) -> bool:
-    """Whether a class, or one between it and its base class, overrides the base class's `__call__`."""
-    below = kind.__mro__[: kind.__mro__.index(base)]
-    return all(any("__call__" in vars(one) for one in classes) for classes in (below, base.__mro__))
 
 
 def is_fusable(module) -> bool:

@@ -6,14 +6,13 @@ a round trip is exact.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
 from repmlp_jax.fusing.finite import check_finite
-from repmlp_jax.fusing.fuse import check_concrete, check_module, dotted, overrides_call, stack_shape
+from repmlp_jax.fusing.fuse import check_concrete, check_module, dotted, overridden, stack_shape
 from repmlp_jax.interop.mmpretrain import is_mmpretrain, official_keys
 from repmlp_jax.interop.official_layout import COUNTER, deployed, official_leaves
 from repmlp_jax.interop.official_names import official_names
@@ -133,8 +132,8 @@ def _check_calls(model):
     for path, module in nnx.iter_graph(model):
         if isinstance(module, nnx.Module) and (stack := stack_shape(module)):
             raise ValueError(f"to_torch: {dotted(path)} is a stack of {stack} modules: take one of them")
-        base: Any = next((kind for kind in type(module).__mro__ if kind in official_names.registry), object)
-        if base is not object and overrides_call(type(module), base):
+        base = overridden(type(module), lambda kind: kind is not object and kind in official_names.registry)
+        if base:
             raise TypeError(
                 f"to_torch: {dotted(path)} is a {type(module).__name__}, whose __call__ overrides that of "
                 f"{base.__name__}; the official PyTorch code has no such module and would compute something else"

@@ -56,6 +56,12 @@ def whole_folder(path: Path, check: Callable[[], None]) -> Iterator[Path]:
         sync(path.parent)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at `path`, after `put_back`."""
+    put_back(path)
+    return path.is_dir()
+
+
 def put_back(path: Path) -> None:
     """Moves the folder back to `path` that a process moved aside and did not replace, if there is one."""
     if os.path.lexists(path):

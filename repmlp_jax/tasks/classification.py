@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +12,11 @@ from flax import nnx
 
 from repmlp_jax.data import LOADERS, augment, load_dataset, open_dataset
 from repmlp_jax.data.mixing import mix
+from repmlp_jax.local_path import local_path
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.models.state import head_places
 from repmlp_jax.storage.models import load
+from repmlp_jax.storage.whole_folder import is_folder
 from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
@@ -135,10 +136,9 @@ def mean_metrics(measured) -> dict[str, float]:
 
 def _check_order(init_from: str, name: str, dataset):
     """Refuses a saved model whose classes are not the dataset's: without training they would be scored by number."""
-    path = Path(init_from).expanduser()
-    if not init_from or not path.is_dir():
+    if not init_from or not is_folder(local_path(init_from)):
         return
-    saved = load(path)
+    saved = load(init_from)
     names = saved.preprocessing.get("class_names") or ()
     classes = output_shape(saved.model)[-1]
     order = class_order(names, classes, dataset.class_names, dataset.num_classes, model=init_from, dataset=name)

@@ -13,7 +13,7 @@ from repmlp_jax.models.pspnet import PSPNet
 from repmlp_jax.models.resnet import RepMLPResNet
 from repmlp_jax.models.state import MisfitError, arrays_of, head_places, load_state
 from repmlp_jax.storage.models import load_model
-from repmlp_jax.storage.whole_folder import put_back
+from repmlp_jax.storage.whole_folder import is_folder
 
 
 def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") -> nnx.Module:
@@ -32,8 +32,7 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
         ValueError: if the stored weights do not fit the model, or one of them is NaN or infinite.
     """
     path = local_path(path)
-    put_back(path)
-    if not path.is_dir():
+    if not is_folder(path):
         return from_torch(model, load_torch_file(path), head=head)
     saved = load_model(path)
     if isinstance(model, PSPNet) and isinstance(saved, RepMLPResNet):

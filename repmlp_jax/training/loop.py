@@ -184,7 +184,7 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
 def for_the_devices(config: ConfigDict, mesh: Mesh) -> ConfigDict:
     """The configuration with an `eval_batch_size` that can be split: it decides the speed alone."""
     fitting = ConfigDict(config)
-    fitting.eval_batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
+    fitting.eval_batch_size = sharding.rounded_up(config.eval_batch_size, mesh)
     return fitting
 
 

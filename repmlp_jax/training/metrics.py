@@ -1,10 +1,8 @@
 """The metrics of a run: a CSV file that survives interruptions, TensorBoard, and a plot of the curves."""
 
-import contextlib
 import csv
 import io
 import logging
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from repmlp_jax import plots
+from repmlp_jax.storage.whole_file import whole_file
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -91,16 +90,10 @@ class Metrics:
 
 def replace_text(path: Path, text: str) -> None:
     """Replaces a file atomically: a reader sees the old text or the new one."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with whole_file(path, overwrite=True) as partial:
+            partial.write_text(text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
 
 

@@ -74,6 +74,11 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh):
         raise ValueError(f"{name}={batch_size} cannot be split over {mesh.size} devices evenly; {nearest} can")
 
 
+def rounded_up(batch_size: int, mesh: Mesh) -> int:
+    """The nearest batch size from this one on that can be split evenly."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
 def put_on_every_device(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """Puts an array that every process has on every device of all processes."""
     return jax.make_array_from_process_local_data(replicated(mesh), array)

@@ -21,7 +21,7 @@ from repmlp_jax.tasks.segmentation.overlay import comparison
 from repmlp_jax.training.evaluation import Comparison, images_per_second, in_evaluation, rounds_products
 from repmlp_jax.training.feed import StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
-from repmlp_jax.training.sharding import make_mesh, on_this_process, put_everywhere, split_batch
+from repmlp_jax.training.sharding import make_mesh, on_this_process, put_everywhere, rounded_up, split_batch
 from repmlp_jax.training.task import ConfiguredTask, stream_part
 
 PICTURES_DRAWN = 4
@@ -110,7 +110,7 @@ class SceneEvaluator:
         self._window = window
         # Pictures differ in size, so each process runs its own pictures on its own devices, with a copy of the model.
         self._mesh = make_mesh(devices=jax.local_devices())
-        self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
+        self._batch_size = rounded_up(batch_size, self._mesh)
 
         @functools.partial(jax.jit, in_shardings=(None, split_batch(self._mesh)))
         def predict(model, images):

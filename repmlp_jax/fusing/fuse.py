@@ -117,6 +117,7 @@ def fused_form(path: tuple, module: Any) -> nnx.Module:
     Raises:
         TypeError: if the module or one that it holds has a `__call__` that its `fused()` does not know of: that of a
             subclass without its own `fused()`, or of a subclassed layer in a block of this library.
+        ValueError: if a block of this library is a stack along another axis than the first.
     """
     nodes = list(_nodes(module))
     fuser = next(filter(_defines_fused, type(module).__mro__), None)
@@ -134,8 +135,14 @@ def fused_form(path: tuple, module: Any) -> nnx.Module:
                 f"cannot fuse {dotted((*path, *inner))}: {kind} has a __call__ of its own, which fusing would drop, as "
                 f"it knows that of {base.__name__} alone: define fused() in {kind if is_fusable(part) else 'the block'}"
             )
+    stack, of_norms = _stack_shape(module, nodes), _stack_of_norms(nodes)
+    if in_our_block and stack != of_norms:
+        raise ValueError(
+            f"cannot fuse {dotted(path)}: its norms are a stack of {' x '.join(map(str, of_norms))}, and not all its "
+            f"arrays begin with these axes: stack it along the first axis, as nnx.vmap does by default"
+        )
     fuse = operator.methodcaller("fused")
-    for _ in _stack_shape(module, nodes):
+    for _ in stack:
         fuse = jax.vmap(fuse)
     return fuse(module)
 
@@ -150,15 +157,19 @@ def stack_shape(module: nnx.Module) -> tuple[int, ...]:
 
 
 def _stack_shape(module, nodes):
+    shape = _stack_of_norms(nodes)
+    of_all = not shape or all(array.shape[: len(shape)] == shape for array in jax.tree.leaves(nnx.state(module)))
+    return shape if of_all else ()
+
+
+def _stack_of_norms(nodes):
     shapes = set()
     for norm in (node for _, node in nodes if is_norm(node)):
         if hasattr(norm, "batches"):
             shapes.add(norm.batches.shape)
         elif isinstance(norm, nnx.BatchNorm):
             shapes.add(norm.mean.shape[:-1])
-    (shape,) = shapes if len(shapes) == 1 else ((),)
-    of_all = not shape or all(array.shape[: len(shape)] == shape for array in jax.tree.leaves(nnx.state(module)))
-    return shape if of_all else ()
+    return shapes.pop() if len(shapes) == 1 else ()
 
 
 def overridden(kind: type, is_known: Callable[[type], bool]) -> type | None:

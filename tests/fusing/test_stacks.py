@@ -60,6 +60,13 @@ def test_as_flax_makes_them():
     assert fuse_params(stack).kernel.shape == (3, *fuse_params(RepMLP(**CASES["plain"], rngs=nnx.Rngs(0))).kernel.shape)
 
 
+def test_a_stack_along_another_axis_says_what_to_do():
+    axes = nnx.StateAxes({nnx.Param: 1, ...: 0})
+    make = nnx.vmap(lambda rngs: RepMLP(**CASES["plain"], rngs=rngs), out_axes=axes)
+    with pytest.raises(ValueError, match=r"its norms are a stack of 3, .*: stack it along the first axis"):
+        fuse_params(make(nnx.Rngs(0).split(3)))
+
+
 def test_a_stack_within_a_net():
     net = Deep(stacked(KINDS["block"]))
     assert_close(quick_jit(lambda net: net(X))(fuse_params(net)), evaluate(net, X), ROUNDING_F64)

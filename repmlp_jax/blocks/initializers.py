@@ -35,8 +35,8 @@ def kernel_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.
 
 
 def shared_kernel_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
-    """`kernel_init` for the kernels of share-sets, (S, h, w, h, w), with the fan-in of a single share-set."""
-    return _uniform(key, shape, math.prod(shape[1:3]), dtype)
+    """`kernel_init` for the kernels of share-sets, (S, h·w, h·w), with the fan-in of a single share-set."""
+    return _uniform(key, shape, shape[1], dtype)
 
 
 def classifier_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
@@ -46,20 +46,20 @@ def classifier_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = 
     return _finished(_draw(_cut_normal, key, shape, deviation), dtype)
 
 
-def fc3_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Float[Array, "g h w c h w o"]:
+def fc3_init(key: PRNGKeyArray, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Float[Array, "g K N"]:
     """FC3's initialisation in the official code: a random orthogonal matrix over the outputs of all groups.
 
     The matrix (all outputs, inputs of a group) has orthonormal columns, or orthonormal rows if there are fewer rows. It
     is uniformly distributed among such matrices.
     """
-    groups, columns, outputs = shape[0], math.prod(shape[1:4]), math.prod(shape[4:])
+    groups, columns, outputs = shape
     rows = groups * outputs
     one = np.ones((), fusing_dtype(dtype))
     normal = _draw(jax.random.normal, key, (max(rows, columns), min(rows, columns)), one)
     with jax.default_device(host()):
         matrix = _on_host(_with_orthonormal_columns(normal))
     matrix = matrix if rows >= columns else matrix.T
-    return _finished(matrix.reshape(groups, outputs, columns).transpose(0, 2, 1).reshape(shape), dtype)
+    return _finished(matrix.reshape(groups, outputs, columns).transpose(0, 2, 1), dtype)
 
 
 def constant(value: float, shape: Sequence[int], dtype: DTypeLike) -> Array:

@@ -14,7 +14,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.initializers import constant, kernel_init
-from repmlp_jax.blocks.operations import grouped_convolution, grouped_product
+from repmlp_jax.blocks.operations import grouped_convolution
+from repmlp_jax.blocks.sharesets import convolve_sharesets
+from repmlp_jax.blocks.split_maps import convolve_partitions, multiply_pixels
 from repmlp_jax.fusing import algebra
 from repmlp_jax.fusing.arguments import Pair, Sizes, checked, pair, sizes
 
@@ -25,8 +27,7 @@ class BatchNorm(nnx.Module):
     """Batch normalisation with an unbiased running variance, as in the official code.
 
     The shape of its parameters, aligned to the right with the input's, determines the axes of the statistics: those
-    where it is 1 or absent. `(C,)` is the usual norm of (N, H, W, C); `(g, 1, h, w, O)` is that of FC3, with statistics
-    over the partitions.
+    where it is 1 or absent. `(C,)` is the usual norm of (N, H, W, C).
 
     Inputs are normalised with the biased variance. Under `jit` with a sharded batch the statistics are those of the
     whole batch.
@@ -66,34 +67,49 @@ class BatchNorm(nnx.Module):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(
+        self, x: Float[Array, "..."], shape: Sequence[int] | None = None, *, repeats: int = 1
+    ) -> Float[Array, "..."]:
         """Normalises `x`; in training it also updates the running statistics.
+
+        Args:
+            x: the input.
+            shape: to which the parameters are reshaped, for an input whose features have several axes; None: theirs.
+            repeats: how often the parameters are repeated along the last axis, for the channels of share-sets.
 
         Raises:
             ValueError: in training, if there are fewer than two values for each feature.
         """
         check_single("BatchNorm", self.batches.shape)
         statistics_dtype = self.mean[...].dtype
-        shape = (1,) * (x.ndim - self.scale[...].ndim) + self.scale[...].shape
+        shape = tuple(shape or self.scale.shape)
+        shape = (1,) * (x.ndim - len(shape)) + shape
         scale, bias = (p[...].astype(statistics_dtype).reshape(shape) for p in (self.scale, self.bias))
         wide = x.astype(statistics_dtype)
         if self.use_running_average:
             mean, var = self.mean[...].reshape(shape), self.var[...].reshape(shape)
         else:
-            mean, var = self._batch_statistics(wide, shape)
-        y = (wide - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias
+            mean, var = self._batch_statistics(wide, shape, repeats)
+        mean, scale, bias = (_repeated(p, repeats) for p in (mean, scale * lax.rsqrt(var + self.epsilon), bias))
+        y = (wide - mean) * scale + bias
         return y.astype(self.dtype or x.dtype)
 
-    def _batch_statistics(self, x, shape):
-        axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
-        count = math.prod(x.shape[axis] for axis in axes)
+    def _batch_statistics(self, x, shape, repeats):
+        last = len(shape) - 1  # with repeats, which are averaged afterwards, it is of features even if there is one
+        axes = tuple(axis for axis, size in enumerate(shape) if size == 1 and (repeats == 1 or axis < last))
+        count = math.prod(x.shape[axis] for axis in axes) * repeats
         if count < 2:
             raise ValueError(
                 f"batch norm in training needs at least 2 values a feature, and an input of shape {x.shape} "
                 f"has {count}: use a larger batch, or model.eval()"
             )
-        mean = x.mean(axes, keepdims=True)
-        var = jnp.square(x - mean).mean(axes, keepdims=True)
+
+        def mean_of(values):
+            means = values.mean(axes, keepdims=True)
+            return means if repeats == 1 else means.reshape(*shape[:-1], repeats, shape[-1]).mean(-2)
+
+        mean = mean_of(x)
+        var = mean_of(jnp.square(x - _repeated(mean, repeats)))
         self._update(self.mean, mean)
         self._update(self.var, var * (count / (count - 1)))
         self.batches[...] = self.batches[...] + 1
@@ -102,6 +118,10 @@ class BatchNorm(nnx.Module):
     def _update(self, running, value):
         value = lax.stop_gradient(value).reshape(running[...].shape)
         running[...] = self.momentum * running[...] + (1 - self.momentum) * value
+
+
+def _repeated(parameter, repeats):
+    return parameter if repeats == 1 else jnp.tile(parameter, repeats)
 
 
 def _conv_general_dilated(x, kernel, strides, padding, *, feature_group_count, dimension_numbers, **options):
@@ -185,6 +205,16 @@ class ConvBN(nnx.Module):
         check_single("ConvBN", self.norm.batches.shape)
         return self.norm(self.conv(x))
 
+    def on_partitions(self, x: Float[Array, "N m p g c"], partition_size: tuple[int, int]) -> Float[Array, "N m p g o"]:
+        """Convolves each partition of a split map by itself, and normalises."""
+        y = on_partitions(self.conv, x, partition_size)
+        return self.norm(y, y.shape[3:])
+
+    def with_sharesets(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+        """Convolves each channel c with the kernel of share-set c mod S, and normalises each share-set."""
+        x, kernel = promote_dtype((x, self.conv.kernel[...]), dtype=self.conv.dtype)
+        return self.norm(convolve_sharesets(x, kernel), repeats=x.shape[3] // kernel.shape[3])
+
     def fused(self) -> nnx.Conv:
         """The equivalent convolution with a bias."""
         kernel, bias = algebra.fold_norm(self.conv.kernel[...], self.norm)
@@ -232,61 +262,90 @@ def with_kernel(layer: Layer, kernel: Array, bias: Array) -> Layer:
 
 
 def with_norm_before(fc: Layer, norm: BatchNorm) -> Layer:
-    """A copy of an FC with a bias, with the norm before it folded in."""
+    """A copy of an FC with a bias, with the norm before it folded in; the FC may see several pixels of the norm."""
     assert fc.bias is not None
-    return with_kernel(fc, *algebra.fold_norm_before(norm, fc.kernel[...], fc.bias[...]))
+    kernel = fc.kernel[...].reshape(-1, norm.scale.size, fc.kernel.shape[-1])
+    kernel, bias = algebra.fold_norm_before(norm, kernel, fc.bias[...])
+    return with_kernel(fc, kernel.reshape(fc.kernel.shape), bias)
 
 
 # One program, so that it needs little more memory than two copies of the kernel.
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def fuse_fc3(
-    fc3: tuple[Float[Array, "groups ..."], BatchNorm] | None,
+    fc3: tuple[Float[Array, "groups K J"], BatchNorm] | None,
     convolutions: Sequence[ConvBN],
     partition_size: Sequence[int],
     groups: int,
-) -> tuple[Float[Array, "groups ..."], Float[Array, "groups ..."]]:
+) -> tuple[Float[Array, "groups K J"], Float[Array, "groups J"]]:
     """Merges FC3 and the parallel convolutions into one FC, in float32 or wider (paper, Section 3.2).
 
     Args:
-        fc3: the kernel, (groups, *inputs, *outputs) with as many axes of inputs as of outputs, and the norm after it;
-            None: no FC3.
+        fc3: the kernel and the norm after it, of J or of `groups` features; None: no FC3.
         convolutions: the Local Perceptron.
         partition_size: (h, w) of a partition.
         groups: groups of channels.
 
     Returns:
-        The kernel, and the bias (groups, *outputs); without FC3 they have the axes of `conv_to_fc`.
+        The kernel and the bias.
     """
     kernels, biases = [], []
-    shape: tuple[int, ...] = ()
     if fc3 is not None:
         kernel, norm = fc3
-        shape = kernel.shape
         scale, shift = (array.reshape(groups, 1, -1) for array in algebra.scale_and_shift(norm))
-        kernels.append(algebra.widened(kernel).reshape(groups, math.prod(shape[1 : 1 + len(shape) // 2]), -1) * scale)
+        kernels.append(algebra.widened(kernel) * scale)
         biases.append(shift[:, 0])
     if convolutions:
         kernel, bias = algebra.merge_convolutions([(conv.conv.kernel[...], conv.norm) for conv in convolutions])
         fc = algebra.conv_to_fc(kernel, pair(partition_size), groups)
-        shape = shape or fc.shape
-        kernels.append(fc.reshape(groups, math.prod(fc.shape[1:4]), -1))
+        kernels.append(fc.reshape(groups, math.prod(fc.shape[1:4]), math.prod(fc.shape[4:])))
         biases.append(algebra.fc_bias(bias, pair(partition_size), groups).reshape(groups, -1))
     kernel = sum(kernels)
-    bias = jnp.broadcast_to(sum(biases), (groups, kernel.shape[-1]))
-    return kernel.reshape(shape), bias.reshape(groups, *shape[1 + len(shape) // 2 :])
+    return kernel, jnp.broadcast_to(sum(biases), (groups, kernel.shape[2]))
 
 
-def grouped_fc(x: Float[Array, "M h w C"], kernel: Float[Array, "g h w c h2 w2 o"]) -> Float[Array, "g M h2 w2 o"]:
-    """Applies FC3 to partitions, group by group; the groups are the first axis of the result."""
-    groups, h, w, c, *out = kernel.shape
-    x = x.reshape(-1, h * w, groups, c).transpose(2, 0, 1, 3).reshape(groups, -1, h * w * c)
-    return grouped_product(x, kernel.reshape(groups, h * w * c, -1)).reshape(groups, -1, *out)
+def by_group(x: Float[Array, "N m p g c"]) -> Float[Array, "g N m K"]:
+    """The inputs of FC3: all pixels and channels of a partition within each group."""
+    n, m, p, groups, c = x.shape
+    return x.transpose(3, 0, 1, 2, 4).reshape(groups, n, m, p * c)
 
 
-def ungroup(y: Float[Array, "g M h w o"]) -> Float[Array, "M h w O"]:
-    """Moves the groups of `grouped_fc` back into the channels."""
-    groups, m, h, w, o = y.shape
-    return y.transpose(1, 2, 3, 0, 4).reshape(m, h, w, groups * o)
+def by_pixel(y: Float[Array, "g N m J"], pixels: int) -> Float[Array, "N m p g o"]:
+    """The inverse of `by_group`."""
+    groups, n, m, features = y.shape
+    return y.reshape(groups, n, m, pixels, features // pixels).transpose(1, 2, 3, 0, 4)
+
+
+def on_partitions(layer: Any, x: Float[Array, "N m p g c"], partition_size: Sequence[int]) -> Float[Array, "N m p g o"]:
+    """Applies a layer, which keeps the size of a map, to each partition of a split map by itself."""
+    if hasattr(layer, "on_partitions"):
+        return layer.on_partitions(x, partition_size)
+    n, m, p, groups, c = x.shape
+    if not (is_pointwise(layer) or (_is_plain(layer) and layer.feature_group_count == groups)):
+        y = layer(x.reshape(n * m, *partition_size, groups * c))
+        return y.reshape(n, m, p, groups, y.shape[3] // groups)
+    bias = None if layer.bias is None else layer.bias[...]
+    x, kernel, bias = promote_dtype((x, layer.kernel[...], bias), dtype=layer.dtype)
+    if is_pointwise(layer):
+        y = multiply_pixels(x, kernel[0, 0])
+    else:
+        y = convolve_partitions(x, kernel, tuple(partition_size))
+    return y if bias is None else y + bias.reshape(y.shape[3:])
+
+
+def is_pointwise(layer: Any) -> bool:
+    """Whether a layer is a convolution of `conv` that sees one pixel with all its channels."""
+    return _is_plain(layer) and layer.kernel_size == (1, 1) and layer.feature_group_count == 1
+
+
+def _is_plain(layer) -> bool:
+    """Whether a layer is a convolution of `conv` with stride 1 and 'same' padding."""
+    return (
+        type(layer) is nnx.Conv
+        and layer.conv_general_dilated is _conv_general_dilated
+        and (layer.strides, layer.kernel_dilation) == ((1, 1), (1, 1))
+        and layer.padding == tuple((side // 2,) * 2 for side in layer.kernel_size)
+        and layer.mask is None
+    )
 
 
 def check_single(kind: str, stack: tuple[int, ...]):

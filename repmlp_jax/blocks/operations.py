@@ -20,14 +20,14 @@ from repmlp_jax.fusing import algebra
 NARROW_ROW = 128
 
 
-def _by_platform(*operands, cpu: Callable[..., Array], default: Callable[..., Array]) -> Array:
-    """Computes `cpu(*operands)` in programs for the CPU, and `default(*operands)` in all others.
+def by_platform(*operands, default: Callable[..., Array], **forms: Callable[..., Array]) -> Array:
+    """Computes the form of the platform that the program is for, `cpu`, `tpu` or `cuda`, or else the default.
 
     Its callers are jitted. If a jitted function is differentiated, `lax.platform_dependent` alone passes the choice
     from the forward to the backward pass as a number. There XLA compiles a conditional, in which convolutions on the
     CPU run on one core, 20 times slower. Under `jax.checkpoint` the backward pass makes its own choice.
     """
-    choose = functools.partial(lax.platform_dependent, cpu=cpu, default=default)
+    choose = functools.partial(lax.platform_dependent, default=default, **forms)
     return jax.checkpoint(choose, prevent_cse=False)(*operands)
 
 
@@ -59,7 +59,7 @@ def grouped_convolution(x, kernel, *, strides, padding, feature_group_count, opt
     is_dilated = any(dict(options).get(name, (1, 1)) != (1, 1) for name in ("lhs_dilation", "rhs_dilation"))
     windows_are_apart = padding == ((0, 0), (0, 0)) and all(map(operator.le, kernel.shape[:2], strides))
     if windows_are_apart and feature_group_count == 1 and not is_dilated:
-        return _by_platform(x, kernel, cpu=functools.partial(multiply_windows, strides=strides), default=in_one)
+        return by_platform(x, kernel, cpu=functools.partial(multiply_windows, strides=strides), default=in_one)
     if feature_group_count in (1, x.shape[-1]):
         return in_one(x, kernel)
     same = tuple((side // 2, side // 2) for side in kernel.shape[:2])
@@ -67,7 +67,7 @@ def grouped_convolution(x, kernel, *, strides, padding, feature_group_count, opt
     is_narrow = x.shape[2] * kernel.shape[2] <= NARROW_ROW
     one_group = convolve_rows if is_plain and is_narrow else convolve
     group_by_group = functools.partial(_convolve_group_by_group, one_group, feature_group_count)
-    return _by_platform(x, kernel, cpu=group_by_group, default=in_one)
+    return by_platform(x, kernel, cpu=group_by_group, default=in_one)
 
 
 def _convolve_group_by_group(convolve, feature_group_count, x, kernel):
@@ -127,7 +127,7 @@ def max_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C"]:
     """
     # A separate pad, which XLA fuses: the converter to ONNX would ignore the padding of the pooling.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    return _by_platform(x, cpu=_maxima, default=functools.partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2)))
+    return by_platform(x, cpu=_maxima, default=functools.partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2)))
 
 
 def _maxima(x):
@@ -146,32 +146,9 @@ def computed_once(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """
     if not all(isinstance(side, int) for side in x.shape):
         return x
-    return _by_platform(x, cpu=_divided_by_one, default=lambda x: x)
+    return by_platform(x, cpu=_divided_by_one, default=lambda x: x)
 
 
 def _divided_by_one(x):
     one = ((x == x) | (x != x)).astype(x.dtype)
     return x / one
-
-
-@jax.jit
-def grouped_product(x: Float[Array, "g M K"], kernel: Float[Array, "g K N"]) -> Float[Array, "g M N"]:
-    """The matrix product of each group.
-
-    XLA's CPU backend multiplies a single row by a matrix on one core, so the CPU's form sums four products that run in
-    parallel.
-    """
-    _, m, k = x.shape
-    if m == 1 and k % 4 == 0:
-        return _by_platform(x, kernel, cpu=_sum_of_four_products, default=_product)
-    return _product(x, kernel)
-
-
-def _product(x, kernel):
-    return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))))
-
-
-def _sum_of_four_products(x, kernel):
-    groups, _, k = x.shape
-    x, kernel = x.reshape(groups, 4, 1, k // 4), kernel.reshape(groups, 4, k // 4, -1)
-    return lax.dot_general(x, kernel, (((3,), (2,)), ((0, 1), (0, 1)))).sum(1)

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from repmlp_jax.blocks import split_maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Partitioning:
             if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
                 raise ValueError(f"{name} must be (height, width), two positive integers, not {size}")
             object.__setattr__(self, name, size)
-        pairs = list(zip(self.image_size, self.partition_size, strict=True))
-        if any(whole % part for whole, part in pairs) and not self.pad:
+        if not self.pad and not self.is_exact:
+            pairs = list(zip(self.image_size, self.partition_size, strict=True))
             maps = " and ".join(f"{_nearest_multiples(whole, part)}" for whole, part in pairs)
             parts = " and ".join(f"{_nearest_divisors(whole, part)}" for whole, part in pairs)
             raise ValueError(
@@ -47,21 +49,24 @@ class Partitioning:
         (height, width), (h, w) = self.image_size, self.partition_size
         return -(-height // h), -(-width // w)
 
-    def split(self, x: Float[Array, "N H W C"]) -> Float[Array, "N down across h w C"]:
-        """Splits maps into their partitions."""
+    @property
+    def is_exact(self) -> bool:
+        """Whether the partitions divide the map, without padding."""
+        return all(whole % part == 0 for whole, part in zip(self.image_size, self.partition_size, strict=True))
+
+    def split(self, x: Float[Array, "N H W C"], groups: int = 1) -> Float[Array, "N m p g c"]:
+        """Splits maps into m partitions of p pixels, and their channels into groups."""
         (down, across), (h, w) = self.counts, self.partition_size
         margins = [
             (0, count * part - whole) for count, part, whole in zip((down, across), (h, w), x.shape[1:3], strict=True)
         ]
         x = jnp.pad(x, [(0, 0), *margins, (0, 0)])
-        return x.reshape(x.shape[0], down, h, across, w, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5)
+        return split_maps.split(x, self.counts, (h, w), groups)
 
-    def join(self, y: Float[Array, "M h w O"]) -> Float[Array, "N H W O"]:
-        """Joins the partitions of all maps."""
-        (down, across), (height, width) = self.counts, self.image_size
-        _, h, w, features = y.shape
-        y = y.reshape(-1, down, across, h, w, features).transpose(0, 1, 3, 2, 4, 5)
-        return y.reshape(-1, down * h, across * w, features)[:, :height, :width]
+    def join(self, y: Float[Array, "N m p g c"]) -> Float[Array, "N H W C"]:
+        """The inverse of `split`."""
+        height, width = self.image_size
+        return split_maps.join(y, self.counts, tuple(self.partition_size))[:, :height, :width]
 
     def check(self, x: Array, features: int):
         """Raises TypeError or ValueError unless `x` is a batch of float maps of this size with `features` channels."""
@@ -72,6 +77,26 @@ class Partitioning:
                 f"built for maps of (height, width, channels) {expected} and called with an array of shape "
                 f"{x.shape}; the first axis is the batch"
             )
+
+
+class Layout(NamedTuple):
+    """How a layer splits its map.
+
+    Attributes:
+        partitioning: sizes of the map and its partitions.
+        groups: groups of channels.
+    """
+
+    partitioning: Partitioning
+    groups: int
+
+    def split(self, x: Float[Array, "N H W C"]) -> Float[Array, "N m p g c"]:
+        """Splits maps into partitions, and their channels into groups."""
+        return self.partitioning.split(x, self.groups)
+
+    def join(self, y: Float[Array, "N m p g c"]) -> Float[Array, "N H W C"]:
+        """The inverse of `split`."""
+        return self.partitioning.join(y)
 
 
 def check_floating(x: Any, what: str):

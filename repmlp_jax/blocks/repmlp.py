@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.blocks import layers
 from repmlp_jax.blocks.initializers import fc3_init, kernel_init
-from repmlp_jax.blocks.partition import Partitioning
+from repmlp_jax.blocks.partition import Layout, Partitioning
+from repmlp_jax.blocks.split_maps import multiply_groups
 from repmlp_jax.fusing.arguments import Pair, checked, pair
 
 
@@ -31,24 +32,24 @@ class GlobalPerceptron(nnx.Module):
     """
 
     def __init__(self, features, counts, *, reduction=1, dtype=None, param_dtype=jnp.float32, rngs):
-        everything = (*counts, features)
-        hidden = math.prod(everything) // reduction
+        everything = math.prod(counts) * features
+        hidden = everything // reduction
         if reduction < 1 or hidden < 1:
             raise ValueError(
-                f"reduction={reduction} leaves {hidden} hidden features of {math.prod(everything)}: "
-                f"use 1 to {math.prod(everything)}"
+                f"reduction={reduction} leaves {hidden} hidden features of {everything}: use 1 to {everything}"
             )
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
-        init: dict[str, Any] = dict(kernel_init=kernel_init, bias_init=nnx.initializers.zeros)
-        fc: Callable[..., nnx.LinearGeneral] = functools.partial(nnx.LinearGeneral, **init, **options, rngs=rngs)
+        fc: Callable[..., nnx.Linear] = functools.partial(nnx.Linear, kernel_init=kernel_init, **options, rngs=rngs)
         self.norm = layers.BatchNorm(features, **options)
-        self.fc1 = fc(everything, hidden, axis=(-3, -2, -1))
+        self.fc1 = fc(everything, hidden)
         self.fc2 = fc(hidden, everything)
 
     @jax.named_scope("global_perceptron")
-    def __call__(self, x: Float[Array, "N down across h w C"]) -> Float[Array, "N down across C"]:
+    def __call__(self, x: Float[Array, "N m p g c"]) -> Float[Array, "N m 1 g c"]:
         """The values to add to every pixel of each partition."""
-        return self.fc2(nnx.relu(self.fc1(self.norm(x.mean((3, 4))))))
+        averages = x.mean(2, keepdims=True)
+        normalised = self.norm(averages, averages.shape[3:])
+        return self.fc2(nnx.relu(self.fc1(normalised.reshape(len(x), -1)))).reshape(averages.shape)
 
     def fused(self) -> "FusedGlobalPerceptron":
         """The equivalent `FusedGlobalPerceptron`, with the norm folded into FC1."""
@@ -69,18 +70,19 @@ class PartitionPerceptron(nnx.Module):
     def __init__(
         self, in_features, out_features, partition_size, *, groups=1, dtype=None, param_dtype=jnp.float32, rngs
     ):
-        inputs = (*partition_size, in_features // groups)
-        outputs = (*partition_size, out_features // groups)
-        self.kernel = nnx.Param(fc3_init(rngs.params(), (groups, *inputs, *outputs), param_dtype))
-        self.norm = layers.BatchNorm((groups, 1, *outputs), dtype=dtype, param_dtype=param_dtype)
+        pixels = math.prod(partition_size)
+        inputs, outputs = (pixels * features // groups for features in (in_features, out_features))
+        self.kernel = nnx.Param(fc3_init(rngs.params(), (groups, inputs, outputs), param_dtype))
+        self.norm = layers.BatchNorm((groups, 1, outputs), dtype=dtype, param_dtype=param_dtype)
         self.dtype = dtype
 
     @jax.named_scope("partition_perceptron")
-    def __call__(self, x: Float[Array, "M h w C"]) -> Float[Array, "M h w O"]:
+    def __call__(self, x: Float[Array, "N m p g c"]) -> Float[Array, "N m p g o"]:
         """Applies FC3 and its norm to partitions."""
         layers.check_single("PartitionPerceptron", self.norm.batches.shape)
         x, kernel = promote_dtype((x, self.kernel[...]), dtype=self.dtype)
-        return layers.ungroup(self.norm(layers.grouped_fc(x, kernel)))
+        y = multiply_groups(layers.by_group(x), kernel)
+        return layers.by_pixel(self.norm(y, (len(y), 1, 1, y.shape[3])), x.shape[2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,20 +178,29 @@ class RepMLP(nnx.Module):
             ValueError: if the map's size or channels are not those that the block was built for.
         """
         self.partitioning.check(x, self.in_features)
-        x = self.partitioning.split(x.astype(self.dtype or x.dtype))
+        split = self.partitioning.split(x, self.groups)
+        return self.partitioning.join(self.on_partitions(split, self.partitioning.partition_size))
+
+    def on_partitions(self, x: Float[Array, "N m p g c"], partition_size: Sequence[int]) -> Float[Array, "N m p g o"]:
+        """Applies the block to a split map."""
+        x = x.astype(self.dtype or x.dtype)
         if self.global_perceptron is not None:
-            x = x + self.global_perceptron(x)[:, :, :, None, None, :]
-        partitions = x.reshape(-1, *x.shape[3:])
-        branches = [] if self.partition_perceptron is None else [self.partition_perceptron(partitions)]
+            x = x + self.global_perceptron(x)
+        branches = [] if self.partition_perceptron is None else [self.partition_perceptron(x)]
         with jax.named_scope("local_perceptron"):
-            branches += [conv(partitions) for conv in self.local_perceptron.values()]
-        return self.partitioning.join(functools.reduce(operator.add, branches))
+            branches += [layers.on_partitions(conv, x, partition_size) for conv in self.local_perceptron.values()]
+        return functools.reduce(operator.add, branches)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of the maps that the block accepts."""
         height, width = self.partitioning.image_size
         return height, width, self.in_features
+
+    @property
+    def layout(self) -> Layout | None:
+        """How the block splits its map; None if it pads it, as layers between blocks must not see the padding."""
+        return Layout(self.partitioning, self.groups) if self.partitioning.is_exact else None
 
     def fused(self) -> "FusedRepMLP":
         """The equivalent `FusedRepMLP`: three FCs without norms and convolutions (Section 3.2)."""
@@ -221,18 +232,19 @@ class FusedGlobalPerceptron(nnx.Module):
     """The fused Global Perceptron: FC1 and FC2 on the averages of all partitions.
 
     Args:
-        fc1: FC from (down, across, C) to the hidden features.
-        fc2: FC from the hidden features to (down, across, C).
+        fc1: FC from the m·C features of all partitions to the hidden features.
+        fc2: FC from the hidden features to m·C.
     """
 
-    def __init__(self, fc1: nnx.LinearGeneral, fc2: nnx.LinearGeneral):
+    def __init__(self, fc1: nnx.Linear, fc2: nnx.Linear):
         self.fc1 = fc1
         self.fc2 = fc2
 
     @jax.named_scope("global_perceptron")
-    def __call__(self, x: Float[Array, "N down across h w C"]) -> Float[Array, "N down across C"]:
+    def __call__(self, x: Float[Array, "N m p g c"]) -> Float[Array, "N m 1 g c"]:
         """The values to add to every pixel of each partition."""
-        return self.fc2(nnx.relu(self.fc1(x.mean((3, 4)))))
+        averages = x.mean(2, keepdims=True)
+        return self.fc2(nnx.relu(self.fc1(averages.reshape(len(x), -1)))).reshape(averages.shape)
 
 
 class FusedRepMLP(nnx.Module):
@@ -242,8 +254,8 @@ class FusedRepMLP(nnx.Module):
         partitioning: sizes of the feature map and its partitions.
         in_features: input channels C.
         global_perceptron: FC1 and FC2; None: no Global Perceptron.
-        kernel: FC3's kernel, (g, h, w, C/g, h, w, O/g).
-        bias: FC3's bias, (g, h, w, O/g).
+        kernel: FC3's kernel, (g, h·w·C/g, h·w·O/g).
+        bias: FC3's bias, (g, h·w·O/g).
         dtype: dtype to compute in; None: that of input and parameters.
     """
 
@@ -252,8 +264,8 @@ class FusedRepMLP(nnx.Module):
         partitioning: Partitioning,
         in_features: int,
         global_perceptron: FusedGlobalPerceptron | None,
-        kernel: Float[Array, "g h w c h w o"],
-        bias: Float[Array, "g h w o"],
+        kernel: Float[Array, "g K J"],
+        bias: Float[Array, "g J"],
         dtype: DTypeLike | None,
     ):
         self.partitioning = partitioning
@@ -269,13 +281,33 @@ class FusedRepMLP(nnx.Module):
         Raises:
             ValueError: if the map's size or channels are not those that the block was built for.
         """
+        layers.check_single("FusedRepMLP", self.kernel.shape[:-3])
         self.partitioning.check(x, self.in_features)
+        split = self.partitioning.split(x, self.groups)
+        return self.partitioning.join(self.on_partitions(split, self.partitioning.partition_size))
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels."""
+        return self.kernel.shape[0]
+
+    @property
+    def layout(self) -> Layout | None:
+        """How the block splits its map; None if it pads it, as layers between blocks must not see the padding."""
+        return Layout(self.partitioning, self.groups) if self.partitioning.is_exact else None
+
+    def kernel_by_pixel(self) -> Float[Array, "g h w c h2 w2 o"]:
+        """FC3's kernel with the axes of `conv_to_fc`."""
+        kernel, (h, w) = self.kernel[...], self.partitioning.partition_size
+        groups, inputs, outputs = kernel.shape
+        return kernel.reshape(groups, h, w, inputs // (h * w), h, w, outputs // (h * w))
+
+    def on_partitions(self, x: Float[Array, "N m p g c"], partition_size: Sequence[int]) -> Float[Array, "N m p g o"]:
+        """Applies the block to a split map."""
+        del partition_size  # FC3 does not need to know which pixels are neighbours
         x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
-        layers.check_single("FusedRepMLP", kernel.shape[:-7])
-        x = self.partitioning.split(x)
         if self.global_perceptron is not None:
-            x = x + self.global_perceptron(x)[:, :, :, None, None, :]
-        partitions = x.reshape(-1, *x.shape[3:])
+            x = x + self.global_perceptron(x)
         with jax.named_scope("partition_perceptron"):
-            y = layers.ungroup(layers.grouped_fc(partitions, kernel) + bias[:, None])
-        return self.partitioning.join(y)
+            y = multiply_groups(layers.by_group(x), kernel) + bias[:, None, None]
+            return layers.by_pixel(y, x.shape[2])

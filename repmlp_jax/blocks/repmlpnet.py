@@ -1,6 +1,7 @@
 """RepMLPNet's block (arXiv 2112.11081, Section 3): the Global Perceptron is a gate, and channels share FC3."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float
 from repmlp_jax.blocks.initializers import kernel_init, shared_kernel_init
 from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_conv_kernels, check_groups, check_single, fuse_fc3
 from repmlp_jax.blocks.partition import Partitioning, check_floating
+from repmlp_jax.blocks.sharesets import multiply_sharesets
 from repmlp_jax.fusing.arguments import Pair, checked, pair
 
 
@@ -93,9 +95,9 @@ class RepMLPNetBlock(nnx.Module):
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.gate = Gate(fc(features, features // reduction), fc(features // reduction, features))
-        shape = (sharesets, *self.partition_size, *self.partition_size)
-        self.kernel = nnx.Param(shared_kernel_init(rngs.params(), shape, param_dtype))
-        self.norm = BatchNorm((sharesets, 1, 1, 1), dtype=dtype, param_dtype=param_dtype)
+        pixels = math.prod(self.partition_size)
+        self.kernel = nnx.Param(shared_kernel_init(rngs.params(), (sharesets, pixels, pixels), param_dtype))
+        self.norm = BatchNorm(sharesets, dtype=dtype, param_dtype=param_dtype)
         self.local_perceptron: nnx.Dict[ConvBN] = nnx.Dict(
             {f"{k}x{k}": ConvBN(sharesets, sharesets, k, groups=sharesets, **options) for k in conv_kernels}
         )
@@ -109,13 +111,14 @@ class RepMLPNetBlock(nnx.Module):
         check_single("RepMLPNetBlock", self.norm.batches.shape)
         partitioning = _partitioning(x, self.features, self.partition_size, self.pad)
         x, kernel = promote_dtype((x, self.kernel[...]), dtype=self.dtype)
-        shared = share(partitioning.split(x), self.sharesets)
+        split = partitioning.split(x)[:, :, :, 0]
         with jax.named_scope("partition_perceptron"):
-            y = self.norm(shared_fc(shared, kernel))
+            y = self.norm(multiply_sharesets(split, kernel), repeats=self.features // self.sharesets)
         with jax.named_scope("local_perceptron"):
+            images = split.reshape(-1, *self.partition_size, self.features)
             for conv in self.local_perceptron.values():
-                y = y + jnp.moveaxis(conv(jnp.moveaxis(shared, 0, -1)), -1, 0)
-        return partitioning.join(unshare(y, self.features)) * self.gate(x)
+                y = y + conv.with_sharesets(images).reshape(y.shape)
+        return partitioning.join(y[:, :, :, None]) * self.gate(x)
 
     def fused(self) -> "FusedRepMLPNetBlock":
         """The equivalent `FusedRepMLPNetBlock`: the gate and one FC without norms and convolutions."""
@@ -145,8 +148,8 @@ class FusedRepMLPNetBlock(nnx.Module):
         partition_size: (h, w) of a partition.
         pad: zero-pad maps that partitions do not divide.
         gate: the Global Perceptron.
-        kernel: FC3's kernel, (S, h, w, h, w).
-        bias: FC3's bias, (S, h, w).
+        kernel: FC3's kernel, (S, h·w, h·w).
+        bias: FC3's bias, (S, h·w).
         dtype: dtype to compute in; None: that of input and parameters.
     """
 
@@ -156,8 +159,8 @@ class FusedRepMLPNetBlock(nnx.Module):
         partition_size: tuple[int, ...],
         pad: bool,
         gate: Gate,
-        kernel: Float[Array, "S h w h w"],
-        bias: Float[Array, "S h w"],
+        kernel: Float[Array, "S p p"],
+        bias: Float[Array, "S p"],
         dtype: DTypeLike | None,
     ):
         self.features = features
@@ -176,11 +179,16 @@ class FusedRepMLPNetBlock(nnx.Module):
         """
         partitioning = _partitioning(x, self.features, self.partition_size, self.pad)
         x, kernel, bias = promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
-        check_single("FusedRepMLPNetBlock", kernel.shape[:-5])
-        shared = share(partitioning.split(x), len(kernel))
+        check_single("FusedRepMLPNetBlock", kernel.shape[:-3])
         with jax.named_scope("partition_perceptron"):
-            y = shared_fc(shared, kernel) + bias[:, None]
-        return partitioning.join(unshare(y, self.features)) * self.gate(x)
+            y = multiply_sharesets(partitioning.split(x)[:, :, :, 0], kernel)
+            y = y + jnp.tile(bias.T, self.features // len(kernel))
+        return partitioning.join(y[:, :, :, None]) * self.gate(x)
+
+    def kernel_by_pixel(self) -> Float[Array, "S h w 1 h2 w2 1"]:
+        """FC3's kernel with the axes of `conv_to_fc`; share-sets are groups of one channel."""
+        h, w = self.partition_size
+        return self.kernel[...].reshape(-1, h, w, 1, h, w, 1)
 
 
 def _partitioning(x, features, partition_size, pad) -> Partitioning:
@@ -191,24 +199,3 @@ def _partitioning(x, features, partition_size, pad) -> Partitioning:
             f"built for maps (N, H, W, C) with C = {features} channels and called with an array of shape {x.shape}"
         )
     return Partitioning(x.shape[1:3], partition_size, pad)
-
-
-def share(x: Float[Array, "N down across h w C"], sharesets: int) -> Float[Array, "S B h w"]:
-    """Groups all one-channel partitions by share-set: channel c belongs to set c mod S."""
-    h, w, features = x.shape[3:]
-    x = x.reshape(-1, h, w, features // sharesets, sharesets)
-    return x.transpose(4, 0, 3, 1, 2).reshape(sharesets, -1, h, w)
-
-
-def shared_fc(x: Float[Array, "S B h w"], kernel: Float[Array, "S h w h2 w2"]) -> Float[Array, "S B h2 w2"]:
-    """Applies FC3: each share-set's matrix to all of its partitions."""
-    sharesets, _, h, w = x.shape
-    y = x.reshape(sharesets, -1, h * w) @ kernel.reshape(sharesets, h * w, h * w)
-    return y.reshape(x.shape)
-
-
-def unshare(y: Float[Array, "S B h w"], features: int) -> Float[Array, "M h w C"]:
-    """The inverse of `share`, with the partitions along one axis."""
-    sharesets, _, h, w = y.shape
-    y = y.reshape(sharesets, -1, features // sharesets, h, w)
-    return y.transpose(1, 3, 4, 2, 0).reshape(-1, h, w, features)

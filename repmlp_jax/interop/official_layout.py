@@ -52,7 +52,7 @@ def _walk(module, place, prefix) -> Iterator[tuple[tuple, Leaf]]:
                 break
         else:
             if isinstance(official, OfficialArray):
-                yield (*place, *parts), Leaf(prefix + official.name, official.axes)
+                yield (*place, *parts), Leaf(prefix + official.name, official.axes, official.sizes)
             else:
                 yield from _walk(part, (*place, *parts), prefix + official)
 

@@ -1,6 +1,9 @@
 """The official PyTorch code's names for the parts of each module, and its order of the axes of each array."""
 
 import functools
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from flax import nnx
@@ -14,10 +17,11 @@ from repmlp_jax.models.resnet import RepMLPResNet
 
 
 class OfficialArray(NamedTuple):
-    """The official name of an array, and its axes here and there as an einops pattern."""
+    """The official name of an array, and its axes here and there as an einops pattern, and sizes of joined axes."""
 
     name: str
     axes: str
+    sizes: Mapping[str, int] = MappingProxyType({})
 
 
 @functools.singledispatch
@@ -28,13 +32,16 @@ def official_names(module) -> dict[str, str | OfficialArray]:
 
 @official_names.register
 def _(module: BatchNorm):
-    axes = {1: "c -> c", 4: "s 1 1 1 -> s", 5: "g 1 h w o -> (g o h w)"}[len(module.scale.shape)]
+    return _norm("", "c -> c")
+
+
+def _norm(name, axes, **sizes):
     return {
-        "scale": OfficialArray("weight", axes),
-        "bias": OfficialArray("bias", axes),
-        "mean": OfficialArray("running_mean", axes),
-        "var": OfficialArray("running_var", axes),
-        "batches": OfficialArray("num_batches_tracked", " -> "),
+        "scale": OfficialArray(f"{name}weight", axes, sizes),
+        "bias": OfficialArray(f"{name}bias", axes, sizes),
+        "mean": OfficialArray(f"{name}running_mean", axes, sizes),
+        "var": OfficialArray(f"{name}running_var", axes, sizes),
+        "batches": OfficialArray(f"{name}num_batches_tracked", " -> "),
     }
 
 
@@ -56,36 +63,40 @@ def _(module: ConvBN):
     return {"conv": "", "norm": "bn."}
 
 
-FC3 = "g h w c y x o -> (g o y x) (c h w) 1 1"
-GLOBAL_PERCEPTRON = {
-    "global_perceptron.fc1.kernel": OfficialArray(
-        "fc1_fc2.fc1.weight", "down across c hidden -> hidden (c down across)"
-    ),
-    "global_perceptron.fc1.bias": OfficialArray("fc1_fc2.fc1.bias", "hidden -> hidden"),
-    "global_perceptron.fc2.kernel": OfficialArray(
-        "fc1_fc2.fc2.weight", "hidden down across c -> (c down across) hidden"
-    ),
-    "global_perceptron.fc2.bias": OfficialArray("fc1_fc2.fc2.bias", "down across c -> (c down across)"),
-}
+def _fc3(partitioning):
+    h, w = partitioning.partition_size
+    return OfficialArray("fc3.weight", "g (h w c) (y x o) -> (g o y x) (c h w) 1 1", dict(h=h, w=w, y=h, x=w))
+
+
+def _global_perceptron(partitioning):
+    m = math.prod(partitioning.counts)
+    return {
+        "global_perceptron.fc1.kernel": OfficialArray("fc1_fc2.fc1.weight", "(m c) hidden -> hidden (c m)", dict(m=m)),
+        "global_perceptron.fc1.bias": OfficialArray("fc1_fc2.fc1.bias", "hidden -> hidden"),
+        "global_perceptron.fc2.kernel": OfficialArray("fc1_fc2.fc2.weight", "hidden (m c) -> (c m) hidden", dict(m=m)),
+        "global_perceptron.fc2.bias": OfficialArray("fc1_fc2.fc2.bias", "(m c) -> (c m)", dict(m=m)),
+    }
 
 
 @official_names.register
 def _(module: RepMLP):
+    norm = _norm("fc3_bn.", "g 1 (p o) -> (g o p)", p=math.prod(module.partitioning.partition_size))
     return {
-        **GLOBAL_PERCEPTRON,
+        **_global_perceptron(module.partitioning),
         "global_perceptron.norm": "avg.bn.",
-        "partition_perceptron.kernel": OfficialArray("fc3.weight", FC3),
-        "partition_perceptron.norm": "fc3_bn.",
+        "partition_perceptron.kernel": _fc3(module.partitioning),
+        **{f"partition_perceptron.norm.{name}": array for name, array in norm.items()},
         **_local_perceptron(module),
     }
 
 
 @official_names.register
 def _(module: FusedRepMLP):
+    pixels = math.prod(module.partitioning.partition_size)
     return {
-        **GLOBAL_PERCEPTRON,
-        "kernel": OfficialArray("fc3.weight", FC3),
-        "bias": OfficialArray("fc3.bias", "g h w o -> (g o h w)"),
+        **_global_perceptron(module.partitioning),
+        "kernel": _fc3(module.partitioning),
+        "bias": OfficialArray("fc3.bias", "g (p o) -> (g o p)", dict(p=pixels)),
     }
 
 
@@ -110,7 +121,7 @@ def _(module: RepMLPResNet):
     return {"stem": "stage0.0.", **_stages(module, "stage{}.", first=1), "head": "linear."}
 
 
-SHARED_FC3 = "s h w y x -> (s y x) (h w) 1 1"
+SHARED_FC3 = OfficialArray("fc3.weight", "s p q -> (s q) p 1 1")
 
 
 @official_names.register
@@ -124,7 +135,7 @@ def _(module: Gate):
 def _(module: RepMLPNetBlock):
     return {
         "gate": "gp.",
-        "kernel": OfficialArray("fc3.weight", SHARED_FC3),
+        "kernel": SHARED_FC3,
         "norm": "fc3_bn.",
         **_local_perceptron(module),
     }
@@ -134,8 +145,8 @@ def _(module: RepMLPNetBlock):
 def _(module: FusedRepMLPNetBlock):
     return {
         "gate": "gp.",
-        "kernel": OfficialArray("fc3.weight", SHARED_FC3),
-        "bias": OfficialArray("fc3.bias", "s h w -> (s h w)"),
+        "kernel": SHARED_FC3,
+        "bias": OfficialArray("fc3.bias", "s p -> (s p)"),
     }
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.operations import halve
 from repmlp_jax.blocks.repmlp import RepMLP, RepMLPConfig
+from repmlp_jax.blocks.run import run
 from repmlp_jax.fusing.arguments import Pair, checked
 from repmlp_jax.models.arguments import arguments_for, arguments_text
 from repmlp_jax.models.classifier import classifier
@@ -81,8 +82,7 @@ class StagedNet(nnx.Module):
         for index, stage in enumerate(self.stages):
             if index:
                 x = halve(x)
-            for layer in stage:
-                x = nnx.relu(layer(x))
+            x = run(stage, x, lambda layer, x: nnx.relu(layer(x)))
         return self.head(x.mean((1, 2)))
 
 

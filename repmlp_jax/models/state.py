@@ -1,6 +1,8 @@
 """The weights and statistics of a model by name, and loading them."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import einops
@@ -13,14 +15,18 @@ from repmlp_jax.models.randomness import seeded, weights
 
 
 class Leaf(NamedTuple):
-    """The key of a stored array, and its axes in the model and in storage as an einops pattern."""
+    """The key of a stored array, and its axes in the model and in storage as an einops pattern.
+
+    `sizes` are those of the axes that the pattern joins.
+    """
 
     key: str
     axes: str = "... -> ..."
+    sizes: Mapping[str, int] = MappingProxyType({})
 
     def stored(self, array: Any) -> Any:
         """Rearranges an array of the model for storage."""
-        return einops.rearrange(array, self.axes)
+        return einops.rearrange(array, self.axes, **self._sizes(array.shape))
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in storage of an array with this shape in the model."""
@@ -29,8 +35,11 @@ class Leaf(NamedTuple):
     def restored(self, array: Any, shape: tuple[int, ...]) -> Any:
         """Rearranges a stored array for the model, where it has this shape."""
         ours, theirs = self.axes.split(" -> ")
-        sizes = {name: size for name, size in zip(ours.split(), shape, strict=False) if name.isidentifier()}
-        return einops.rearrange(array, f"{theirs} -> {ours}", **sizes)
+        return einops.rearrange(array, f"{theirs} -> {ours}", **self._sizes(shape))
+
+    def _sizes(self, shape) -> dict[str, int]:
+        axes = re.findall(r"\(.*?\)|\S+", self.axes.split(" -> ")[0])
+        return {name: size for name, size in zip(axes, shape, strict=False) if name.isidentifier()} | self.sizes
 
 
 class MisfitError(ValueError):

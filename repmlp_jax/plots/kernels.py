@@ -149,9 +149,7 @@ def receptive_fields(block: TRAINED | FUSED, pixels: Sequence[tuple[int, int]] |
 
 
 def _kernel(fused: FUSED) -> Float[np.ndarray, "g h w c h w o"]:
-    """The kernel of a fused block; share-sets become groups of one channel."""
-    kernel = np.asarray(fused.kernel[...])
-    kernel = kernel if isinstance(fused, FusedRepMLP) else kernel[:, :, :, None, :, :, None]
+    kernel = np.asarray(fused.kernel_by_pixel())
     return kernel.astype(np.promote_types(kernel.dtype, np.float32))
 
 

@@ -207,10 +207,8 @@ def quantisation(model: nnx.Module) -> dict[str, str | None] | None:
 
 def summed_axes(layer: Any) -> tuple[int, ...]:
     """The axes of a layer's kernel that each output sums over."""
-    if isinstance(layer, FusedRepMLP):
-        return 1, 2, 3
-    if isinstance(layer, FusedRepMLPNetBlock):
-        return 1, 2
+    if isinstance(layer, FusedRepMLP | FusedRepMLPNetBlock):
+        return (1,)
     if isinstance(layer, nnx.LinearGeneral):
         batch = len(layer.batch_axis)
         return tuple(range(batch, batch + len(layer.axis)))
@@ -264,7 +262,7 @@ def _check_axes(path, layer):
     elif isinstance(layer, nnx.LinearGeneral):
         axes = len(layer.batch_axis) + len(layer.axis) + len(layer.out_features)
     else:
-        axes = 7 if isinstance(layer, FusedRepMLP) else 5 if isinstance(layer, FusedRepMLPNetBlock) else 2
+        axes = 2 if isinstance(layer, nnx.Linear) else 3
     if layer.kernel.ndim > axes:
         raise ValueError(
             f"cannot quantise {dotted(path)}: it is a stack of {type(layer).__name__}s, with a kernel of shape "

@@ -12,10 +12,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
-from repmlp_jax.blocks.layers import ungroup
+from repmlp_jax.blocks.layers import by_group, by_pixel
 from repmlp_jax.blocks.partition import Partitioning
 from repmlp_jax.blocks.repmlp import FusedRepMLP
-from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, share, unshare
+from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock
 from repmlp_jax.fusing.algebra import widened
 
 LARGEST = 127  # -128 is not used, so that rounding is symmetric about zero.
@@ -129,13 +129,11 @@ class Int8RepMLP(nnx.Module):
         """
         self.partitioning.check(x, self.in_features)
         x, kernel, bias = promote_around_int8((x, self.kernel, self.bias[...]), dtype=self.dtype)
-        x = self.partitioning.split(x)
+        x = self.partitioning.split(x, len(bias))
         if self.global_perceptron is not None:
-            x = x + self.global_perceptron(x)[:, :, :, None, None, :]
-        groups, h, w, c = kernel.values.shape[:4]
-        partitions = x.reshape(-1, h, w, groups, c).transpose(3, 0, 1, 2, 4)
-        y = int8_dot_general(partitions, kernel, (((2, 3, 4), (1, 2, 3)), ((0,), (0,))))
-        return self.partitioning.join(ungroup(y + bias[:, None]))
+            x = x + self.global_perceptron(x)
+        y = int8_dot_general(by_group(x), kernel, (((3,), (1,)), ((0,), (0,))))
+        return self.partitioning.join(by_pixel(y + bias[:, None, None], x.shape[2]))
 
 
 class Int8RepMLPNetBlock(nnx.Module):
@@ -163,6 +161,7 @@ class Int8RepMLPNetBlock(nnx.Module):
         partitioning = Partitioning(x.shape[1:3], self.partition_size, self.pad)
         partitioning.check(x, self.features)
         x, kernel, bias = promote_around_int8((x, self.kernel, self.bias[...]), dtype=self.dtype)
-        shared = share(partitioning.split(x), len(kernel.values[...]))
-        y = int8_dot_general(shared, kernel, (((2, 3), (1, 2)), ((0,), (0,)))) + bias[:, None]
-        return partitioning.join(unshare(y, self.features)) * self.gate(x)
+        split, sharesets = partitioning.split(x)[:, :, :, 0], len(bias)
+        shared = split.reshape(*split.shape[:3], -1, sharesets).transpose(4, 0, 1, 3, 2)
+        y = int8_dot_general(shared, kernel, (((4,), (1,)), ((0,), (0,)))) + bias[:, None, None, None]
+        return partitioning.join(y.transpose(1, 2, 4, 3, 0).reshape(split.shape)[:, :, :, None]) * self.gate(x)

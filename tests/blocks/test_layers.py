@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close
 
-from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_groups, grouped_fc, ungroup
+from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_groups
 
 # The shape of the norm, that of its input, and the axes that statistics are taken over.
 NORMS = [
@@ -112,19 +112,6 @@ def test_the_mode_is_that_of_nnx():
     assert norm.use_running_average
     norm.train()
     assert not norm.use_running_average
-
-
-@pytest.mark.parametrize(("groups", "in_features", "out_features"), [(1, 3, 2), (2, 4, 6), (4, 4, 4)])
-def test_grouped_fc_is_the_loop(groups, in_features, out_features):
-    h, w, c, o = 2, 3, in_features // groups, out_features // groups
-    x, kernel = random_array(5, h, w, in_features), random_array(groups, h, w, c, h, w, o, seed=1)
-    expected = np.zeros((5, h, w, out_features))
-    for m, g, y_out, x_out, feature in np.ndindex(5, groups, h, w, o):
-        seen = x[m, :, :, g * c : (g + 1) * c]
-        expected[m, y_out, x_out, g * o + feature] = np.sum(seen * kernel[g, :, :, :, y_out, x_out, feature])
-    y = grouped_fc(jnp.asarray(x), jnp.asarray(kernel))
-    assert y.shape == (groups, 5, h, w, o)
-    assert_close(ungroup(y), expected, ROUNDING_F64)
 
 
 CONVOLUTIONS = [

@@ -1,4 +1,5 @@
 import itertools
+import math
 import re
 
 import jax.numpy as jnp
@@ -22,39 +23,38 @@ def test_join_is_the_inverse_of_split(image_size, partition_size):
     partitioning = Partitioning(image_size, partition_size)
     x = maps(*image_size)
     partitions = partitioning.split(x)
-    assert partitions.shape == (2, *partitioning.counts, *partition_size, 3)
-    np.testing.assert_array_equal(partitioning.join(partitions.reshape(-1, *partition_size, 3)), x)
+    assert partitions.shape == (2, math.prod(partitioning.counts), math.prod(partition_size), 1, 3)
+    np.testing.assert_array_equal(partitioning.join(partitions), x)
 
 
 def test_split_cuts_where_slicing_does():
     partitioning = Partitioning((8, 6), (2, 3))
     x = maps(8, 6)
-    partitions = partitioning.split(x)
+    partitions = partitioning.split(x).reshape(2, 4, 2, 2, 3, 3)
     for i, j in np.ndindex(4, 2):
         np.testing.assert_array_equal(partitions[:, i, j], x[:, 2 * i : 2 * i + 2, 3 * j : 3 * j + 3])
 
 
 def test_a_map_of_one_partition_is_itself():
     x = maps(4, 5)
-    np.testing.assert_array_equal(Partitioning((4, 5), (4, 5)).split(x)[:, 0, 0], x)
+    np.testing.assert_array_equal(Partitioning((4, 5), (4, 5)).split(x).reshape(x.shape), x)
 
 
 def test_padding_adds_zeros_at_the_bottom_and_right_and_join_crops_them():
     partitioning = Partitioning((5, 7), (3, 4), pad=True)
     x = maps(5, 7)
-    partitions = partitioning.split(x)
+    partitions = partitioning.split(x).reshape(2, 2, 2, 3, 4, 3)
     assert partitioning.counts == (2, 2)
-    assert partitions.shape == (2, 2, 2, 3, 4, 3)
     np.testing.assert_array_equal(partitions[:, 1, :, 2], 0)
     np.testing.assert_array_equal(partitions[:, :, 1, :, 3], 0)
     assert partitions.sum() == x.sum()
-    np.testing.assert_array_equal(partitioning.join(partitions.reshape(-1, 3, 4, 3)), x)
+    np.testing.assert_array_equal(partitioning.join(partitioning.split(x)), x)
 
 
 def test_padding_makes_a_map_smaller_than_its_partition_whole():
     partitioning = Partitioning((2, 3), (4, 4), pad=True)
     x = maps(2, 3)
-    np.testing.assert_array_equal(partitioning.join(partitioning.split(x)[:, 0, 0]), x)
+    np.testing.assert_array_equal(partitioning.join(partitioning.split(x)), x)
 
 
 def test_lists_and_tuples_make_equal_partitionings():

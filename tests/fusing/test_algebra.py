@@ -12,7 +12,8 @@ from jax.extend.core import jaxprs_in_params
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close
 
 from repmlp_jax import RepMLP, conv_to_fc, fuse_params
-from repmlp_jax.blocks.layers import BatchNorm, fuse_fc3, grouped_fc, ungroup
+from repmlp_jax.blocks.layers import BatchNorm, by_group, by_pixel, fuse_fc3
+from repmlp_jax.blocks.split_maps import multiply_groups
 from repmlp_jax.fusing.algebra import add_kernels, fc_bias, fold_norm, scale_and_shift
 
 # Compiled as one: faster here than one operation after another.
@@ -61,7 +62,9 @@ def test_the_fc_gives_what_the_convolution_gives():
     convolved = lax.conv_general_dilated(
         images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
     )
-    assert_close(ungroup(grouped_fc(images, conv_to_fc(kernel, (4, 5), 2))), convolved, ROUNDING_F64)
+    fc = conv_to_fc(kernel, (4, 5), 2).reshape(2, 4 * 5 * 2, 4 * 5 * 3)
+    y = multiply_groups(by_group(images.reshape(2, 1, 20, 2, 2)), fc)
+    assert_close(by_pixel(y, 20).reshape(convolved.shape), convolved, ROUNDING_F64)
 
 
 @pytest.mark.parametrize("partition_size", [(4, 4), (3, 5)])

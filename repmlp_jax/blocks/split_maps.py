@@ -1,0 +1,159 @@
+"""Operations on split maps, (N, m, p, g, c): m partitions of p pixels, and their channels in groups.
+
+A map is split before the first layer of a run and joined after the last one. On a TPU, all of it lies in memory with
+the batch last, so that nothing is padded to the tiles of 8×128 numbers, whatever the number of channels is. XLA chooses
+that order by itself where all operations have a form with the batch last. On other platforms the channels are last.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from repmlp_jax.blocks.operations import by_platform, grouped_convolution
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def split(
+    x: Float[Array, "N H W C"], counts: tuple[int, int], partition_size: tuple[int, int], groups: int
+) -> Float[Array, "N m p g c"]:
+    """Splits maps into partitions, down and then across, and their channels into groups."""
+    default, tpu = (
+        functools.partial(form, counts=counts, partition_size=partition_size, groups=groups)
+        for form in (_split, _split_batch_last)
+    )
+    return by_platform(x, tpu=tpu, default=default)
+
+
+def _split(x, counts, partition_size, groups):
+    (down, across), (h, w) = counts, partition_size
+    x = x.reshape(x.shape[0], down, h, across, w, x.shape[3]).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(x.shape[0], down * across, h * w, groups, x.shape[5] // groups)
+
+
+def _split_batch_last(x, counts, partition_size, groups):
+    (down, across), (h, w), (n, *_, channels) = counts, partition_size, x.shape
+    x = x.transpose(1, 2, 3, 0).reshape(down, h, across, w, groups, channels // groups, n)
+    return _batch_first(x.transpose(4, 0, 2, 1, 3, 5, 6).reshape(groups, down * across, h * w, channels // groups, n))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def join(
+    y: Float[Array, "N m p g c"], counts: tuple[int, int], partition_size: tuple[int, int]
+) -> Float[Array, "N H W C"]:
+    """The inverse of `split`."""
+    default, tpu = (
+        functools.partial(form, counts=counts, partition_size=partition_size) for form in (_join, _join_batch_last)
+    )
+    return by_platform(y, tpu=tpu, default=default)
+
+
+def _join(y, counts, partition_size):
+    (down, across), (h, w), (n, _, _, groups, c) = counts, partition_size, y.shape
+    y = y.reshape(n, down, across, h, w, groups * c).transpose(0, 1, 3, 2, 4, 5)
+    return y.reshape(n, down * h, across * w, groups * c)
+
+
+def _join_batch_last(y, counts, partition_size):
+    (down, across), (h, w), (n, _, _, groups, c) = counts, partition_size, y.shape
+    y = _batch_last(y).reshape(groups, down, across, h, w, c, n).transpose(1, 3, 2, 4, 0, 5, 6)
+    return y.reshape(down * h, across * w, groups * c, n).transpose(3, 0, 1, 2)
+
+
+@jax.jit
+def multiply_groups(x: Float[Array, "g N m K"], kernel: Float[Array, "g K J"]) -> Float[Array, "g N m J"]:
+    """The matrix product of each group, FC3.
+
+    XLA's CPU backend multiplies a single row by a matrix on one core, so the CPU's form sums four products that run in
+    parallel.
+    """
+    _, n, m, k = x.shape
+    cpu = _sum_of_four_products if n == m == 1 and k % 4 == 0 else _products
+    return by_platform(x, kernel, cpu=cpu, tpu=_products_batch_last, default=_products)
+
+
+def _products(x, kernel):
+    groups, n, m, k = x.shape
+    y = lax.dot_general(x.reshape(groups, n * m, k), kernel, (((2,), (1,)), ((0,), (0,))))
+    return y.reshape(groups, n, m, kernel.shape[2])
+
+
+def _sum_of_four_products(x, kernel):
+    groups, k, features = kernel.shape
+    x, kernel = x.reshape(groups, 4, 1, k // 4), kernel.reshape(groups, 4, k // 4, features)
+    return lax.dot_general(x, kernel, (((3,), (2,)), ((0, 1), (0, 1)))).sum(1)[:, None]
+
+
+def _products_batch_last(x, kernel):
+    return jnp.einsum("gkj,gmkn->gmjn", kernel, x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+@jax.jit
+def multiply_pixels(x: Float[Array, "N m p g c"], kernel: Float[Array, "C O"]) -> Float[Array, "N m p g o"]:
+    """The matrix product of each pixel, a dense 1×1 convolution."""
+    return by_platform(x, kernel, tpu=_pixels_batch_last, default=_pixels)
+
+
+def _pixels(x, kernel):
+    n, m, p, groups, c = x.shape
+    y = x.reshape(n * m * p, groups * c) @ kernel
+    return y.reshape(n, m, p, groups, kernel.shape[1] // groups)
+
+
+def _pixels_batch_last(x, kernel):
+    groups, c = x.shape[3:]
+    kernel = kernel.reshape(groups, c, groups, kernel.shape[1] // groups)
+    return _batch_first(jnp.einsum("gmpcn,gcho->hmpon", _batch_last(x), kernel))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def convolve_partitions(
+    x: Float[Array, "N m p g c"], kernel: Float[Array, "kh kw c O"], partition_size: tuple[int, int]
+) -> Float[Array, "N m p g o"]:
+    """Convolves each partition by itself, with 'same' padding and the groups of the split map.
+
+    Few channels would use few of a TPU's lanes, so its form convolves over rows, whose pixels become channels.
+    """
+    default, tpu = (
+        functools.partial(form, partition_size=partition_size) for form in (_convolve_pixels, _convolve_rows_batch_last)
+    )
+    return by_platform(x, kernel, tpu=tpu, default=default)
+
+
+def _convolve_pixels(x, kernel, partition_size):
+    (n, m, p, groups, c), (kh, kw, _, features) = x.shape, kernel.shape
+    partitions = x.reshape(n * m, *partition_size, groups * c)
+    padding = (kh // 2, kh // 2), (kw // 2, kw // 2)
+    y = grouped_convolution(partitions, kernel, strides=(1, 1), padding=padding, feature_group_count=groups)
+    return y.reshape(n, m, p, groups, features // groups)
+
+
+def _convolve_rows_batch_last(x, kernel, partition_size):
+    (n, m, p, groups, c), (kh, kw, _, features), (h, w) = x.shape, kernel.shape, partition_size
+    o = features // groups
+    if kh == kw == 1:
+        return _batch_first(jnp.einsum("gmpcn,cgo->gmpon", _batch_last(x), kernel.reshape(c, groups, o)))
+    # The tap of the kernel from an input column to an output column, as a constant matrix: a gather is slow on a TPU.
+    taps = np.arange(w)[:, None] - np.arange(w)[None] + kw // 2
+    is_tap = jnp.asarray(taps[..., None] == np.arange(kw), kernel.dtype)
+    rows = jnp.einsum("xyj,ijcgo->gixcyo", is_tap, kernel.reshape(kh, kw, c, groups, o))
+    convolve = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding=((0, 0), (kh // 2, kh // 2)),
+        dimension_numbers=("HWCN", "HWIO", "HWCN"),
+    )
+    maps, rows = _batch_last(x).reshape(groups, m, h, w * c, n), rows.reshape(groups, 1, kh, w * c, w * o)
+    y = jnp.stack([convolve(maps[group], rows[group]) for group in range(groups)])
+    return _batch_first(y.reshape(groups, m, p, o, n))
+
+
+def _batch_last(x):
+    return x.transpose(3, 1, 2, 4, 0)
+
+
+def _batch_first(x):
+    return x.transpose(4, 1, 2, 0, 3)

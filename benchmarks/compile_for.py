@@ -7,13 +7,13 @@
 
 Programs are compiled ahead of time from shapes alone, and their text is read: the estimated time, the padding of tiles,
 copies, collectives, and the instructions that cost most. The estimates are the compiler's own and serve for ratios of
-one program to another; nothing is executed. On TPUs they leave out reshapes to other tiles and transfers that run
-beside the computation, so bytes over bandwidth stand beside them. For GPUs there are no estimates: kernels and bytes are
-counted.
+one program to another; nothing is executed. On TPUs they leave out reshapes to other tiles, and transfers that run
+beside the computation, so bytes over bandwidth stand beside them. For GPUs there are no estimates: kernels and bytes
+are counted.
 
 A row is MODEL:BATCH:WHAT:DTYPE, for several chips with MESH:fsdpN, as `pure_mlp:2048:step:float32:4x4:fsdp4`. WHAT is
-`fused` or `trained`, the forward pass in evaluation mode, or `step`, a training step by the recipe in `configs/`. DTYPE is
-`float32`, `bfloat16`, which keeps parameters in float32, or `bfloat16_parameters`, which does not.
+`fused` or `trained`, the forward pass in evaluation mode, or `step`, a training step by the recipe in `configs/`.
+DTYPE is `float32`, `bfloat16`, which keeps parameters in float32, or `bfloat16_parameters`, which does not.
 
 The compiler comes with a plugin of JAX, best in an environment beside the usual one, as the plugin looks for its device
 whenever JAX starts:
@@ -22,8 +22,8 @@ whenever JAX starts:
     python -m venv aot && aot/bin/pip install -r requirements.txt "jax-cuda12-plugin[with-cuda]"    # h100: 5.5 GB
 
 Each result is a line of JSON in `results/compile_for_TARGET.jsonl`, written as it comes; a row that was there is
-replaced. The exit code is 1 if a row could not be compiled, or with `--compare` if something grew by more than 5 %, and 2
-for arguments that cannot be used.
+replaced. The exit code is 1 if a row could not be compiled, or with `--compare` if something grew by more than 5 %,
+and 2 for arguments that cannot be used.
 """
 
 import argparse

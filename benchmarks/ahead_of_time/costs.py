@@ -6,6 +6,7 @@ one: on TPUs reshapes to other tiles and transfers beside the computation have n
 
 import collections
 import dataclasses
+import re
 from collections.abc import Iterator
 
 from ahead_of_time.hlo import Array, Instruction, Program
@@ -13,12 +14,14 @@ from ahead_of_time.hlo import Array, Instruction, Program
 PRODUCTS, REDUCTIONS, COPIES, COLLECTIVES = "products and convolutions", "reductions", "copies and casts", "collectives"
 GATHERS, REST = "gathers and scatters", "elementwise and others"
 ACROSS_CHIPS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+# Attributes that name computations which run, besides `calls` of fusions.
+RUNS = ("body", "to_apply", "branch_computations", "true_computation", "false_computation")
 # What a kind is told by, the first that fits.
 MARKS = {
-    COLLECTIVES: {*ACROSS_CHIPS},
     PRODUCTS: {"convolution", "dot"},
     GATHERS: {"gather", "scatter"},
     REDUCTIONS: {"reduce", "reduce-window", "select-and-scatter"},
+    COLLECTIVES: {*ACROSS_CHIPS},  # The last, as a collective may run within the fusion of something else.
 }
 # Nothing is computed by these, and nothing moves.
 FREE = {
@@ -59,36 +62,47 @@ def costs(program: Program) -> list[Cost]:
     return [_cost(program, *place) for place in _running(program, program.entry, 1)]
 
 
-def parameters(program: Program, prefix: str) -> list[Array]:
-    """The arrays of the program's arguments whose path starts with a prefix, such as `state`."""
+def parameters(program: Program, prefixes: tuple[str, ...]) -> list[Array]:
+    """The arrays of the program's arguments whose paths start with one of the prefixes."""
     instructions = program.computations[program.entry]
     return [
         array
         for instruction in instructions
-        if instruction.opcode == "parameter" and instruction.op_name.startswith(prefix)
+        if instruction.opcode == "parameter" and instruction.op_name.startswith(prefixes)
         for array in instruction.arrays
     ]
 
 
 def collectives(program: Program) -> dict[str, dict[str, int]]:
-    """Kind of collective → how often one runs, and the bytes of the arrays that they give to a chip, without tiles."""
+    """Kind of collective → how many run, and the bytes of the arrays that they sum, gather or scatter."""
     found: dict[str, dict[str, int]] = {}
+    seen = set()
 
     def add(computation, times):
         here = {instruction.name: instruction for instruction in program.computations[computation]}
         for instruction in here.values():
-            kind = instruction.opcode.removesuffix("-start").removesuffix("-done")
-            if kind in ACROSS_CHIPS and not instruction.opcode.endswith("-start"):
+            kind = instruction.opcode.removesuffix("-start")
+            # Parts of one collective, spread over several fusions, have its channel.
+            channel = instruction.channel or instruction.name
+            if kind in ACROSS_CHIPS and (kind, channel) not in seen:
+                seen.add((kind, channel))
                 row = found.setdefault(kind, dict(count=0, bytes=0))
                 row["count"] += times
-                row["bytes"] += times * sum(array.bytes for array in instruction.arrays)
-            runs = times * instruction.trip_count
-            for inner in instruction.called("calls", "to_apply", "body", "branch_computations"):
-                if instruction.opcode in ("fusion", "while", "call", "conditional", "async-start"):
-                    add(inner, runs)
+                row["bytes"] += times * _whole_bytes(here, instruction)
+            for inner in instruction.called("calls", *RUNS):
+                if kind not in ACROSS_CHIPS:
+                    add(inner, times * instruction.trip_count)
 
     add(program.entry, 1)
     return dict(sorted(found.items()))
+
+
+def _whole_bytes(here, collective) -> int:
+    given = [array.bytes for name in collective.operands if name in here for array in here[name].arrays]
+    taken = [array.bytes for array in collective.arrays]
+    if collective.opcode.endswith("-start"):  # Its result holds the operands, too.
+        return max(max(given, default=0), max(taken, default=0))
+    return max(sum(given), sum(taken))
 
 
 def summary(found: list[Cost], clock: float | None, bandwidth: float, dearest: int = 8) -> dict:
@@ -98,7 +112,7 @@ def summary(found: list[Cost], clock: float | None, bandwidth: float, dearest: i
         found: of `costs`.
         clock: cycles a second; None if there are no estimates, and shares are of bytes.
         bandwidth: bytes a second of the main memory.
-        dearest: number of instructions to name.
+        dearest: number of instructions to name, where those that are alike count as one.
     """
 
     def weight(cost):
@@ -134,21 +148,33 @@ def summary(found: list[Cost], clock: float | None, bandwidth: float, dearest: i
         },
         dearest=[
             dict(
-                share=share([cost]),
-                ms=milliseconds(cost.cycles or 0),
-                kind=cost.kind,
-                times=cost.times,
-                padded_bytes=cost.padded_bytes,
-                instruction=cost.instruction.name,
-                output=" ".join(array.text for array in cost.instruction.arrays[:2]),
-                op_name=cost.instruction.op_name,
+                share=share(part),
+                ms=milliseconds(sum(cost.cycles or 0 for cost in part)),
+                kind=part[0].kind,
+                kernels=sum(cost.times for cost in part),
+                padded_bytes=sum(cost.padded_bytes for cost in part),
+                instruction=part[0].instruction.name,
+                output=_output(part[0]),
+                op_name=part[0].instruction.op_name,
             )
-            for cost in sorted(found, key=weight, reverse=True)[:dearest]
+            for part in sorted(_alike(found), key=lambda part: -sum(map(weight, part)))[:dearest]
         ],
         without_estimate=dict(
             kernels=sum(cost.times for cost in without), padded_bytes=sum(cost.padded_bytes for cost in without)
         ),
     )
+
+
+def _alike(found: list[Cost]) -> list[list[Cost]]:
+    """Instructions of one kind with outputs of one shape, from the same operation of blocks of several numbers."""
+    groups = collections.defaultdict(list)
+    for cost in found:
+        groups[cost.kind, _output(cost), re.sub(r"\d+", "", cost.instruction.op_name)].append(cost)
+    return list(groups.values())
+
+
+def _output(cost):
+    return " ".join(array.text for array in cost.instruction.arrays[:2])
 
 
 def padding(found: list[Array]) -> dict:
@@ -166,13 +192,13 @@ def _running(program: Program, computation: str, times: int) -> Iterator[tuple[d
     for instruction in here.values():
         # Loops and branches run; what a fusion calls is part of it, and what a reduction applies of that.
         if instruction.opcode in ("while", "call", "conditional"):
-            names = ("body", "to_apply", "branch_computations", "true_computation", "false_computation")
-            for inner in instruction.called(*names):
+            for inner in instruction.called(*RUNS):
                 yield from _running(program, inner, times * instruction.trip_count)
-        elif instruction.opcode not in FREE and instruction.custom_call_target not in FREE_CALLS:
-            # What runs beside others counts once, where its result is waited for.
-            if not instruction.opcode.endswith("-start"):
-                yield here, instruction, times
+            continue
+        is_free = instruction.opcode in FREE or instruction.custom_call_target in FREE_CALLS
+        # What runs beside others counts once, where its result is waited for.
+        if not is_free and not instruction.opcode.endswith("-start"):
+            yield here, instruction, times
 
 
 def _cost(program, here, instruction, times):

@@ -66,6 +66,11 @@ class Instruction:
         return int(self._attribute(r'"known_trip_count":\{"n":"(\d+)"') or 1)
 
     @property
+    def channel(self) -> str:
+        """Of a collective: its number in the program; empty for other instructions."""
+        return self._attribute(r"channel_id=(\d+)")
+
+    @property
     def custom_call_target(self) -> str:
         """What a custom call calls; empty for other instructions."""
         return self._attribute(r'custom_call_target="([^"]*)"')

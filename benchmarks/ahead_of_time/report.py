@@ -7,11 +7,11 @@ from pathlib import Path
 
 import jax
 from measure import provenance
+from on_accelerator.journal import one_line
 
 from ahead_of_time import costs, hlo, programs
 from ahead_of_time.rows import Row
 from ahead_of_time.targets import TARGETS, devices
-from on_accelerator.journal import one_line
 from repmlp_jax.storage.whole_file import whole_file
 
 
@@ -34,7 +34,7 @@ def measure(row: Row, target_name: str, folder: Path | None = None) -> dict:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / (re.sub(r"[ :]", "_", str(row)) + ".txt")).write_text(text)
         parsed = hlo.parse(text)
-        parameters = costs.padding(costs.parameters(parsed, "parameters"))
+        parameters = costs.padding(costs.parameters(parsed, ("parameters", "state.parameters")))
         memory = program.memory_analysis()
         least = (
             2 * macs / target.rates[row.dtype.removesuffix("_parameters")],
@@ -92,7 +92,7 @@ def printed(found: dict) -> str:
     lines.append("    most expensive:")
     for row in found["dearest"]:
         lines.append(
-            f"    {row['share']:6.1%}  {row['instruction']} ({row['kind']}) → {row['output']}, "
+            f"    {row['share']:6.1%}  {row['kernels']:4} × {row['instruction']} ({row['kind']}) → {row['output']}, "
             f"{row['padded_bytes'] / 1e6:.1f} MB, {row['op_name']}"
         )
     return "\n".join(lines)

@@ -27,47 +27,77 @@ and 2 for arguments that cannot be used.
 """
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 
+from ahead_of_time.changes import changes, read
 from ahead_of_time.rows import QUICK, TABLE, row
 from ahead_of_time.targets import TARGETS, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
-CAVEAT = "estimated by the compiler, for ratios of one program to another; nothing was executed"
+CAVEAT = "by the compiler alone, for ratios of one program to another; nothing was executed"
 
 
 def main():
-    """Compiles the rows, prints, and records."""
+    """Compiles the rows, prints, records and draws; or compares two files."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog="\n".join(__doc__.splitlines()[1:]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("target", nargs="?", choices=TARGETS)
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="instead of the table")
-    parser.add_argument("--quick", action="store_true", help="a few small models")
+    parser.add_argument("--quick", action="store_true", help="a few small models instead of the table")
     parser.add_argument("--out", type=Path, help="file of JSON lines; by default one in results/")
     parser.add_argument("--hlo", type=Path, help="folder for the text of each compiled program")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="print what changed")
     options = parser.parse_args()
     try:
-        rows = [row(name) for name in options.rows] if options.rows else QUICK if options.quick else TABLE
-    except ValueError as error:
+        if options.compare:
+            sys.exit(compare(*map(read, options.compare)))
+        sys.exit(compile_rows(options))
+    except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
+
+
+def compare(old: dict[str, dict], new: dict[str, dict]) -> int:
+    """Prints what changed, and returns whether anything is worse."""
+    return any([is_worse for line, is_worse in changes(old, new) if not print(line)])
+
+
+def compile_rows(options) -> int:
+    """Compiles the rows one after another, and returns whether any failed.
+
+    Raises:
+        ValueError: if there is no such target or row, or no compiler for it.
+    """
+    if options.target is None:
+        raise ValueError(f"for which device? one of {', '.join(TARGETS)}")
+    if options.rows and options.quick:
+        raise ValueError("--rows and --quick both choose rows; small models are rows too: 'small pure_mlp:8:…'")
+    rows = [row(name) for name in options.rows] if options.rows else QUICK if options.quick else TABLE
+    target = TARGETS[options.target]
+    if not any(importlib.util.find_spec(name) for name in target.modules):
+        raise ValueError(f"{target.name} needs {target.package}, best in an environment of its own; see --help")
     out = options.out or ROOT / "benchmarks" / "results" / f"compile_for_{options.target}.jsonl"
     sys.path.insert(0, str(ROOT))
-    prepare(TARGETS[options.target])
+    prepare(target)
 
+    from ahead_of_time.picture import draw
     from ahead_of_time.report import measure, printed, record
 
+    print(f"{target.name}: {CAVEAT}")
     failed = 0
-    print(f"{TARGETS[options.target].name}: {CAVEAT}")
     for each in rows:
         found = measure(each, options.target, options.hlo)
         record(out, found)
         print(printed(found), flush=True)
         failed += "failed" in found
-    sys.exit(1 if failed else 0)
+    if compiled := {name: found for name, found in read(out).items() if "failed" not in found}:
+        draw(compiled, f"{target.name}: {CAVEAT}").savefig(out.with_suffix(".png"), dpi=120)
+    print(f"written to {out}")
+    return failed > 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Compiling a row from shapes alone: neither weights nor data nor devices are there."""
 
 import functools
-import time
 from pathlib import Path
 
 import jax
@@ -35,14 +34,13 @@ MACS_OF_A_STEP = 3
 STEPS_PER_EPOCH = 1000  # Only the learning rate depends on it.
 
 
-def compiled(row: Row, devices: np.ndarray) -> tuple:
-    """The compiled program of a row, the multiply-accumulates of one chip, and the seconds that compiling took.
+def lowered(row: Row, devices: np.ndarray) -> tuple:
+    """The program of a row before it is compiled, and the multiply-accumulates of one chip.
 
     The paths of the program's arguments that are parameters start with `parameters`, or with `state.parameters`.
     """
-    start = time.perf_counter()
-    lowered, macs = (_step if row.what == "step" else _forward)(row, devices)
-    return lowered.compile(), macs // len(devices), time.perf_counter() - start
+    program, macs = (_step if row.what == "step" else _forward)(row, devices)
+    return program, macs // len(devices)
 
 
 def _forward(row, devices):

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import re
+import time
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ from measure import provenance
 from on_accelerator.journal import one_line
 
 from ahead_of_time import costs, hlo, programs
+from ahead_of_time.changes import read
 from ahead_of_time.rows import Row
 from ahead_of_time.targets import TARGETS, devices
 from repmlp_jax.storage.whole_file import whole_file
@@ -28,7 +30,10 @@ def measure(row: Row, target_name: str, folder: Path | None = None) -> dict:
     jax.config.update("jax_enable_compilation_cache", False)
     found = dict(row=str(row), target=target_name)
     try:
-        program, macs, seconds = programs.compiled(row, devices(target, row.chips))
+        start = time.perf_counter()
+        lowered, macs = programs.lowered(row, devices(target, row.chips))
+        program = lowered.compile()
+        seconds = time.perf_counter() - start
         text = program.as_text()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -64,11 +69,6 @@ def record(path: Path, found: dict) -> None:
     rows[found["row"]] = found
     with whole_file(path, overwrite=True) as file:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
-
-
-def read(path: Path) -> dict[str, dict]:
-    """The rows of a file by name."""
-    return {row["row"]: row for row in map(json.loads, path.read_text().splitlines())}
 
 
 def printed(found: dict) -> str:

@@ -17,6 +17,8 @@ class Target:
         bandwidth: bytes a second of its main memory.
         clock: cycles a second, by which its matrix units reach their peak; None if its compiler estimates none.
         topology: smallest one that the compiler knows.
+        package: to install.
+        modules: one of them is there if it is installed.
     """
 
     platform: str
@@ -25,17 +27,29 @@ class Target:
     bandwidth: float
     clock: float | None
     topology: str
+    package: str
+    modules: tuple[str, ...]
 
 
 def _tpu(name, rate, bandwidth, clock, topology):
     # float32 is multiplied as bfloat16 at JAX's default precision.
-    return Target("tpu", name, {"float32": rate, "bfloat16": rate}, bandwidth, clock, topology)
+    return Target("tpu", name, {"float32": rate, "bfloat16": rate}, bandwidth, clock, topology, "jax[tpu]", ("libtpu",))
 
 
 TARGETS = {
     "v5e": _tpu("TPU v5e", 197e12, 819e9, 1.5e9, "v5e:2x2"),
     "v6e": _tpu("TPU v6e", 918e12, 1640e9, 1.75e9, "v6e:2x2"),
-    "h100": Target("cuda", "H100", {"float32": 494e12, "bfloat16": 989e12}, 3.35e12, None, "1x1x1"),
+    # float32 as TF32.
+    "h100": Target(
+        platform="cuda",
+        name="H100",
+        rates={"float32": 494e12, "bfloat16": 989e12},
+        bandwidth=3.35e12,
+        clock=None,
+        topology="1x1x1",
+        package="jax-cuda12-plugin[with-cuda]",
+        modules=("jax_cuda12_plugin",),
+    ),
 }
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",

@@ -58,7 +58,7 @@ class Cost:
 
 
 def costs(program: Program) -> list[Cost]:
-    """The costs of all instructions that run; fusions count as one."""
+    """The costs of all instructions that run; a fusion counts as one, and all branches of a choice count."""
     return [_cost(program, *place) for place in _running(program, program.entry, 1)]
 
 

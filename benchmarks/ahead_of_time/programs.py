@@ -45,7 +45,7 @@ def lowered(row: Row, devices: np.ndarray) -> tuple:
 
 def _forward(row, devices):
     """A lowered forward pass in evaluation mode, and its multiply-accumulates."""
-    model = nnx.eval_shape(lambda: create_model(row.model, rngs=nnx.Rngs(0), **model_arguments(row)))
+    model = nnx.eval_shape(lambda: make_model(row))
     model.eval()
     if row.what == "fused":
         model = nnx.eval_shape(fuse_params, model)
@@ -67,48 +67,39 @@ def _step(row, devices):
     mesh = sharding.make_mesh(fsdp=row.fsdp, devices=devices)
     sharding.check_batch_size("batch", row.batch, mesh)
     optimizer, _ = make_optimizer(config, STEPS_PER_EPOCH)
-
-    def make_model():
-        return create_model(row.model, rngs=nnx.Rngs(0), **model_arguments(row))
-
-    model = nnx.eval_shape(make_model)
-    height, width, channels = model.input_shape
-    dataset = dict(classes=output_shape(model)[-1], mean=(0.5,) * channels, std=(0.25,) * channels)
-    loss = functools.partial(loss_of_batch, config=config, **dataset)
+    model = nnx.eval_shape(lambda: make_model(row))
+    channels, classes = model.input_shape[-1], output_shape(model)[-1]
+    loss = functools.partial(
+        loss_of_batch, config=config, classes=classes, mean=(0.5,) * channels, std=(0.25,) * channels
+    )
     sizes = dict(batch_size=row.batch, steps_per_epoch=STEPS_PER_EPOCH, accumulate=config.accumulate)
     one_step = make_step(nnx.graphdef(model), optimizer, loss, **sizes, mesh=mesh)
-    state = jax.eval_shape(lambda: init_state(make_model(), optimizer))
+    state = jax.eval_shape(lambda: init_state(make_model(row), optimizer))
     shardings = sharding.state_shardings(state, mesh)
-    batch = dict(
-        image=jax.ShapeDtypeStruct((row.batch, height, width, channels), jnp.uint8),
-        label=jax.ShapeDtypeStruct((row.batch,), jnp.int32),
+    image = jax.ShapeDtypeStruct((row.batch, *model.input_shape), jnp.uint8)
+    batch = dict(image=image, label=jax.ShapeDtypeStruct((row.batch,), jnp.int32))
+    arguments = (
+        jax.tree.map(placed, state, shardings),
+        placed(batch, sharding.split_batch(mesh)),
+        placed(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(mesh)),
     )
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    forward_macs = count_macs(lambda model, images: model(images), model, image.update(dtype=jnp.float32))
     step = jax.jit(one_step, donate_argnums=0, out_shardings=shardings)
-    images = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
-    macs = count_macs(lambda model, images: model(images), nnx.eval_shape(make_model), images)
-    return (
-        step.lower(
-            jax.tree.map(placed, state, shardings),
-            placed(batch, sharding.split_batch(mesh)),
-            placed(key, sharding.replicated(mesh)),
-        ),
-        MACS_OF_A_STEP * macs,
-    )
+    return step.lower(*arguments), MACS_OF_A_STEP * forward_macs
 
 
-def model_arguments(row: Row) -> dict:
-    """The arguments of the row's model.
+def make_model(row: Row) -> nnx.Module:
+    """The row's model, to be made abstractly.
 
     Raises:
-        ValueError: if there is no small model of its name.
+        ValueError: if there is no model of its name, or no small one.
     """
     dtype = jnp.dtype(row.dtype.removesuffix("_parameters"))
     param_dtype = dtype if row.dtype == "bfloat16_parameters" else jnp.dtype(jnp.float32)
-    arguments = dict(dtype=dtype, param_dtype=param_dtype)
     if row.small and row.model not in SMALL:
         raise ValueError(f"there is no small {row.model}; there are {', '.join(SMALL)}")
-    return arguments | SMALL[row.model] if row.small else arguments
+    arguments = SMALL[row.model] if row.small else {}
+    return create_model(row.model, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, **arguments)
 
 
 def recipe(row: Row) -> ConfigDict:

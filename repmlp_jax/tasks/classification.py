@@ -44,8 +44,7 @@ class Classification(ConfiguredTask):
     def __init__(self, config, mesh, order_key):
         self._config = config
         net: Any = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
-        self._is_resident = config.dataset in LOADERS
-        load = self._load_resident if self._is_resident else self._load_streamed
+        load = self._load_resident if config.dataset in LOADERS else self._load_streamed
         dataset, self.feed, batches = load(config, net.input_shape, mesh, order_key)
         self._mean, self._std = dataset.mean, dataset.std
         self.preprocessing = dict(mean=dataset.mean, std=dataset.std, class_names=dataset.class_names)
@@ -93,31 +92,40 @@ class Classification(ConfiguredTask):
         return dataset, feed, StreamedBatches(open_evaluation, mesh)
 
     def loss(self, model, batch, key):
-        """The mean loss of a batch and its number of correctly classified images.
-
-        For mixed images the correct label is the one with the largest share.
-        """
-        augment_key, mix_key = jax.random.split(key)
-        # Streamed images are cropped and mirrored when they are decoded.
-        images = batch["image"]
-        if self._is_resident:
-            padding, flipped = self._config.crop_padding, self._config.flip
-            images = augment.crop_and_flip(augment_key, images, padding=padding, flipped=flipped)
-        targets = jax.nn.one_hot(batch["label"], self._classes, dtype=jnp.float32)
-        targets = optax.smooth_labels(targets, self._config.label_smoothing)
-        images, targets = mix(
-            mix_key,
-            augment.normalise(images, self._mean, self._std),
-            targets,
-            mixup=self._config.mixup,
-            cutmix=self._config.cutmix,
+        """See `loss_of_batch`."""
+        return loss_of_batch(
+            model, batch, key, config=self._config, classes=self._classes, mean=self._mean, std=self._std
         )
-        logits = model(images)
-        losses = cross_entropy(logits, targets)
-        return losses.mean(), _are_right(logits, jax.lax.argmax(targets, 1, jnp.int32)).sum(dtype=jnp.int32)
 
     def _predict(self, model, batch):
         return model(augment.normalise(batch["image"], self._mean, self._std))
+
+
+def loss_of_batch(model, batch, key, *, config, classes, mean, std):
+    """The mean loss of a batch and its number of correctly classified images.
+
+    For mixed images the correct label is the one with the largest share.
+
+    Args:
+        model: maps normalised NHWC images to logits.
+        batch: `image`, NHWC of type uint8, and `label`.
+        key: of the augmentation on the devices.
+        config: as `default_config()`.
+        classes: number of classes.
+        mean: of each channel of the dataset.
+        std: of each channel.
+    """
+    augment_key, mix_key = jax.random.split(key)
+    images = batch["image"]
+    if config.dataset in LOADERS:  # Streamed images are cropped and mirrored when they are decoded.
+        images = augment.crop_and_flip(augment_key, images, padding=config.crop_padding, flipped=config.flip)
+    targets = jax.nn.one_hot(batch["label"], classes, dtype=jnp.float32)
+    targets = optax.smooth_labels(targets, config.label_smoothing)
+    images = augment.normalise(images, mean, std)
+    images, targets = mix(mix_key, images, targets, mixup=config.mixup, cutmix=config.cutmix)
+    logits = model(images)
+    losses = cross_entropy(logits, targets)
+    return losses.mean(), _are_right(logits, jax.lax.argmax(targets, 1, jnp.int32)).sum(dtype=jnp.int32)
 
 
 def batch_metrics(logits, batch):

@@ -1,0 +1,1 @@
+"""The parts of `compile_for.py`, one a file."""

@@ -18,6 +18,7 @@ from repmlp_jax.fusing.fuse import check_concrete, check_module, fuse_params
 from repmlp_jax.local_path import local_path
 from repmlp_jax.models.arguments import arguments_from_text
 from repmlp_jax.models.precision import check_precision
+from repmlp_jax.models.randomness import abstract
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.models.state import arrays_of, load_state
 from repmlp_jax.quantisation.quantise import quantisation, quantise_params
@@ -238,12 +239,12 @@ def _model_classes():
 
 
 def _abstract(model_class, arguments_text, fused, quantised):
-    def build():
-        model = model_class(**arguments_from_text(arguments_text), rngs=nnx.Rngs(0))
+    def build(rngs):
+        model = model_class(**arguments_from_text(arguments_text), rngs=rngs)
         model = fuse_params(model) if fused else model
         return quantise_params(model, **quantised) if quantised else model
 
-    return nnx.eval_shape(build)
+    return abstract(build)
 
 
 def _is_fused(model) -> bool:

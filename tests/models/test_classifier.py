@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import apply, randomised
+from cases import abstract, apply, randomised
 from flax import nnx
 from tolerance import ROUNDING_F64, assert_close, assert_identical
 
@@ -42,7 +42,7 @@ every_classifier = pytest.mark.parametrize("name", MODELS)
 @functools.cache
 def build(name, num_classes):
     make = functools.partial(MODELS[name], num_classes=num_classes, param_dtype=jnp.float64)
-    model = randomised(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    model = randomised(abstract(make))
     model.eval()
     return model
 

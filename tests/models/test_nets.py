@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import apply, randomised, train
+from cases import abstract, apply, randomised, train
 from flax import nnx
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close, assert_identical
 
@@ -27,7 +27,7 @@ every_net = pytest.mark.parametrize("name", NETS)
 def build(name, **options):
     if name != "RepMLPNet":
         options = dict(groups=(2, 2)) | options
-    model = randomised(nnx.eval_shape(lambda: NETS[name](param_dtype=jnp.float64, rngs=nnx.Rngs(0), **options)))
+    model = randomised(abstract(NETS[name], param_dtype=jnp.float64, **options))
     model.eval()
     return model, jax.random.normal(jax.random.key(1), (2, *model.input_shape), jnp.float64)
 
@@ -46,7 +46,7 @@ def test_fusing_is_exact_and_complete(name):
 )
 def test_a_resnet_takes_every_size_whose_maps_its_partitions_divide(block, partition_size, image_size):
     sizes = RESNET | dict(partition_size=partition_size, image_size=image_size)
-    model = nnx.eval_shape(lambda: RepMLPResNet(block=block, groups=(2, 2), **sizes, rngs=nnx.Rngs(0)))
+    model = abstract(RepMLPResNet, block=block, groups=(2, 2), **sizes)
     model.eval()
     images = jax.ShapeDtypeStruct((2, *model.input_shape), jnp.float32)
     for net in (model, nnx.eval_shape(fuse_params, model)):

@@ -61,7 +61,9 @@ def classify(model, features):
     return features @ linear.kernel[...] + linear.bias[...][None]
 
 
-@every_classifier
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=slow if name in ("PureMLP", "RepMLPResNet") else ()) for name in MODELS]
+)
 def test_the_features_are_what_the_classifier_sees(name):
     with_classes, without = pair_of(name)
     x = jax.random.normal(jax.random.key(1), (2, *without.input_shape), jnp.float64)

@@ -15,7 +15,7 @@ from repmlp_jax.blocks.layers import BatchNorm, ConvBN
 from repmlp_jax.blocks.repmlp import FusedRepMLP
 from repmlp_jax.interop.report import fuse_report
 from repmlp_jax.models.arguments import arguments_from_text
-from repmlp_jax.models.face import BLOCKS, FaceResNet, unit_length
+from repmlp_jax.models.face import FaceResNet, unit_length
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock
 
@@ -31,7 +31,6 @@ SMALL = dict(
     stem_features=4,
     in_features=1,
 )
-every_block = pytest.mark.parametrize("block", BLOCKS)
 
 
 @functools.cache
@@ -47,7 +46,7 @@ def outputs(model, x):
     return nnx.view(model, use_running_average=True)(x), fuse_params(model)(x)
 
 
-@every_block
+@pytest.mark.parametrize("block", [pytest.param("base", marks=pytest.mark.slow), "bottleneck"])
 def test_fusing_is_exact_and_complete(block):
     model = small(block)
     expected, actual = quick_jit(outputs)(model, random_input(model))

@@ -21,7 +21,6 @@ NETS = {
         (1, 2), (8, 16), 5, partition_sizes=((4, 2), (2, 1)), sharesets=(2, 4), **options
     ),
 }
-every_net = pytest.mark.parametrize("name", NETS)
 
 
 def build(name, **options):
@@ -32,7 +31,9 @@ def build(name, **options):
     return model, jax.random.normal(jax.random.key(1), (2, *model.input_shape), jnp.float64)
 
 
-@pytest.mark.parametrize("name", [pytest.param("light", marks=pytest.mark.slow), "bottleneck", "RepMLPNet"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("light", "bottleneck")), "RepMLPNet"]
+)
 def test_fusing_is_exact_and_complete(name):
     model, x = build(name)
     fused = fuse_params(model)
@@ -42,7 +43,12 @@ def test_fusing_is_exact_and_complete(name):
 
 @pytest.mark.parametrize(
     ("block", "partition_size", "image_size"),
-    [("base", (7, 7), (48, 64)), ("base", (7, 7), (33, 50)), ("light", (3, 4), (48, 64)), ("light", (2, 3), (26, 44))],
+    [
+        pytest.param("base", (7, 7), (48, 64), marks=pytest.mark.slow),
+        ("base", (7, 7), (33, 50)),
+        ("light", (3, 4), (48, 64)),
+        pytest.param("light", (2, 3), (26, 44), marks=pytest.mark.slow),
+    ],
 )
 def test_a_resnet_takes_every_size_whose_maps_its_partitions_divide(block, partition_size, image_size):
     sizes = RESNET | dict(partition_size=partition_size, image_size=image_size)
@@ -59,7 +65,7 @@ def test_a_resnet_names_the_sizes_whose_maps_its_partitions_divide():
         RepMLPResNet(block="light", **RESNET | dict(image_size=(48, 64)), rngs=nnx.Rngs(0))
 
 
-@every_net
+@pytest.mark.parametrize("name", [pytest.param("light", marks=pytest.mark.slow), "bottleneck", "RepMLPNet"])
 def test_official_weights_go_out_and_come_back(name):
     model, x = build(name)
     assert_identical(from_torch(model, to_torch(model)), model)

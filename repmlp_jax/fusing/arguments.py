@@ -50,6 +50,24 @@ def checked(function: Function) -> Function:
     return typing.cast("Function", call)
 
 
+def whole_number(name: str, value: Any, least: int = 0) -> int:
+    """A whole number, of Python, NumPy or JAX, as Python's.
+
+    Raises:
+        TypeError: if it is none, or a flag; the message names the argument.
+        ValueError: if it is below `least`.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, not {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name}={number} must not be below {least}")
+    return number
+
+
 def pair(value: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]:
     """(height, width), or whatever comes in pairs, from a pair or from one number for both.
 
@@ -99,12 +117,7 @@ def _options(annotation) -> frozenset:
 
 
 def _integer(value) -> int:
-    if isinstance(value, bool):
-        raise TypeError
-    number = operator.index(value)
-    if number < 0:  # What is wrong with 0, if anything, the function itself says.
-        raise ValueError
-    return number
+    return whole_number("it", value)  # What is wrong with 0, if anything, the function itself says.
 
 
 def _sequence(convert, value) -> tuple:

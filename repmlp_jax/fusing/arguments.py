@@ -75,18 +75,13 @@ def pair(value: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]:
         TypeError: if there are other things than integers.
         ValueError: if they are not two, or not positive.
     """
-    first, second = _integers(value) if isinstance(value, Sequence) else (_integer(value),) * 2
-    if min(first, second) < 1:
-        raise ValueError
+    first, second = _positives(value) if isinstance(value, Sequence) else (_positive(value),) * 2
     return first, second
 
 
 def sizes(value: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
     """Sizes from a sequence of them, or from one alone; raises as `pair`."""
-    found = _integers(value) if isinstance(value, Sequence) else (_integer(value),)
-    if min(found, default=1) < 1:
-        raise ValueError
-    return found
+    return _positives(value) if isinstance(value, Sequence) else (_positive(value),)
 
 
 class _Kind(NamedTuple):
@@ -116,17 +111,16 @@ def _options(annotation) -> frozenset:
     return frozenset(typing.get_args(annotation) if is_union else (annotation,))
 
 
-def _integer(value) -> int:
-    return whole_number("it", value)  # What is wrong with 0, if anything, the function itself says.
-
-
 def _sequence(convert, value) -> tuple:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise TypeError
     return tuple(map(convert, value))
 
 
+_integer = functools.partial(whole_number, "it")  # What is wrong with 0, if anything, the function itself says.
+_positive = functools.partial(whole_number, "it", least=1)
 _integers = functools.partial(_sequence, _integer)
+_positives = functools.partial(_sequence, _positive)
 
 
 def _number(value) -> float:

@@ -1,8 +1,6 @@
 """The pictures' data, and the commands that write them."""
 
 import functools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -520,13 +518,3 @@ def test_what_cannot_be_drawn_is_one_line(folders, tmp_path):
 @pytest.mark.parametrize("kind", ["kernels", "receptive-field", "identity", "report", "curves"])
 def test_every_kind_shows_an_example(kind):
     assert f"Example: repmlp-jax plot {kind}" in " ".join(run("plot", kind, "--help").stdout.split())
-
-
-def test_the_library_needs_no_matplotlib_and_pictures_no_pyplot():
-    program = """
-import sys, repmlp_jax
-assert "matplotlib" not in sys.modules
-from repmlp_jax import plots
-assert "matplotlib.pyplot" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)

@@ -37,7 +37,13 @@ def compiled_outputs(name, param_dtype):
     return outputs(model, random_input(model, dtype=param_dtype))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("no_local", "no_global", "fc3_conv9") else ())
+        for name in MODELS
+    ],
+)
 def test_every_model_fuses_exactly(name):
     expected, actual = compiled_outputs(name, jnp.float64)
     assert expected.shape == (2, 10)

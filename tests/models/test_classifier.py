@@ -73,7 +73,7 @@ def test_the_features_are_what_the_classifier_sees(name):
     assert_close(apply(fuse_params(without), x), features, ROUNDING_F64)
 
 
-@every_classifier
+@pytest.mark.parametrize("name", [pytest.param(name, marks=slow if name == "RepMLPResNet" else ()) for name in MODELS])
 def test_it_is_fused_completely_and_reported(name):
     _, without = pair_of(name)
     fused = nnx.eval_shape(fuse_params, without)

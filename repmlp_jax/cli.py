@@ -128,17 +128,16 @@ def import_command(
 
         from repmlp_jax import create_model, from_torch, fuse_params, load_torch_file, save_model
         from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+        from repmlp_jax.models.randomness import abstract
         from repmlp_jax.models.state import MisfitError
 
         _refuse_existing(out, overwrite)
-        options = {} if num_classes is None else {"num_classes": num_classes}
+        options: dict = {} if num_classes is None else {"num_classes": num_classes}
         state_dict = load_torch_file(file, entry=entry)
-
-        def build():
-            return create_model(model, rngs=nnx.Rngs(0), **options)
-
         # Weights are drawn only for a classifier that the file does not provide.
-        net = build() if skip_head else nnx.eval_shape(build)
+        net = (
+            create_model(model, **options, rngs=nnx.Rngs(0)) if skip_head else abstract(create_model, model, **options)
+        )
         try:
             net = from_torch(net, state_dict, head="skip" if skip_head else "load")
         except MisfitError as error:
@@ -340,14 +339,13 @@ def plot_curves(
 
 def _report(model: str):
     """The fuse report of a model, given by its name or its folder."""
-    from flax import nnx
-
     from repmlp_jax import create_model, fuse_report, load_model
+    from repmlp_jax.models.randomness import abstract
     from repmlp_jax.storage.whole_folder import is_folder
 
     if is_folder(local_path(model)):
         return fuse_report(load_model(model))
-    return fuse_report(nnx.eval_shape(lambda: create_model(model, rngs=nnx.Rngs(0))))
+    return fuse_report(abstract(create_model, model))
 
 
 def _block(folder: Path, number: int):

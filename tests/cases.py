@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from repmlp_jax import RepMLP
-from repmlp_jax.models.randomness import seeded
+from repmlp_jax.models.randomness import abstract, seeded
 
 PLAIN = dict(in_features=4, out_features=4, image_size=(6, 6), partition_size=(3, 3), conv_kernels=(1, 3), groups=2)
 CASES = {
@@ -53,11 +53,6 @@ def randomised(model: nnx.Module, seed: int = 0) -> nnx.Module:
     graphdef, state = nnx.split(seeded(model))
     drawn = [(path, draw(path, leaf)) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graphdef, nnx.from_flat_state(drawn))
-
-
-def abstract(make, *arguments, **options) -> nnx.Module:
-    """A model without its arrays."""
-    return nnx.eval_shape(lambda: make(*arguments, **options, rngs=nnx.Rngs(0)))
 
 
 def build(make, seed: int = 0, **options) -> nnx.Module:

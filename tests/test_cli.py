@@ -284,7 +284,7 @@ def test_predictions_that_are_refused(folder, arguments, error, message):
     [
         (dict(dataset_name=3), TypeError, "dataset_name must be a string, not 3"),
         (dict(batch_size=2.0), TypeError, r"batch_size must be a positive integer, not 2\.0"),
-        (dict(batch_size=0), ValueError, "batch_size=0 must be 1 or more"),
+        (dict(batch_size=0), ValueError, "batch_size=0 must not be below 1"),
     ],
 )
 def test_evaluations_that_are_refused(folder, arguments, error, message):

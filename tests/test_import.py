@@ -28,11 +28,20 @@ def output_of(program):
     return result.stdout
 
 
-def test_import_leaves_out_what_only_one_task_needs():
-    found = output_of("import sys, repmlp_jax; print(*{name.partition('.')[0] for name in sys.modules})")
-    loaded = set(found.split())
-    assert "flax" in loaded
-    assert not loaded & FOR_ONE_TASK
+IMPORTED = """
+import sys, repmlp_jax
+print(*{name.partition('.')[0] for name in sys.modules})
+import repmlp_jax.plots
+print(*sys.modules)
+"""
+
+
+def test_import_leaves_out_what_only_one_task_needs_and_pictures_need_no_pyplot():
+    first, with_plots = map(str.split, output_of(IMPORTED).splitlines())
+    assert "flax" in first
+    assert not set(first) & FOR_ONE_TASK
+    assert "matplotlib.figure" in with_plots
+    assert "matplotlib.pyplot" not in with_plots
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """The pictures' data, and the commands that write them."""
 
 import functools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +128,7 @@ def test_exact_zeros_are_told_from_small_weights():
         (dict(pixel=(3, 0)), r"pixel \(3, 0\) is not in a partition of rows 0 to 2, columns 0 to 2"),
         (dict(pixel=(0, -1)), r"pixel \(0, -1\) is not in"),
         (dict(output_channel=4), "output_channel=4: there are 4, from 0"),
-        (dict(output_channel=-1), "output_channel=-1: there are 4, from 0"),
+        (dict(output_channel=-1), "output_channel=-1 must not be below 0"),
         (dict(input_channel=2), "input_channel=2 is not in the group of output_channel=0, which sees channels 0 to 1"),
     ],
 )
@@ -317,7 +315,7 @@ def test_blocks_are_added_up_by_the_beginning_of_their_paths(report):
         figure = plots.fuse_bars(report, depth)
         assert list(lengths(figure.axes[0])) == [*names, "everything else"]
         assert tuple(np.sum(list(lengths(figure.axes[0]).values()), 0)) == report.parameters
-    with pytest.raises(ValueError, match="depth=0 names no part"):
+    with pytest.raises(ValueError, match="depth=0 must not be below 1"):
         plots.fuse_bars(report, 0)
 
 
@@ -402,19 +400,23 @@ def test_a_folder_that_is_no_run(tmp_path):
         (
             lambda: plots.fc3_kernels(block_of("plain"), output_channel=1.0),
             TypeError,
-            "output_channel=1.0 must be",
+            "output_channel must be a whole number, not 1.0",
         ),
         (
             lambda: plots.fc3_kernels(block_of("plain"), input_channel="a"),
             TypeError,
-            "input_channel='a' must be",
+            "input_channel must be a whole number, not 'a'",
         ),
         (lambda: plots.receptive_fields(block_of("plain"), 3), TypeError, "pixels=3 must be a list of"),
         (lambda: plots.receptive_fields(block_of("plain"), (0, 1)), TypeError, r"pixels=\(0, 1\) must be a list of"),
         (lambda: plots.identity_trick(np.array([["a"]])), TypeError, "kernel must hold real numbers, not <U1"),
         (lambda: plots.identity_trick(pixels=(0, 0)), TypeError, r"pixels=\(0, 0\) must be a list of"),
         (lambda: plots.fuse_bars("digits"), TypeError, "report must be what fuse_report returns, not str"),
-        (lambda: plots.fuse_bars(fuse_report(build_block()), 1.5), TypeError, r"depth=1\.5 must be an integer"),
+        (
+            lambda: plots.fuse_bars(fuse_report(build_block()), 1.5),
+            TypeError,
+            r"depth must be a whole number, not 1\.5",
+        ),
         (lambda: plots.read_rows(3), TypeError, "run must be a path, not a int"),
         (lambda: plots.learning_curves("runs/digits"), TypeError, "rows must be a list of dicts, .* not 'runs/digits'"),
         (lambda: plots.learning_curves([{"epoch": 1}]), ValueError, "row 1 of rows has no 'step'; it has epoch"),
@@ -516,13 +518,3 @@ def test_what_cannot_be_drawn_is_one_line(folders, tmp_path):
 @pytest.mark.parametrize("kind", ["kernels", "receptive-field", "identity", "report", "curves"])
 def test_every_kind_shows_an_example(kind):
     assert f"Example: repmlp-jax plot {kind}" in " ".join(run("plot", kind, "--help").stdout.split())
-
-
-def test_the_library_needs_no_matplotlib_and_pictures_no_pyplot():
-    program = """
-import sys, repmlp_jax
-assert "matplotlib" not in sys.modules
-from repmlp_jax import plots
-assert "matplotlib.pyplot" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)

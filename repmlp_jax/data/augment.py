@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from repmlp_jax.data.checks import check_images, whole_number
+from repmlp_jax.data.checks import check_images
+from repmlp_jax.fusing.arguments import whole_number
 from repmlp_jax.storage.preprocessing import Statistics, check_statistics
 
 

@@ -1,9 +1,10 @@
 """What images, labels and numbers have to be, in memory and one at a time."""
 
-import operator
 from typing import Any
 
 import numpy as np
+
+from repmlp_jax.fusing.arguments import whole_number
 
 
 def check_array(array: Any, what: str):
@@ -81,22 +82,6 @@ def check_split(images: Any, labels: Any, classes: int | None, split: str):
     check_labels(labels, classes, f"the {split} labels")
     if len(images) != len(labels) or not len(images):
         raise ValueError(f"the {split} split has {len(images)} images and {len(labels)} labels, not one for each image")
-
-
-def whole_number(name: str, value: Any, least: int = 0) -> int:
-    """A whole number, of Python or NumPy, as Python's.
-
-    Raises:
-        TypeError: if it is none; the message names the argument.
-        ValueError: if it is below `least`.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, not {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name}={number} must not be below {least}")
-    return number
 
 
 def height_and_width(name: str, value: Any) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from repmlp_jax.data.checks import check_labels
+from repmlp_jax.listing import listed
 from repmlp_jax.local_path import local_path
 from repmlp_jax.storage.whole_file import whole_file
 
@@ -78,6 +79,6 @@ def _decode(path, pictures, lengths, labels):
         images.append(image)
     if len(shapes := {image.shape for image in images}) != 1:
         raise ValueError(
-            f"the {len(images)} pictures of {path} have {len(shapes)} sizes, {sorted(shapes)[:5]}, not one"
+            f"the {len(images)} pictures of {path} have {len(shapes)} sizes, {listed(sorted(shapes))}, not one"
         )
     return np.stack(images), labels

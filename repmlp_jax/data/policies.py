@@ -7,7 +7,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from repmlp_jax.data import distortions as d
-from repmlp_jax.data.checks import check_random, whole_number
+from repmlp_jax.data.checks import check_random
+from repmlp_jax.fusing.arguments import whole_number
 
 # Name → distortion, for magnitudes 0 to 9.
 AUTO_AUGMENT: dict[str, d.Distortion] = {

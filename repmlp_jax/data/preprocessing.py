@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from repmlp_jax.data.checks import check_picture, height_and_width, whole_number
+from repmlp_jax.data.checks import check_picture, height_and_width
+from repmlp_jax.fusing.arguments import whole_number
 
 # Per channel (red, green, blue) of ImageNet's images, scaled to [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

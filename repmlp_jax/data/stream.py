@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from repmlp_jax.data.checks import whole_number
+from repmlp_jax.fusing.arguments import whole_number
 
 logger = logging.getLogger("repmlp_jax")
 

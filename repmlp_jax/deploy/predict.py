@@ -14,7 +14,7 @@ from tqdm import tqdm
 from repmlp_jax.data import Dataset, augment, open_dataset
 from repmlp_jax.data.decoding import read_image
 from repmlp_jax.data.preprocessing import resize_and_crop
-from repmlp_jax.fusing.arguments import checked
+from repmlp_jax.fusing.arguments import checked, whole_number
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.storage.models import SavedModel, load
 from repmlp_jax.tasks.class_order import class_order
@@ -46,8 +46,7 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
         ValueError: if `batch_size` is below 1, the model is not a classifier, the sizes of the images, or the names or
             numbers of classes, of model and dataset differ, or one of both is damaged.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be 1 or more")
+    whole_number("batch_size", batch_size, 1)
     saved = load(path)
     classes = _number_of_classes(saved, path)
     dataset = open_dataset(dataset_name, data_dir, saved.model.input_shape[-1])  # type: ignore[attr-defined]  # as below
@@ -124,8 +123,7 @@ def predictions(
         raise TypeError(f"pictures must be a list of files, not one file: use [{os.fspath(pictures)!r}]")
     if not isinstance(pictures, Sequence) or not all(isinstance(one, str | os.PathLike) for one in pictures):
         raise TypeError(f"pictures={pictures!r:.80} must be a list of paths of files")
-    if top < 1:
-        raise ValueError(f"top={top} classes cannot be returned: use 1 or more")
+    whole_number("top", top, 1)
     saved = load(path)
     height, width, channels = saved.model.input_shape  # type: ignore[attr-defined]  # all of list_models() have it
     if channels not in (1, 3):

@@ -50,6 +50,24 @@ def checked(function: Function) -> Function:
     return typing.cast("Function", call)
 
 
+def whole_number(name: str, value: Any, least: int = 0) -> int:
+    """A whole number, of Python, NumPy or JAX, as Python's.
+
+    Raises:
+        TypeError: if it is none, or a flag; the message names the argument.
+        ValueError: if it is below `least`.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, not {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name}={number} must not be below {least}")
+    return number
+
+
 def pair(value: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]:
     """(height, width), or whatever comes in pairs, from a pair or from one number for both.
 
@@ -57,18 +75,13 @@ def pair(value: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]:
         TypeError: if there are other things than integers.
         ValueError: if they are not two, or not positive.
     """
-    first, second = _integers(value) if isinstance(value, Sequence) else (_integer(value),) * 2
-    if min(first, second) < 1:
-        raise ValueError
+    first, second = _positives(value) if isinstance(value, Sequence) else (_positive(value),) * 2
     return first, second
 
 
 def sizes(value: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
     """Sizes from a sequence of them, or from one alone; raises as `pair`."""
-    found = _integers(value) if isinstance(value, Sequence) else (_integer(value),)
-    if min(found, default=1) < 1:
-        raise ValueError
-    return found
+    return _positives(value) if isinstance(value, Sequence) else (_positive(value),)
 
 
 class _Kind(NamedTuple):
@@ -98,22 +111,16 @@ def _options(annotation) -> frozenset:
     return frozenset(typing.get_args(annotation) if is_union else (annotation,))
 
 
-def _integer(value) -> int:
-    if isinstance(value, bool):
-        raise TypeError
-    number = operator.index(value)
-    if number < 0:  # What is wrong with 0, if anything, the function itself says.
-        raise ValueError
-    return number
-
-
 def _sequence(convert, value) -> tuple:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise TypeError
     return tuple(map(convert, value))
 
 
+_integer = functools.partial(whole_number, "it")  # What is wrong with 0, if anything, the function itself says.
+_positive = functools.partial(whole_number, "it", least=1)
 _integers = functools.partial(_sequence, _integer)
+_positives = functools.partial(_sequence, _positive)
 
 
 def _number(value) -> float:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from repmlp_jax.listing import listed
+
 
 def check_finite(arrays: Mapping[str, Any], what: str):
     """Refuses arrays with NaN or infinite values.
@@ -24,9 +26,8 @@ def check_finite(arrays: Mapping[str, Any], what: str):
     """
     found = {name: broken for name, array in arrays.items() if (broken := _not_finite(array))}
     if found:
-        named = ", ".join(f"{name} ({broken:,} of {arrays[name].size:,})" for name, broken in list(found.items())[:5])
-        more = f" and {len(found) - 5} more arrays" if len(found) > 5 else ""
-        raise ValueError(f"{what} holds values that are NaN or infinite: {named}{more}")
+        named = listed(f"{name} ({broken:,} of {arrays[name].size:,})" for name, broken in found.items())
+        raise ValueError(f"{what} holds values that are NaN or infinite: {named}")
 
 
 def has_values(array) -> bool:

@@ -6,8 +6,9 @@ from typing import Any
 from flax import nnx
 
 from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
-from repmlp_jax.fusing.fuse import fused_form, is_fusable, replace_modules
+from repmlp_jax.fusing.fuse import dotted, fused_form, is_fusable, replace_modules
 from repmlp_jax.interop.official_names import OfficialArray, official_names
+from repmlp_jax.listing import listed
 from repmlp_jax.models.randomness import weights
 from repmlp_jax.models.state import Leaf
 
@@ -36,8 +37,7 @@ def official_leaves(model: nnx.Module) -> dict[tuple, Leaf]:
     without = [place for place, _ in nnx.to_flat_state(nnx.state(model, weights)) if place not in leaves]
     if without:
         raise TypeError(
-            f"{type(model).__name__} has no official PyTorch layout for {'.'.join(map(str, without[0]))}"
-            + (f" and {len(without) - 1} more" if len(without) > 1 else "")
+            f"{type(model).__name__} has no official PyTorch layout for {listed(map(dotted, without), shown=1)}"
         )
     return leaves
 

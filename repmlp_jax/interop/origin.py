@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from repmlp_jax.interop.official_layout import COUNTER, deployed, official_leaves, official_shapes
+from repmlp_jax.models.randomness import abstract
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.resnet import RepMLPResNet
@@ -53,7 +54,7 @@ def _published(theirs) -> str:
     for name, (model_class, arguments) in MODELS.items():
         if model_class not in classes:
             continue
-        model = nnx.eval_shape(lambda build=model_class, given=arguments: build(**given, rngs=nnx.Rngs(0)))
+        model = abstract(model_class, **arguments)
         model = nnx.eval_shape(deployed, model) if is_deployed else model
         leaves, shapes = official_leaves(model), official_shapes(model)
         head = {leaves[place].key for place in head_places(model)}

@@ -1,11 +1,28 @@
 """The random streams of a model, which are neither saved nor exchanged."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 weights = nnx.Not(nnx.RngState)
 """The filter of a model's parameters and statistics."""
+
+
+def abstract(make: Callable, *arguments, **options) -> Any:
+    """The model that `make(*arguments, **options, rngs=…)` builds, without its arrays."""
+
+    def build():
+        rngs = nnx.Rngs(0)
+        # A count of NumPy is not traced. At every draw Flax asks a traced one for its sharding, and JAX writes an error
+        # of all operations so far, which took half of the time.
+        rngs.default.count.set_raw_value(np.zeros((), np.uint32))
+        return make(*arguments, **options, rngs=rngs)
+
+    return nnx.eval_shape(build)
 
 
 def seeded(model: nnx.Module, seed: int = 0) -> nnx.Module:

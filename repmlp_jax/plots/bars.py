@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from repmlp_jax.fusing.arguments import whole_number
 from repmlp_jax.fusing.report import FuseReport, change
 from repmlp_jax.plots.palette import BLUE, ORANGE
-from repmlp_jax.plots.places import integer
 
 REST = "everything else"
 
@@ -31,8 +31,8 @@ def fuse_bars(report: FuseReport, depth: int | None = None) -> Figure:
     """
     if not isinstance(report, FuseReport):
         raise TypeError(f"report must be what fuse_report returns, not {type(report).__name__}")
-    if depth is not None and integer(depth, "depth") < 1:
-        raise ValueError(f"depth={depth} names no part: use 1 or more")
+    if depth is not None:
+        whole_number("depth", depth, 1)
     if all(block.kept and not block.folded for block in report.blocks):
         raise ValueError("there is nothing to compare: the model is fused already, or holds no block that can be")
     counts = {"parameters": _parts(report, "parameters", depth)}

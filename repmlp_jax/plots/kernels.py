@@ -15,6 +15,7 @@ from matplotlib.ticker import NullFormatter
 from repmlp_jax.blocks.repmlp import FusedRepMLP, RepMLP
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, RepMLPNetBlock
 from repmlp_jax.fusing import algebra
+from repmlp_jax.fusing.arguments import whole_number
 from repmlp_jax.plots import places
 from repmlp_jax.plots.palette import MAGNITUDES, ZERO
 
@@ -85,8 +86,9 @@ def fc3_kernels(
         ValueError: as `fc3_parts`; if there is no such pixel or channel, the channels are in different groups, or the
             weights are not finite or all zero.
     """
-    output_channel = places.integer(output_channel, "output_channel")
-    input_channel = input_channel if input_channel is None else places.integer(input_channel, "input_channel")
+    output_channel = whole_number("output_channel", output_channel)
+    if input_channel is not None:
+        input_channel = whole_number("input_channel", input_channel)
     point = pixel if pixel is None else places.pixel(pixel)
     parts = fc3_parts(block)
     groups, h, w, c, *_, o = parts["fused"].shape

@@ -1,19 +1,7 @@
-"""Integers and pixels as users give them."""
+"""Pixels as users give them."""
 
 import operator
 from typing import Any
-
-
-def integer(value: Any, name: str) -> int:
-    """An integer of any kind as Python's.
-
-    Raises:
-        TypeError: if it is none; the message names the argument.
-    """
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}={value!r} must be an integer") from None
 
 
 def pixel(value: Any, name: str = "pixel") -> tuple[int, int]:

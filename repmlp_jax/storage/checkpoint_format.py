@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from repmlp_jax.fusing.finite import check_finite
+from repmlp_jax.listing import listed
 from repmlp_jax.storage.digest import describe, digests
 
 # Orbax logs, with a traceback from each thread, what it also raises.
@@ -136,8 +137,7 @@ def _load(path: Path, placed: Any, record: Record) -> Any:
 def _require_digests(state: Any, record: Record) -> None:
     found = digests(state)
     if changed := [name for name, digest in record["digests"].items() if found[name] != digest]:
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise ValueError("wrong values in " + ", ".join(changed[:5]) + more)
+        raise ValueError(f"wrong values in {listed(changed)}")
 
 
 def _attempt(path: Path, action: Callable[[], Any]) -> Any:

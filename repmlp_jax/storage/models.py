@@ -15,9 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from repmlp_jax.fusing.finite import check_finite
 from repmlp_jax.fusing.fuse import check_concrete, check_module, fuse_params
+from repmlp_jax.listing import listed
 from repmlp_jax.local_path import local_path
 from repmlp_jax.models.arguments import arguments_from_text
 from repmlp_jax.models.precision import check_precision
+from repmlp_jax.models.randomness import abstract
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.models.state import arrays_of, load_state
 from repmlp_jax.quantisation.quantise import quantisation, quantise_params
@@ -162,7 +164,7 @@ def _load(path: Path) -> SavedModel:
     else:
         changed = [] if _sha256(path / WEIGHTS) == description["weights_sha256"] else [WEIGHTS]
     if changed or describe(arrays) != description["arrays"]:
-        raise ValueError(f"{path} is damaged: {', '.join(changed[:5]) or WEIGHTS} does not hold what was saved")
+        raise ValueError(f"{path} is damaged: {listed(changed) or WEIGHTS} does not hold what was saved")
     check_finite(arrays, str(path))
     model = load_state(abstract, arrays, str(path))
     model.eval()
@@ -192,8 +194,7 @@ def _not_ours(path: Path) -> str:
     found = sorted(child.name for child in path.iterdir())
     others = [name for name in found if name not in (DESCRIPTION, WEIGHTS) or not (path / name).is_file()]
     if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        return f"holds {', '.join(others[:3])}{more}"
+        return f"holds {listed(others, shown=3)}"
     try:
         ours = not found or {"format", "sha256"} <= dict(json.loads((path / DESCRIPTION).read_bytes())).keys()
     except (OSError, ValueError, TypeError):
@@ -238,12 +239,12 @@ def _model_classes():
 
 
 def _abstract(model_class, arguments_text, fused, quantised):
-    def build():
-        model = model_class(**arguments_from_text(arguments_text), rngs=nnx.Rngs(0))
+    def build(rngs):
+        model = model_class(**arguments_from_text(arguments_text), rngs=rngs)
         model = fuse_params(model) if fused else model
         return quantise_params(model, **quantised) if quantised else model
 
-    return nnx.eval_shape(build)
+    return abstract(build)
 
 
 def _is_fused(model) -> bool:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int32
 
+from repmlp_jax.listing import listed
+
 
 def class_order(
     names: Sequence[str],
@@ -48,19 +50,13 @@ def class_order(
         only_dataset = [name for name in dataset_names if name not in set(names)]
         raise ValueError(
             f"{model} has {classes} classes, {dataset} {dataset_classes}, and their names differ: only {model} has "
-            f"{_listed(only_model)}; only {dataset} has {_listed(only_dataset)}"
+            f"{listed(map(repr, only_model)) or 'none'}; only {dataset} has {listed(map(repr, only_dataset)) or 'none'}"
         )
     places = {name: number for number, name in enumerate(names)}
     if not len(places) == classes == dataset_classes:
         twice = [name for name in places if names.count(name) > 1 or dataset_names.count(name) > 1]
         raise ValueError(
             f"{model} has {classes} classes, {dataset} {dataset_classes}, of the same names in another order, and "
-            f"{_listed(twice)} occurs more than once: which is which cannot be told"
+            f"{listed(map(repr, twice))} occurs more than once: which is which cannot be told"
         )
     return np.array([places[name] for name in dataset_names], np.int32)
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first five names and the number of the others."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(repr, names[:5])) + more or "none"

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from repmlp_jax.data import LOADERS, augment, load_dataset, open_dataset
 from repmlp_jax.data.mixing import mix
 from repmlp_jax.local_path import local_path
 from repmlp_jax.models.output_shape import output_shape
+from repmlp_jax.models.randomness import abstract
 from repmlp_jax.models.state import head_places
 from repmlp_jax.storage.models import load
 from repmlp_jax.storage.whole_folder import is_folder
@@ -43,7 +43,7 @@ class Classification(ConfiguredTask):
 
     def __init__(self, config, mesh, order_key):
         self._config = config
-        net: Any = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
+        net: Any = abstract(self.make_model)
         load = self._load_resident if config.dataset in LOADERS else self._load_streamed
         dataset, self.feed, batches = load(config, net.input_shape, mesh, order_key)
         self._mean, self._std = dataset.mean, dataset.std

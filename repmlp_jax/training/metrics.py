@@ -11,6 +11,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from repmlp_jax import plots
+from repmlp_jax.listing import listed
 from repmlp_jax.storage.whole_file import whole_file
 
 logger = logging.getLogger("repmlp_jax")
@@ -52,11 +53,10 @@ class Metrics:
         """Says of which steps there is no row, of those at which one was due before the run resumed."""
         there = {row["step"] for row in self.rows}
         if missing := [step for step in due if step not in there]:
-            shown = ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             logger.warning(
                 "%s has no row of steps %s, which were done before; they are not done again, and the rows stay missing",
                 self._path,
-                shown,
+                listed(missing),
             )
 
     def add(self, *, images_per_second: float, **row) -> None:

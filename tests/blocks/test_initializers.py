@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import quick_jit
+from cases import abstract, quick_jit
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from tolerance import ROUNDING_F64, assert_close
@@ -177,5 +177,5 @@ def test_official_weights_need_no_drawn_ones(request):
     tiny = dict(stage_sizes=(1,), widths=(4,), partition_sizes=((2, 2),), sharesets=(2,), num_classes=3)
     state_dict = to_torch(create_model("RepMLPNet-T224", rngs=nnx.Rngs(0), **tiny))
     request.getfixturevalue("nothing_may_be_drawn")
-    model = nnx.eval_shape(lambda: create_model("RepMLPNet-T224", rngs=nnx.Rngs(0), **tiny))
+    model = abstract(create_model, "RepMLPNet-T224", **tiny)
     assert to_torch(from_torch(model, state_dict)).keys() == state_dict.keys()

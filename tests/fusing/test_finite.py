@@ -18,7 +18,7 @@ def test_each_array_is_named_and_its_values_counted(dtype, kind):
 
 def test_five_are_named():
     arrays = {f"norm{index}.var": np.full(2, np.nan) for index in range(7)}
-    with pytest.raises(ValueError, match=r"norm0.var \(2 of 2\), .*norm4.var \(2 of 2\) and 2 more arrays$"):
+    with pytest.raises(ValueError, match=r"norm0.var \(2 of 2\), .*norm4.var \(2 of 2\) and 2 more$"):
         check_finite(arrays, "it")
 
 

@@ -44,8 +44,11 @@ def convolutions(*sizes):
     [
         (None, POINTWISE + GLOBAL + FC3 + convolutions(1, 3, 5, 7), POINTWISE + GLOBAL + FC3),
         ("no_local", POINTWISE + GLOBAL + FC3, POINTWISE + GLOBAL + FC3),
-        ("no_global", POINTWISE + FC3 + convolutions(1, 3, 5, 7), POINTWISE + FC3),
-        ("fc3_conv9", POINTWISE + GLOBAL + convolutions(1, 3, 5, 7, 9), POINTWISE + GLOBAL + FC3),
+        pytest.param("no_global", POINTWISE + FC3 + convolutions(1, 3, 5, 7), POINTWISE + FC3, marks=pytest.mark.slow),
+        pytest.param(
+            *("fc3_conv9", POINTWISE + GLOBAL + convolutions(1, 3, 5, 7, 9), POINTWISE + GLOBAL + FC3),
+            marks=pytest.mark.slow,
+        ),
         ("conv9", POINTWISE + convolutions(9), POINTWISE + convolutions(9)),
     ],
 )

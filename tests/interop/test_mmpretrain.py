@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import randomised
+from cases import abstract, randomised
 from flax import nnx
 from tolerance import assert_identical
 
@@ -63,23 +63,24 @@ def test_every_key_of_the_published_models_is_matched_once(name, layout):
     assert official_keys(theirs).keys() == official.keys()
 
 
+SMALL = dict(stage_sizes=(1, 2), widths=(8, 16), num_classes=5, partition_sizes=(4, 2), sharesets=(2, 4))
+
+
 @pytest.fixture(scope="module")
 def net():
-    def make():
-        return RepMLPNet((1, 2), (8, 16), 5, partition_sizes=((4, 4), (2, 2)), sharesets=(2, 4), rngs=nnx.Rngs(0))
-
-    return randomised(nnx.eval_shape(make))
+    return randomised(abstract(RepMLPNet, **SMALL))
 
 
 @pytest.mark.parametrize(
     "convert", [pytest.param(lambda net: net, marks=pytest.mark.slow), deployed], ids=["trained", "deployed"]
 )
 def test_a_net_loads_from_mmpretrains_layout(net, convert):
-    theirs = {mmpretrain_key(key): array for key, array in to_torch(convert(net)).items()}
+    official = to_torch(convert(net))
+    theirs = {mmpretrain_key(key): array for key, array in official.items()}
     theirs |= {"data_preprocessor.mean": np.zeros((3, 1, 1)), "data_preprocessor.std": np.ones((3, 1, 1))}
-    loaded = from_torch(net, theirs)
-    for key, array in to_torch(convert(net)).items():
-        assert (to_torch(loaded)[key] == array).all()
+    returned = to_torch(from_torch(net, theirs))
+    for key, array in official.items():
+        assert (returned[key] == array).all()
 
 
 def test_the_earlier_converters_spelling_is_read_too(net):
@@ -105,10 +106,8 @@ def test_all_wrong_keys_are_named_at_once(net):
 
 @pytest.mark.slow
 def test_another_number_of_classes_skips_the_head(net):
-    def make():
-        return RepMLPNet((1, 2), (8, 16), 3, partition_sizes=((4, 4), (2, 2)), sharesets=(2, 4), rngs=nnx.Rngs(7))
-
-    other, state_dict = make(), to_torch(net)
+    three = SMALL | dict(num_classes=3)
+    other, state_dict = RepMLPNet(**three, rngs=nnx.Rngs(7)), to_torch(net)
     with pytest.raises(ValueError, match=r'head.weight has shape \(5, 16\), the model \(3, 16\); head="skip" leaves'):
         from_torch(other, state_dict)
     loaded = from_torch(other, state_dict, head="skip")
@@ -122,7 +121,7 @@ def test_another_number_of_classes_skips_the_head(net):
     headless = {key: value for key, value in state_dict.items() if not key.startswith("head.")}
     assert_identical(from_torch(other, headless, head="skip"), loaded)
     with pytest.raises(ValueError, match="an abstract model has no values"):
-        from_torch(nnx.eval_shape(make), state_dict, head="skip")
+        from_torch(abstract(RepMLPNet, **three), state_dict, head="skip")
     with pytest.raises(ValueError, match='head=\'keep\' is neither "load" nor "skip"'):
         from_torch(other, state_dict, head="keep")
     with pytest.raises(ValueError, match="a RepMLPNetUnit has no classifier"):
@@ -130,19 +129,9 @@ def test_another_number_of_classes_skips_the_head(net):
 
 
 def test_stochastic_depth_is_no_weight(net):
-    def make():
-        return RepMLPNet(
-            (1, 2),
-            (8, 16),
-            5,
-            partition_sizes=((4, 4), (2, 2)),
-            sharesets=(2, 4),
-            stochastic_depth=0.5,
-            rngs=nnx.Rngs(0),
-        )
-
-    loaded = from_torch(nnx.eval_shape(make), to_torch(net))
-    assert to_torch(loaded).keys() == to_torch(net).keys()
+    official = to_torch(net)
+    loaded = from_torch(abstract(RepMLPNet, **SMALL, stochastic_depth=0.5), official)
+    assert to_torch(loaded).keys() == official.keys()
     x = jax.random.normal(jax.random.key(0), (2, *loaded.input_shape), jnp.float32)
     loaded.train()
     assert jnp.isfinite(nnx.jit(lambda model, x: model(x))(loaded, x)).all()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import quick_jit
+from cases import abstract, quick_jit
 from flax import nnx
 from tolerance import ROUNDING_F64, STORED_AS_F32, assert_close
 
@@ -72,8 +72,7 @@ def nhwc(array):
 def run(name, dtype):
     """The model of a case, what it gives in both modes, and the official conversion of it."""
     state_dict, x = golden.state_and_input(name)
-    abstract = nnx.eval_shape(lambda: golden.make_model(name, rngs=nnx.Rngs(0), param_dtype=jnp.dtype(dtype)))
-    model = from_torch(abstract, state_dict)
+    model = from_torch(abstract(golden.make_model, name, param_dtype=jnp.dtype(dtype)), state_dict)
     x = jnp.asarray(golden.nhwc(x), dtype)
     cotangent = golden.tensors(name).get("cot")
     cotangent = jnp.asarray(0.0 if cotangent is None else nhwc(cotangent), dtype)

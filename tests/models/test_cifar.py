@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import build, quick_jit, random_input
+from cases import abstract, build, quick_jit, random_input
 from flax import nnx
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close
 
@@ -37,7 +37,13 @@ def compiled_outputs(name, param_dtype):
     return outputs(model, random_input(model, dtype=param_dtype))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("no_local", "no_global", "fc3_conv9") else ())
+        for name in MODELS
+    ],
+)
 def test_every_model_fuses_exactly(name):
     expected, actual = compiled_outputs(name, jnp.float64)
     assert expected.shape == (2, 10)
@@ -52,7 +58,7 @@ def test_the_pure_mlp_fuses_to_rounding_in_float32():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_fused_net_holds_no_norm_and_no_branch(name):
-    fused = nnx.eval_shape(fuse_params, nnx.eval_shape(lambda: MODELS[name](rngs=nnx.Rngs(0))))
+    fused = nnx.eval_shape(fuse_params, abstract(MODELS[name]))
     kinds = {type(node) for _, node in nnx.iter_graph(fused)}
     assert not kinds & {RepMLP, ConvBN, BatchNorm, nnx.BatchNorm}
     assert not jax.tree.leaves(nnx.state(fused, nnx.BatchStat))
@@ -68,7 +74,7 @@ def blocks_of(model):
 
 
 def test_the_full_size_pure_mlp():
-    model = nnx.eval_shape(lambda: PureMLP(rngs=nnx.Rngs(0)))
+    model = abstract(PureMLP)
     blocks = blocks_of(model)
     assert [block.input_shape for block in blocks] == [(32, 32, 16)] * 2 + [(16, 16, 32)] * 2 + [(8, 8, 64)] * 2
     assert [block.global_perceptron is None for block in blocks] == [False] * 4 + [True] * 2
@@ -88,7 +94,7 @@ def test_the_full_size_pure_mlp():
 
 
 def test_the_full_size_wide_convnet():
-    model = nnx.eval_shape(lambda: WideConvNet(rngs=nnx.Rngs(0)))
+    model = abstract(WideConvNet)
     kernels = [layer.conv.kernel.shape for stage in model.stages for layer in stage]
     assert kernels[::2] == [(3, 3, width, width) for width in (32, 32, 64, 64, 128, 128)]
     assert kernels[1::2] == [
@@ -105,7 +111,7 @@ ABLATED_BLOCKS = [
 
 @pytest.mark.parametrize(("ablation", "kernels", "has_fc3", "has_global"), ABLATED_BLOCKS)
 def test_what_an_ablation_leaves_of_the_blocks(ablation, kernels, has_fc3, has_global):
-    blocks = blocks_of(nnx.eval_shape(lambda: PureMLP(ablation=ablation, rngs=nnx.Rngs(0))))
+    blocks = blocks_of(abstract(PureMLP, ablation=ablation))
     for block in blocks:
         assert list(block.local_perceptron) == [f"{k}x{k}" for k in kernels]
         assert (block.partition_perceptron is not None) == has_fc3
@@ -113,7 +119,7 @@ def test_what_an_ablation_leaves_of_the_blocks(ablation, kernels, has_fc3, has_g
 
 
 def test_conv9_has_a_convolution_in_every_blocks_place():
-    model = nnx.eval_shape(lambda: PureMLP(ablation="conv9", rngs=nnx.Rngs(0)))
+    model = abstract(PureMLP, ablation="conv9")
     assert not blocks_of(model)
     assert [layer.conv.kernel.shape for layer in model.stages[1]][::2] == [(9, 9, 16, 32)] * 2
 

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import apply, randomised
+from cases import abstract, apply, randomised
 from flax import nnx
 from tolerance import ROUNDING_F64, assert_close, assert_identical
 
@@ -42,7 +42,7 @@ every_classifier = pytest.mark.parametrize("name", MODELS)
 @functools.cache
 def build(name, num_classes):
     make = functools.partial(MODELS[name], num_classes=num_classes, param_dtype=jnp.float64)
-    model = randomised(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    model = randomised(abstract(make))
     model.eval()
     return model
 
@@ -61,7 +61,9 @@ def classify(model, features):
     return features @ linear.kernel[...] + linear.bias[...][None]
 
 
-@every_classifier
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=slow if name in ("PureMLP", "RepMLPResNet") else ()) for name in MODELS]
+)
 def test_the_features_are_what_the_classifier_sees(name):
     with_classes, without = pair_of(name)
     x = jax.random.normal(jax.random.key(1), (2, *without.input_shape), jnp.float64)
@@ -71,7 +73,7 @@ def test_the_features_are_what_the_classifier_sees(name):
     assert_close(apply(fuse_params(without), x), features, ROUNDING_F64)
 
 
-@every_classifier
+@pytest.mark.parametrize("name", [pytest.param(name, marks=slow if name == "RepMLPResNet" else ()) for name in MODELS])
 def test_it_is_fused_completely_and_reported(name):
     _, without = pair_of(name)
     fused = nnx.eval_shape(fuse_params, without)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import abstract
 from flax import nnx
 
 from repmlp_jax import (
@@ -28,10 +29,6 @@ from repmlp_jax.models.arguments import arguments_from_text, arguments_text
 TINY = dict(image_size=(8, 8), in_features=1, widths=(4,), partition_size=(4, 4), conv_kernels=(1, 3))
 
 
-def build(make, *args, **options):
-    return nnx.eval_shape(lambda: make(*args, **options, rngs=nnx.Rngs(0)))
-
-
 RESNET = dict(stage_sizes=(1, 2, 1, 1), widths=(8, 16, 32, 32), block="light")
 NET = dict(stage_sizes=(1, 1), widths=(4, 8), sharesets=(1, 2))
 FACES = dict(stage_sizes=(2, 1), widths=(8, 8), mid_widths=(8, 8), embedding_features=4, block="bottleneck")
@@ -49,10 +46,10 @@ NUMPY_AND_JAX = [
 
 @pytest.mark.parametrize(("given", "stored"), NUMPY_AND_JAX)
 def test_values_of_numpy_and_jax_are_stored_as_pythons(given, stored):
-    model = build(PureMLP, **TINY | given)
+    model = abstract(PureMLP, **TINY | given)
     arguments = json.loads(model.arguments)
     assert {name: arguments[name] for name in stored} == stored
-    again = build(PureMLP, **arguments_from_text(model.arguments))
+    again = abstract(PureMLP, **arguments_from_text(model.arguments))
     assert nnx.graphdef(again) == nnx.graphdef(model)
 
 
@@ -66,7 +63,7 @@ def test_a_model_with_numpys_numbers_is_saved_and_comes_back(tmp_path):
 
 @pytest.mark.parametrize("no", [np.bool_(False), jnp.bool_(False), np.array(False), 0])
 def test_a_flag_of_numpy_or_jax_is_pythons(no):
-    model = build(FaceResNet, **FACES, image_size=16, partition_size=2, pad=no)
+    model = abstract(FaceResNet, **FACES, image_size=16, partition_size=2, pad=no)
     assert json.loads(model.arguments)["pad"] is False
 
 
@@ -99,9 +96,9 @@ PAIRS = [
 @pytest.mark.parametrize(("make", "others", "sizes"), PAIRS, ids=[make.__name__ for make, *_ in PAIRS])
 def test_one_number_stands_for_a_pair(make, others, sizes):
     pairs = {name: ((4, 4), (2, 2)) if name == "partition_sizes" else (size, size) for name, size in sizes.items()}
-    assert nnx.graphdef(build(make, **others | sizes)) == nnx.graphdef(build(make, **others | pairs))
+    assert nnx.graphdef(abstract(make, **others | sizes)) == nnx.graphdef(abstract(make, **others | pairs))
     as_numpy = {name: size if name == "partition_sizes" else np.array(size) for name, size in pairs.items()}
-    assert nnx.graphdef(build(make, **others | as_numpy)) == nnx.graphdef(build(make, **others | pairs))
+    assert nnx.graphdef(abstract(make, **others | as_numpy)) == nnx.graphdef(abstract(make, **others | pairs))
 
 
 WRONG_TYPES = [
@@ -185,4 +182,4 @@ WRONG_VALUES = [
 @pytest.mark.parametrize(("make", "wrong", "message"), WRONG_VALUES)
 def test_values_that_make_no_model_are_named(make, wrong, message):
     with pytest.raises(ValueError, match=message):
-        build(make, **wrong)
+        abstract(make, **wrong)

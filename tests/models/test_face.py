@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import build, evaluate, quick_jit, random_input
+from cases import abstract, build, evaluate, quick_jit, random_input
 from flax import nnx
 from tolerance import ROUNDING_BF16, ROUNDING_F32, ROUNDING_F64, assert_close, assert_identical, assert_trees_close
 
@@ -15,7 +15,7 @@ from repmlp_jax.blocks.layers import BatchNorm, ConvBN
 from repmlp_jax.blocks.repmlp import FusedRepMLP
 from repmlp_jax.interop.report import fuse_report
 from repmlp_jax.models.arguments import arguments_from_text
-from repmlp_jax.models.face import BLOCKS, FaceResNet, unit_length
+from repmlp_jax.models.face import FaceResNet, unit_length
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock
 
@@ -31,7 +31,6 @@ SMALL = dict(
     stem_features=4,
     in_features=1,
 )
-every_block = pytest.mark.parametrize("block", BLOCKS)
 
 
 @functools.cache
@@ -40,14 +39,14 @@ def small(block="bottleneck", **options):
 
 
 def full_size(block, **options):
-    return nnx.eval_shape(lambda: FaceResNet(block=block, **options, rngs=nnx.Rngs(0)))
+    return abstract(FaceResNet, block=block, **options)
 
 
 def outputs(model, x):
     return nnx.view(model, use_running_average=True)(x), fuse_params(model)(x)
 
 
-@every_block
+@pytest.mark.parametrize("block", [pytest.param("base", marks=pytest.mark.slow), "bottleneck"])
 def test_fusing_is_exact_and_complete(block):
     model = small(block)
     expected, actual = quick_jit(outputs)(model, random_input(model))
@@ -134,7 +133,7 @@ def test_the_report_counts_what_fusing_spares():
 
 def test_its_arguments_build_it_again():
     model = small()
-    again = nnx.eval_shape(lambda: FaceResNet(**arguments_from_text(model.arguments), rngs=nnx.Rngs(0)))
+    again = abstract(FaceResNet, **arguments_from_text(model.arguments))
     assert again.arguments == model.arguments
     assert nnx.graphdef(again) == nnx.graphdef(model)
 
@@ -160,7 +159,7 @@ def test_rematerialising_changes_neither_gradients_nor_statistics():
 
 def test_wrong_arguments_are_named():
     def make(**options):
-        nnx.eval_shape(lambda: FaceResNet(**SMALL | dict(block="bottleneck") | options, rngs=nnx.Rngs(0)))
+        abstract(FaceResNet, **SMALL | dict(block="bottleneck") | options)
 
     with pytest.raises(ValueError, match="block='light' is none of base, bottleneck"):
         make(block="light")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import abstract
 from flax import nnx
 from jax import export
 
@@ -31,7 +32,7 @@ every_form = pytest.mark.parametrize("fused", [False, True], ids=["trained", "fu
 
 @functools.cache
 def build(name, fused=False):
-    model = nnx.eval_shape(lambda: MODELS[name](rngs=nnx.Rngs(0)))
+    model = abstract(MODELS[name])
     model.eval()
     return nnx.eval_shape(fuse_params, model) if fused else model
 
@@ -78,7 +79,7 @@ def test_images_of_another_shape_are_refused_with_what_was_meant(name, fused):
 def test_a_published_model_of_that_size_is_named():
     def says(name, shape, advice):
         narrow = dict(widths=(8,) * 4, stage_sizes=(1,) * 4) | ({"sharesets": (1,) * 4} if "Net" in name else {})
-        model = nnx.eval_shape(lambda: create_model(name, **narrow, rngs=nnx.Rngs(0)))
+        model = abstract(create_model, name, **narrow)
         with pytest.raises(ValueError, match=re.escape(advice)):
             call(model, shape)
 
@@ -114,7 +115,7 @@ def test_only_models_that_compute_with_every_pixel_take_other_sizes(name, size, 
 def test_nets_without_repmlp_take_every_size(make):
     sizes = dict(stage_sizes=(1, 1), widths=(8, 8)) | (dict(mid_widths=(8, 8)) if make is FaceResNet else {})
     sizes |= dict(bins=(1,)) if make is PSPNet else {}
-    model = nnx.eval_shape(lambda: make(block="base", **sizes, image_size=32, rngs=nnx.Rngs(0)))
+    model = abstract(make, block="base", **sizes, image_size=32)
     model.eval()
     assert call(model, (1, 50, 65, 3)).shape[0] == 1
     with pytest.raises(ValueError, match=rf"{make.__name__} takes images \(N, H, W, C\) of shape \(N, H, W, 3\)"):

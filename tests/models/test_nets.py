@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import apply, randomised, train
+from cases import abstract, apply, randomised, train
 from flax import nnx
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close, assert_identical
 
@@ -21,18 +21,19 @@ NETS = {
         (1, 2), (8, 16), 5, partition_sizes=((4, 2), (2, 1)), sharesets=(2, 4), **options
     ),
 }
-every_net = pytest.mark.parametrize("name", NETS)
 
 
 def build(name, **options):
     if name != "RepMLPNet":
         options = dict(groups=(2, 2)) | options
-    model = randomised(nnx.eval_shape(lambda: NETS[name](param_dtype=jnp.float64, rngs=nnx.Rngs(0), **options)))
+    model = randomised(abstract(NETS[name], param_dtype=jnp.float64, **options))
     model.eval()
     return model, jax.random.normal(jax.random.key(1), (2, *model.input_shape), jnp.float64)
 
 
-@pytest.mark.parametrize("name", [pytest.param("light", marks=pytest.mark.slow), "bottleneck", "RepMLPNet"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("light", "bottleneck")), "RepMLPNet"]
+)
 def test_fusing_is_exact_and_complete(name):
     model, x = build(name)
     fused = fuse_params(model)
@@ -42,11 +43,16 @@ def test_fusing_is_exact_and_complete(name):
 
 @pytest.mark.parametrize(
     ("block", "partition_size", "image_size"),
-    [("base", (7, 7), (48, 64)), ("base", (7, 7), (33, 50)), ("light", (3, 4), (48, 64)), ("light", (2, 3), (26, 44))],
+    [
+        pytest.param("base", (7, 7), (48, 64), marks=pytest.mark.slow),
+        ("base", (7, 7), (33, 50)),
+        ("light", (3, 4), (48, 64)),
+        pytest.param("light", (2, 3), (26, 44), marks=pytest.mark.slow),
+    ],
 )
 def test_a_resnet_takes_every_size_whose_maps_its_partitions_divide(block, partition_size, image_size):
     sizes = RESNET | dict(partition_size=partition_size, image_size=image_size)
-    model = nnx.eval_shape(lambda: RepMLPResNet(block=block, groups=(2, 2), **sizes, rngs=nnx.Rngs(0)))
+    model = abstract(RepMLPResNet, block=block, groups=(2, 2), **sizes)
     model.eval()
     images = jax.ShapeDtypeStruct((2, *model.input_shape), jnp.float32)
     for net in (model, nnx.eval_shape(fuse_params, model)):
@@ -59,7 +65,7 @@ def test_a_resnet_names_the_sizes_whose_maps_its_partitions_divide():
         RepMLPResNet(block="light", **RESNET | dict(image_size=(48, 64)), rngs=nnx.Rngs(0))
 
 
-@every_net
+@pytest.mark.parametrize("name", [pytest.param("light", marks=pytest.mark.slow), "bottleneck", "RepMLPNet"])
 def test_official_weights_go_out_and_come_back(name):
     model, x = build(name)
     assert_identical(from_torch(model, to_torch(model)), model)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import apply, build, quick_jit, random_input
+from cases import abstract, apply, build, quick_jit, random_input
 from flax import nnx
 from tolerance import ROUNDING_BF16, ROUNDING_F64, assert_close, assert_identical
 
@@ -102,7 +102,7 @@ def test_the_pyramid_is_the_map_and_its_averages():
 )
 def test_maps_shrink_to_the_output_stride_and_then_see_as_far(output_stride, maps, dilations):
     size = dict(image_size=(29, 38), partition_size=(2, 2), pad=True)
-    model = nnx.eval_shape(lambda: make(output_stride=output_stride, **size, rngs=nnx.Rngs(0)))
+    model = abstract(make, output_stride=output_stride, **size)
     model.eval()
     x = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
     found = jax.eval_shape(lambda model, x: model.maps(x), model, x)
@@ -225,9 +225,7 @@ def test_a_classifiers_stages_are_taken_over_but_for_fcs_of_another_size(net):
 
 @pytest.mark.slow
 def test_the_papers_net_has_maps_of_90_pixels_and_fewer_operations_than_with_convolutions():
-    model, base = (
-        nnx.eval_shape(lambda block=block: PSPNet(block=block, rngs=nnx.Rngs(0))) for block in ("bottleneck", "base")
-    )
+    model, base = (abstract(PSPNet, block=block) for block in ("bottleneck", "base"))
     c3, c4 = (model.stages[stage][1].repmlp for stage in (1, 2))
     assert model.input_shape == (713, 713, 3)
     assert c3.input_shape == c4.input_shape == (90, 90, 64)

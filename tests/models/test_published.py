@@ -7,6 +7,7 @@ import golden
 import jax
 import jax.numpy as jnp
 import pytest
+from cases import abstract
 from flax import nnx
 
 from repmlp_jax import create_model, fuse_params, fuse_report, list_models
@@ -32,7 +33,7 @@ every_model = parameters(list_models(), {"pure_mlp", "wide_convnet", "RepMLPNet-
 
 
 def build(name):
-    model = nnx.eval_shape(lambda: create_model(OFFICIAL_NAMES.get(name, name), rngs=nnx.Rngs(0)))
+    model = abstract(create_model, OFFICIAL_NAMES.get(name, name))
     model.eval()
     return model
 

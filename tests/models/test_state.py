@@ -1,9 +1,10 @@
 """Stored arrays in a model: all problems at once, and nothing shared with the model that was given."""
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import build
+from cases import abstract, build
 from flax import nnx
 from tolerance import assert_identical
 
@@ -18,8 +19,7 @@ def make(**options):
 
 def test_arrays_come_back_also_into_an_abstract_model():
     model = build(make)
-    abstract = nnx.eval_shape(lambda: make(param_dtype=jnp.float64, rngs=nnx.Rngs(0)))
-    assert_identical(load_state(abstract, arrays_of(model), "x"), model)
+    assert_identical(load_state(abstract(make, param_dtype=jnp.float64), arrays_of(model), "x"), model)
 
 
 def test_what_is_kept_is_not_shared():
@@ -46,3 +46,12 @@ def test_every_problem_is_named_at_once():
         "  missing: embedding.conv.kernel",
         "  not used by the model: tail.bias",
     ]
+
+
+def test_an_abstract_model_is_what_flax_makes_abstract():
+    def make(rngs):
+        return nnx.Sequential(nnx.Linear(2, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs))
+
+    ours, flax = nnx.split(abstract(make)), nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+    assert ours[0] == flax[0]
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours[1], flax[1])

@@ -286,7 +286,7 @@ def test_quantised_models_are_close_and_images_do_not_depend_on_their_batch(mode
     assert_close(with_a_glaring_one[0], actual[0], ROUNDING_F64)
 
 
-@BOTH
+@pytest.mark.parametrize("activations", [pytest.param(None, marks=pytest.mark.slow), "dynamic"])
 def test_all_of_a_residual_net(activations):
     small = dict(stage_sizes=(1, 2, 1, 1), num_classes=5, image_size=(32, 32), partition_size=(2, 2))
     small |= dict(groups=(2, 2), widths=(16, 32, 32, 32), param_dtype=jnp.float64)
@@ -329,7 +329,7 @@ def test_the_report_as_it_is_printed(mlp):
 
 
 def test_a_quarter_of_the_bytes():
-    published = nnx.eval_shape(lambda: fuse_params(create_model("pure_mlp", rngs=nnx.Rngs(0))))
+    published = nnx.eval_shape(fuse_params, abstract(create_model, "pure_mlp"))
     before, after = quantise_report(published).nbytes
     assert 3.97 < before / after < 4
 

@@ -27,7 +27,7 @@ MODELS = {
     "ablation": ("pure_mlp_no_global", {}),
     "convolutions": ("wide_convnet", {}),
 }
-SLOW = {"float64", "ablation", "convolutions"}
+FAST_ROUND_TRIPS = {"trained-trained", "trained-fused", "bfloat16-fused", "computes in bfloat16-trained"}
 
 
 def build(name="trained"):
@@ -51,9 +51,15 @@ def folder(model, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["trained", "fused"])
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in MODELS]
+    ("name", "fused"),
+    [
+        pytest.param(
+            name, fused, id=f"{name}-{form}", marks=[] if f"{name}-{form}" in FAST_ROUND_TRIPS else pytest.mark.slow
+        )
+        for name in MODELS
+        for fused, form in ((False, "trained"), (True, "fused"))
+    ],
 )
 def test_round_trip_is_bit_equal(tmp_path, name, fused):
     model = build(name)

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import randomised
-from flax import nnx
+from cases import abstract, randomised
 from jax import lax
 from tiny_recipe import get_config
 from tolerance import assert_trees_close
@@ -56,9 +55,7 @@ def test_the_loop_of_accelerators_trains_as_single_steps_do(config, on_the_cpu, 
 def test_a_whole_split_is_evaluated_by_one_program_and_brought_to_the_host_at_once(on_an_accelerator, monkeypatch):
     random = np.random.default_rng(0)
     split = dict(image=random.normal(size=(13, 8, 8, 1)).astype(np.float32), label=random.integers(0, 10, 13, np.int32))
-    model = randomised(
-        nnx.eval_shape(lambda: create_model("pure_mlp", rngs=nnx.Rngs(0), **get_config().model_arguments))
-    )
+    model = randomised(abstract(create_model, "pure_mlp", **get_config().model_arguments))
     transfers = []
     monkeypatch.setattr(jax, "device_get", lambda tree, get=jax.device_get: transfers.append(tree) or get(tree))
 

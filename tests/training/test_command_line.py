@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 from absl import flags
-from flax import nnx
+from cases import abstract
 from pages import PAGES
 
 from repmlp_jax.models.registry import create_model
@@ -230,7 +230,7 @@ def recipes():
 def test_every_recipe_builds_its_model(path, variant):
     config = load(path).get_config(*filter(None, [variant]))
     check_config(config)
-    model = nnx.eval_shape(lambda: create_model(config.model, rngs=nnx.Rngs(0), **config.model_arguments))
+    model = abstract(create_model, config.model, **config.model_arguments)
     height, width, features = model.input_shape
     images = jax.ShapeDtypeStruct((2, height, width, features), "float32")
     model.eval()

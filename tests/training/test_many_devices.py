@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import randomised
+from cases import abstract, randomised
 from flax import nnx
 from streamed_digits import prepare as prepare_digits
 from tiny_recipe import get_config
@@ -133,7 +133,7 @@ def test_bfloat16_computes_and_float32_is_kept():
 @pytest.fixture(scope="module")
 def model(as_users_have_it):
     arguments = get_config().model_arguments
-    return randomised(nnx.eval_shape(lambda: create_model("pure_mlp", rngs=nnx.Rngs(0), **arguments)))
+    return randomised(abstract(create_model, "pure_mlp", **arguments))
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from repmlp_jax.training.metrics import COLUMNS
 from repmlp_jax.training.step import init_state, make_step
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
-EPOCHS, STEPS = 3, 22
+EPOCHS, STEPS, BATCH_SIZE = 3, 11, 128
 SCHEMA = COLUMNS | {"test_loss": float, "test_accuracy": float}
 
 
@@ -64,7 +64,9 @@ def run(as_users_have_it, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Metrics", Metrics)
         patch.setattr(classification, "ResidentFeed", GuardedFeed)
-        config = get_config(epochs=EPOCHS, steps_per_call=7, checkpoint_every_steps=0)
+        config = get_config(
+            epochs=EPOCHS, batch_size=BATCH_SIZE, learning_rate=0.2, steps_per_call=4, checkpoint_every_steps=0
+        )
         results = train_and_evaluate(config, workdir)
     jax.monitoring.unregister_event_duration_listener(listen)
     return SimpleNamespace(workdir=workdir, config=config, results=results, compiled=compiled, transfers=transfers)
@@ -102,9 +104,9 @@ def test_a_row_for_each_epoch(run):
     rates = [row["learning_rate"] for row in found]
     assert rates == sorted(rates, reverse=True)
     assert 0 < rates[-1] < 0.001
-    # The accuracies are counts over 22 batches of 64 and over the 360 test images.
+    # The accuracies are counts over 11 batches of 128 and over the 360 test images.
     for row in found:
-        assert (row["train_accuracy"] * STEPS * 64) % 1 == pytest.approx(0, abs=1e-9)
+        assert (row["train_accuracy"] * STEPS * BATCH_SIZE) % 1 == pytest.approx(0, abs=1e-9)
         assert (row["test_accuracy"] * 360) % 1 in (pytest.approx(0, abs=1e-9), pytest.approx(1, abs=1e-9))
 
 

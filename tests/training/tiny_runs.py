@@ -10,6 +10,7 @@ from pathlib import Path
 import patience
 
 REPOSITORY = Path(__file__).parents[2]
+WITHOUT_TORCH = Path(__file__).with_name("without_torch")
 
 
 def start(workdir, *arguments, processes: int = 1, devices: int = 1, each=()) -> list[subprocess.Popen]:
@@ -21,7 +22,10 @@ def start(workdir, *arguments, processes: int = 1, devices: int = 1, each=()) ->
             port = probe.getsockname()[1]
         flags = ("--distributed", f"--coordinator_address=localhost:{port}", f"--num_processes={processes}")
         together = [(*flags, f"--process_id={process}") for process in range(processes)]
-    environment = os.environ | dict(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices))
+    paths = filter(None, (str(WITHOUT_TORCH), os.environ.get("PYTHONPATH")))
+    environment = os.environ | dict(
+        JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices), PYTHONPATH=os.pathsep.join(paths)
+    )
     command = [sys.executable, "train.py", "--config=tests/training/tiny_recipe.py", f"--workdir={workdir}"]
     return [
         subprocess.Popen(

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int32, UInt8
 from repmlp_jax.data.checks import check_split
 from repmlp_jax.data.prepared import check_features, check_splits, open_prepared
 from repmlp_jax.data.preprocessing import resize
+from repmlp_jax.listing import listed
 from repmlp_jax.storage.preprocessing import check_statistics
 
 IMAGES_PER_READ = 1000
@@ -123,5 +124,5 @@ def _check_unseen(name, train_labels, test_labels):
     if len(seen := np.intersect1d(train_labels, test_labels)):
         raise ValueError(
             f"{len(seen)} of the {len(np.unique(test_labels))} people of {name}'s test split are in its training split "
-            f"(labels {', '.join(map(str, seen[:5]))}…): verification needs people who were not trained on"
+            f"(labels {listed(seen)}): verification needs people who were not trained on"
         )

@@ -10,6 +10,7 @@ from flax import nnx
 from repmlp_jax import plots
 from repmlp_jax.data import augment
 from repmlp_jax.models.face import unit_length
+from repmlp_jax.models.randomness import abstract
 from repmlp_jax.tasks.faces.data import centred_pixels, load_faces, load_test_faces, pixels
 from repmlp_jax.tasks.faces.margin import FaceClassifier, am_softmax
 from repmlp_jax.tasks.faces.stream import stream_faces
@@ -39,8 +40,7 @@ class Faces(ConfiguredTask):
 
     def __init__(self, config, mesh, order_key):
         self._config = config
-        make_net = super().make_model
-        net: Any = nnx.eval_shape(lambda: make_net(nnx.Rngs(0)))
+        net: Any = abstract(super().make_model)
         if not hasattr(net, "embedding_features"):
             raise ValueError(f"task='faces' needs a model that gives embeddings, and {config.model!r} gives none")
         check_crop_padding(config, net.input_shape[:2])

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int64, Integer, UInt8
 
-from repmlp_jax.data.checks import height_and_width, whole_number
+from repmlp_jax.data.checks import height_and_width
 from repmlp_jax.fusing.algebra import widened
+from repmlp_jax.fusing.arguments import whole_number
 
 IGNORED = 255
 

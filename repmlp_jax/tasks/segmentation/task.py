@@ -14,6 +14,7 @@ from tqdm import tqdm
 from repmlp_jax.data import augment
 from repmlp_jax.data.stream import make_stream
 from repmlp_jax.models.output_shape import output_shape
+from repmlp_jax.models.randomness import abstract
 from repmlp_jax.tasks.segmentation import metrics
 from repmlp_jax.tasks.segmentation.data import load_street_scenes, street_scenes
 from repmlp_jax.tasks.segmentation.examples import evaluation_example, training_example
@@ -46,7 +47,7 @@ class Segmentation(ConfiguredTask):
     def __init__(self, config, mesh, order_key):
         self._config = config
         self._scenes = street_scenes(config.dataset)
-        net: Any = nnx.eval_shape(lambda: self.make_model(nnx.Rngs(0)))
+        net: Any = abstract(self.make_model)
         _check_classes(config, net, self._scenes)
         splits = load_street_scenes(config.dataset, config.data_dir or None)
         for split in ("train", config.eval_split):

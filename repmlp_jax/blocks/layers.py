@@ -329,7 +329,7 @@ def on_partitions(layer: Any, x: Float[Array, "N m p g c"], partition_size: Sequ
         y = multiply_pixels(x, kernel[0, 0])
     else:
         y = convolve_partitions(x, kernel, tuple(partition_size))
-    return y if bias is None else y + bias.reshape(y.shape[3:])
+    return y if bias is None else y + bias.reshape(1, 1, 1, *y.shape[3:])
 
 
 def is_pointwise(layer: Any) -> bool:

@@ -182,7 +182,7 @@ class FusedRepMLPNetBlock(nnx.Module):
         check_single("FusedRepMLPNetBlock", kernel.shape[:-3])
         with jax.named_scope("partition_perceptron"):
             y = multiply_sharesets(partitioning.split(x)[:, :, :, 0], kernel)
-            y = y + jnp.tile(bias.T, self.features // len(kernel))
+            y = y + jnp.tile(bias.T, self.features // len(kernel))[None, None]
         return partitioning.join(y[:, :, :, None]) * self.gate(x)
 
     def kernel_by_pixel(self) -> Float[Array, "S h w 1 h2 w2 1"]:

@@ -42,7 +42,7 @@ def test_fc1_and_fc2_have_the_papers_sizes():
 
 def test_fc3s_kernel_says_what_its_axes_are():
     block = nnx.eval_shape(lambda: make(**CASES["more outputs"]))
-    assert block.partition_perceptron.kernel.shape == (2, 3, 3, 1, 3, 3, 3)
+    assert block.partition_perceptron.kernel.shape == (2, 9, 27)
     assert block.partition_perceptron.norm.scale.shape == (2, 1, 3, 3, 3)
 
 

@@ -35,7 +35,7 @@ def assert_nothing_left(fused):
     """A fused block holds FCs and nothing else."""
     for path, node in nnx.iter_graph(fused):
         if isinstance(node, nnx.Module):
-            assert type(node) in (FusedRepMLP, FusedGlobalPerceptron, nnx.LinearGeneral), path
+            assert type(node) in (FusedRepMLP, FusedGlobalPerceptron, nnx.Linear), path
             assert not hasattr(node, "use_running_average"), path
 
 

@@ -151,6 +151,20 @@ def test_each_instruction_that_runs_has_its_kind_cycles_and_bytes(program):
     assert found["tanh.1"].bytes == 10 * 2 * 1024
 
 
+def test_the_scratch_memory_of_a_library_is_no_traffic():
+    from ahead_of_time import costs, hlo
+
+    program = hlo.parse("""
+ENTRY %main.1 (x: f32[8,64]) -> f32[8,10] {
+  %x = f32[8,64]{1,0} parameter(0)
+  %product = (f32[8,10]{1,0}, s8[4194304]{0}) custom-call(%x, %x), custom_call_target="__cublas$lt$matmul"
+  ROOT %result = f32[8,10]{1,0} get-tuple-element(%product), index=0
+}
+""")
+    (cost,) = costs.costs(program)
+    assert (cost.kind, cost.bytes) == (costs.PRODUCTS, 2 * 2048 + 320)
+
+
 def test_parameters_are_told_from_images(program):
     from ahead_of_time import costs
 

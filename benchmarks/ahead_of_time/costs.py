@@ -34,6 +34,8 @@ MOVES = {
     *("fusion", "copy", "convert", "transpose", "reshape", "slice", "dynamic-slice", "dynamic-update-slice"),
     *("concatenate", "pad", "broadcast", "reverse", "async", *FREE),
 }
+# These read no more than they write.
+SLICES = {"fusion", "slice", "dynamic-slice", *FREE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +211,8 @@ def _cost(program, here, instruction, times):
     # Of a library's call only the first result is one; the others are its scratch memory.
     results = instruction.arrays[:1] if _is_product_of_a_library(start) else instruction.arrays
     written = [array for array in results if array.is_in_hbm]
-    if instruction.opcode in ("copy-done", "slice-done"):  # As much is read as is written, to whichever memory.
-        read = list(instruction.arrays) if read else []
+    if instruction.opcode in ("copy-done", "slice-done") or opcodes <= SLICES:
+        read = list(instruction.arrays) if read else []  # As much is read as is written, to whichever memory.
     cycles = [part.estimated_cycles for part in {id(start): start, id(instruction): instruction}.values()]
     known = [part for part in cycles if part is not None]
     return Cost(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.initializers import constant, kernel_init
 from repmlp_jax.blocks.operations import grouped_convolution, grouped_product
+from repmlp_jax.blocks.statistics import mean_and_variance
 from repmlp_jax.fusing import algebra
 from repmlp_jax.fusing.arguments import Pair, Sizes, checked, pair, sizes
 
@@ -92,8 +93,7 @@ class BatchNorm(nnx.Module):
                 f"batch norm in training needs at least 2 values a feature, and an input of shape {x.shape} "
                 f"has {count}: use a larger batch, or model.eval()"
             )
-        mean = x.mean(axes, keepdims=True)
-        var = jnp.square(x - mean).mean(axes, keepdims=True)
+        mean, var = mean_and_variance(x, axes)
         self._update(self.mean, mean)
         self._update(self.var, var * (count / (count - 1)))
         self.batches[...] = self.batches[...] + 1

@@ -115,7 +115,8 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
         if is_split:
             parameters = gathered(parameters, mesh)
         model = nnx.merge(graphdef, parameters, statistics, copy=True)
-        value, correct = loss(model, batch, key)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # by which norms know the parts of the batch
+            value, correct = loss(model, batch, key)
         _, statistics = nnx.state(model, nnx.Param, ...)
         return value, (statistics, correct)
 

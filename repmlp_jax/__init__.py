@@ -12,6 +12,7 @@ from repmlp_jax.fusing.fuse import fuse_params
 from repmlp_jax.interop.report import fuse_report
 from repmlp_jax.interop.torch import from_torch, to_torch
 from repmlp_jax.interop.torch_file import load_torch_file
+from repmlp_jax.models.astype import astype
 from repmlp_jax.models.cifar import PureMLP, WideConvNet
 from repmlp_jax.models.face import FaceResNet
 from repmlp_jax.models.pspnet import PSPNet
@@ -38,6 +39,7 @@ __all__ = [
     "RepMLPResNet",
     "WideConvNet",
     "__version__",
+    "astype",
     "conv_to_fc",
     "create_model",
     "export_model",

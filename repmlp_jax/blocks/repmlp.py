@@ -281,7 +281,7 @@ class FusedRepMLP(nnx.Module):
         Raises:
             ValueError: if the map's size or channels are not those that the block was built for.
         """
-        layers.check_single("FusedRepMLP", self.kernel.shape[:-3])
+        layers.check_single("FusedRepMLP", self.bias.shape[:-2])
         self.partitioning.check(x, self.in_features)
         split = self.partitioning.split(x, self.groups)
         return self.partitioning.join(self.on_partitions(split, self.partitioning.partition_size))
@@ -289,7 +289,7 @@ class FusedRepMLP(nnx.Module):
     @property
     def groups(self) -> int:
         """Groups of channels."""
-        return self.kernel.shape[0]
+        return self.bias.shape[0]  # an int8 kernel has no shape
 
     @property
     def layout(self) -> Layout | None:

@@ -39,7 +39,8 @@ class Leaf(NamedTuple):
 
     def _sizes(self, shape) -> dict[str, int]:
         axes = re.findall(r"\(.*?\)|\S+", self.axes.split(" -> ")[0])
-        return {name: size for name, size in zip(axes, shape, strict=False) if name.isidentifier()} | self.sizes
+        sizes = {name: size for name, size in zip(axes, shape, strict=False) if name.isidentifier()}
+        return {**sizes, **self.sizes}
 
 
 class MisfitError(ValueError):

@@ -97,7 +97,7 @@ from pathlib import Path
 from test_earlier_checkpoints import compare_with_file, get_config, json, mesh_of
 config = json.loads(Path(sys.argv[3], "config.json").read_text())
 del config["mesh"]
-print(compare_with_file(Path(sys.argv[3]) / "checkpoints" / "30", get_config(**config), mesh_of(4, 4)), "merged")
+print(compare_with_file(Path(sys.argv[3]) / "checkpoints" / "30", get_config(**config), mesh_of(2, 2)), "merged")
 """
 
 
@@ -111,7 +111,7 @@ def test_the_state_in_the_file_comes_to_two_processes(tmp_path):
         subprocess.Popen(
             [sys.executable, "-c", ON_TWO_PROCESSES, address, str(number), str(tmp_path)],
             cwd=REPOSITORY,
-            env=os.environ | dict(JAX_NUM_CPU_DEVICES="2", JAX_PLATFORMS="cpu"),
+            env=os.environ | dict(JAX_NUM_CPU_DEVICES="1", JAX_PLATFORMS="cpu"),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

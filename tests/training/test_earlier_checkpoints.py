@@ -62,12 +62,16 @@ def path_of(at):
     return jax.tree_util.keystr(at, simple=True, separator="/")
 
 
+def content(path):
+    """The arrays in a checkpoint, as NumPy's."""
+    with checkpoint_format._this_process_alone():
+        return ocp.load(path, jax.tree.map(lambda _: np.zeros(()), ocp.metadata(path).metadata))
+
+
 def compare_with_file(path, config, mesh) -> int:
     """Reads a checkpoint onto a mesh, compares all bits with those in the file, and counts the arrays merged."""
     placed = jax.tree.map(lambda leaf: leaf.update(sharding=split_over(mesh, leaf)), abstract_state(config, mesh))
-    with checkpoint_format._this_process_alone():
-        file = ocp.load(path, jax.tree.map(lambda _: np.zeros(()), ocp.metadata(path).metadata))
-    file = {path_of(at): array for at, array in jax.tree.leaves_with_path(file)}
+    file = {path_of(at): array for at, array in jax.tree.leaves_with_path(content(path))}
     state = read(path, placed, RETYPED)
     arrays = dict(zip(describe(state), jax.tree.leaves(state), strict=True))
     assert arrays.keys() == file.keys()
@@ -127,7 +131,7 @@ def rewrite(path, target, stored):
     """Writes a checkpoint as an earlier version would have, with the shapes in one that it did write."""
     record = read_record(path)
     shapes = {name: json.loads(f"[{text.partition('[')[2]}") for name, text in stored["arrays"].items()}
-    state = jax.tree.map_with_path(lambda at, array: array.reshape(shapes[path_of(at)]), ocp.load(path))
+    state = jax.tree.map_with_path(lambda at, array: jnp.reshape(array, shapes[path_of(at)]), content(path))
     earlier = make_record(record["step"], state, record["metrics"], record["config"], record["environment"])
     del earlier["format"]
     write(target, state, earlier).result()

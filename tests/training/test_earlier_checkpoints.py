@@ -65,7 +65,7 @@ def path_of(at):
 def content(path):
     """The arrays in a checkpoint, as NumPy's."""
     with checkpoint_format._this_process_alone():
-        return ocp.load(path, jax.tree.map(lambda _: np.zeros(()), ocp.metadata(path).metadata))
+        return ocp.load(path, jax.tree.map(lambda leaf: np.zeros((), leaf.dtype), ocp.metadata(path).metadata))
 
 
 def compare_with_file(path, config, mesh) -> int:

@@ -14,7 +14,8 @@ from on_accelerator.killed_runs import NAME, PATIENCE, KilledRuns, missing_for_w
 from on_accelerator.timing import compiled
 from repmlp_jax import create_model, fuse_params
 from repmlp_jax.blocks.layers import BatchNorm
-from repmlp_jax.blocks.operations import computed_once, grouped_convolution, grouped_product, halve, max_pool
+from repmlp_jax.blocks.operations import computed_once, grouped_convolution, halve, max_pool
+from repmlp_jax.blocks.split_maps import multiply_groups
 from repmlp_jax.fusing.host import host, is_accelerator
 from repmlp_jax.models.resampling import adaptive_average, enlarge
 
@@ -134,8 +135,8 @@ OPERATIONS = {
     ),
     "max pool 3×3": (max_pool, (2, 7, 8, 3)),
     "max pool 2×2": (halve, (2, 8, 6, 3)),
-    "product of one row": (grouped_product, (2, 1, 64), (2, 64, 5)),
-    "product of rows": (grouped_product, (2, 9, 64), (2, 64, 5)),
+    "product of one row": (multiply_groups, (2, 1, 1, 64), (2, 64, 5)),
+    "product of rows": (multiply_groups, (2, 3, 3, 64), (2, 64, 5)),
     "computed once": (computed_once, (3, 4)),
     "adaptive average": (functools.partial(adaptive_average, size=(3, 3)), (2, 7, 8, 3)),
     "enlarged": (functools.partial(enlarge, size=(9, 11)), (2, 4, 5, 3)),

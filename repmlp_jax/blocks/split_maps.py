@@ -23,7 +23,7 @@ def split(
     """Splits maps into partitions, down and then across, and their channels into groups."""
     default, tpu = (
         functools.partial(form, counts=counts, partition_size=partition_size, groups=groups)
-        for form in (_split, _split_batch_last)
+        for form in (_split, _split if counts == (1, 1) else _split_batch_last)
     )
     return by_platform(x, tpu=tpu, default=default)
 
@@ -46,7 +46,8 @@ def join(
 ) -> Float[Array, "N H W C"]:
     """The inverse of `split`."""
     default, tpu = (
-        functools.partial(form, counts=counts, partition_size=partition_size) for form in (_join, _join_batch_last)
+        functools.partial(form, counts=counts, partition_size=partition_size)
+        for form in (_join, _join if counts == (1, 1) else _join_batch_last)
     )
     return by_platform(y, tpu=tpu, default=default)
 

@@ -56,8 +56,8 @@ def _evaluate(jaxpr, constants, arguments, platform) -> list:
         elif _holds_a_choice(equation):
             if equation.primitive.name not in CALLS:
                 raise NotImplementedError(f"a choice by platform within {equation.primitive.name} is not resolved")
-            (inner,) = jaxprs_in_params(equation.params)
-            results = _evaluate(inner, getattr(inner, "consts", ()), operands, platform)
+            inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+            results = _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands, platform)
         else:
             results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
             results = results if equation.primitive.multiple_results else [results]

@@ -39,8 +39,7 @@ class Leaf(NamedTuple):
 
     def _sizes(self, shape) -> dict[str, int]:
         axes = re.findall(r"\(.*?\)|\S+", self.axes.split(" -> ")[0])
-        sizes = {name: size for name, size in zip(axes, shape, strict=False) if name.isidentifier()}
-        return {**sizes, **self.sizes}
+        return {name: size for name, size in zip(axes, shape, strict=False) if name.isidentifier()} | dict(self.sizes)
 
 
 class MisfitError(ValueError):

@@ -49,7 +49,7 @@ class GlobalPerceptron(nnx.Module):
         """The values to add to every pixel of each partition."""
         averages = x.mean(2, keepdims=True)
         normalised = self.norm(averages, averages.shape[3:])
-        return self.fc2(nnx.relu(self.fc1(normalised.reshape(len(x), -1)))).reshape(averages.shape)
+        return self.fc2(nnx.relu(self.fc1(normalised.reshape(x.shape[0], -1)))).reshape(averages.shape)
 
     def fused(self) -> "FusedGlobalPerceptron":
         """The equivalent `FusedGlobalPerceptron`, with the norm folded into FC1."""
@@ -244,7 +244,7 @@ class FusedGlobalPerceptron(nnx.Module):
     def __call__(self, x: Float[Array, "N m p g c"]) -> Float[Array, "N m 1 g c"]:
         """The values to add to every pixel of each partition."""
         averages = x.mean(2, keepdims=True)
-        return self.fc2(nnx.relu(self.fc1(averages.reshape(len(x), -1)))).reshape(averages.shape)
+        return self.fc2(nnx.relu(self.fc1(averages.reshape(x.shape[0], -1)))).reshape(averages.shape)
 
 
 class FusedRepMLP(nnx.Module):

@@ -229,8 +229,8 @@ def test_the_papers_net_has_maps_of_90_pixels_and_fewer_operations_than_with_con
     c3, c4 = (model.stages[stage][1].repmlp for stage in (1, 2))
     assert model.input_shape == (713, 713, 3)
     assert c3.input_shape == c4.input_shape == (90, 90, 64)
-    assert c3.global_perceptron.fc1.kernel.shape == (9, 9, 64, 9 * 9 * 64 // 4)
-    assert c4.global_perceptron.fc1.kernel.shape == (9, 9, 64, 9 * 9 * 64 // 8)
+    assert c3.global_perceptron.fc1.kernel.shape == (9 * 9 * 64, 9 * 9 * 64 // 4)
+    assert c4.global_perceptron.fc1.kernel.shape == (9 * 9 * 64, 9 * 9 * 64 // 8)
     # Partitions, kernels and groups are the backbone's at 320 pixels, so FC3 and the convolutions are ImageNet's.
     classifier = nnx.eval_shape(
         lambda: RepMLPResNet(

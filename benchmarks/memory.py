@@ -1,16 +1,19 @@
 """How much memory does a training state take on each device, by model and mesh?
 
-    JAX_NUM_CPU_DEVICES=8 python benchmarks/memory.py
+    JAX_NUM_CPU_DEVICES=8 JAX_PLATFORMS=cpu python benchmarks/memory.py [--tpu]
 
 Computed from shapes alone (`jax.eval_shape`), for meshes that need not exist; and measured for those that do, by adding
-up the parts that lie on a device. Activations come on top, and grow with the batch.
+up the parts that lie on a device. `--tpu` asks a TPU's compiler (`pip install libtpu`; no TPU is needed) what eight
+chips would need, where arrays are padded to whole tiles. Activations come on top, and grow with the batch.
 """
 
 import argparse
 import math
+import os
 
 import jax
 from flax import nnx
+from jax.experimental import topologies
 from measure import record
 
 from repmlp_jax.models.registry import create_model
@@ -36,7 +39,9 @@ def main():
         ],
     )
     parser.add_argument("--measured", nargs="*", default=["RepMLPNet-T224"], help="models to make for real, too")
+    parser.add_argument("--tpu", action="store_true", help="compile for eight chips of a TPU v5e, too")
     options = parser.parse_args()
+    chips = tpu_chips() if options.tpu else None
     rows = {}
     for name in options.models:
         config = default_config()
@@ -58,9 +63,31 @@ def main():
                 state = jax.jit(make_state, out_shardings=shardings)(jax.random.key(0))
                 row["measured"] = mebibytes(jax.tree.map(lambda array: nbytes(array.addressable_shards[0].data), state))
                 del state
+            if chips:
+                row["compiled"] = compiled(abstract, sharding.make_mesh(fsdp=fsdp, devices=chips))
             rows[name][f"fsdp={fsdp}"] = row
             print(name, config.optimizer, f"fsdp={fsdp}", row)
     print("recorded:", record("memory", rows))
+
+
+def tpu_chips():
+    """Eight chips to compile for; libtpu finds none in this machine and is told not to look for any."""
+    os.environ |= dict(
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_ACCELERATOR_TYPE="v5litepod-8",
+        TPU_WORKER_HOSTNAMES="localhost",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="true",
+    )
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+
+
+def compiled(abstract, mesh) -> float:
+    """Mebibytes of a state on each device of a TPU, as the arguments of a compiled program."""
+    placed = jax.tree.map(
+        lambda leaf, place: leaf.update(sharding=place), abstract, sharding.state_shardings(abstract, mesh)
+    )
+    program = jax.jit(lambda state: state, donate_argnums=0).lower(placed).compile()
+    return round(program.memory_analysis().argument_size_in_bytes / MEBI, 1)
 
 
 def part_of(leaf, place) -> int:

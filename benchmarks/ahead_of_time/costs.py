@@ -34,6 +34,8 @@ MOVES = {
     *("fusion", "copy", "convert", "transpose", "reshape", "slice", "dynamic-slice", "dynamic-update-slice"),
     *("concatenate", "pad", "broadcast", "reverse", "async", *FREE),
 }
+# These read no more than they write.
+SLICES = {"fusion", "slice", "dynamic-slice", *FREE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,14 +208,16 @@ def _cost(program, here, instruction, times):
     opcodes = _inside(program, start) | {instruction.opcode.removesuffix("-done")}
     sources = [here[name] for name in start.operands if name in here]
     read = [array for source in sources for array in source.arrays if array.is_in_hbm]
-    written = [array for array in instruction.arrays if array.is_in_hbm]
-    if instruction.opcode in ("copy-done", "slice-done"):  # As much is read as is written, to whichever memory.
-        read = list(instruction.arrays) if read else []
+    # Of a library's call only the first result is one; the others are its scratch memory.
+    results = instruction.arrays[:1] if _is_product_of_a_library(start) else instruction.arrays
+    written = [array for array in results if array.is_in_hbm]
+    if instruction.opcode in ("copy-done", "slice-done") or opcodes <= SLICES:
+        read = list(instruction.arrays) if read else []  # As much is read as is written, to whichever memory.
     cycles = [part.estimated_cycles for part in {id(start): start, id(instruction): instruction}.values()]
     known = [part for part in cycles if part is not None]
     return Cost(
         instruction=dataclasses.replace(instruction, attributes=start.attributes),
-        kind=_kind(opcodes, start.custom_call_target),
+        kind=PRODUCTS if _is_product_of_a_library(start) else _kind(opcodes),
         cycles=times * sum(known) if known else None,
         bytes=times * sum(array.bytes for array in (*read, *written)),
         padded_bytes=times * sum(array.padded_bytes for array in (*read, *written)),
@@ -230,10 +234,13 @@ def _inside(program, instruction) -> set[str]:
     return {opcode.removesuffix("-start").removesuffix("-done") for opcode in found}
 
 
-def _kind(opcodes: set[str], custom_call_target: str) -> str:
+def _is_product_of_a_library(instruction: Instruction) -> bool:
+    """Whether an instruction calls a matrix product or a convolution of cuBLAS or cuDNN."""
+    return any(name in instruction.custom_call_target for name in ("cublas", "cudnn"))
+
+
+def _kind(opcodes: set[str]) -> str:
     for kind, marks in MARKS.items():
         if opcodes & marks:
             return kind
-    if any(name in custom_call_target.lower() for name in ("gemm", "matmul", "conv", "cublas", "cudnn")):
-        return PRODUCTS
     return COPIES if opcodes <= MOVES else REST

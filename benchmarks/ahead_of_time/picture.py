@@ -23,7 +23,7 @@ def draw(rows: dict[str, dict], title: str) -> Figure:
     """
     bars = [bar for bar in BARS if any(bar[2](row) is not None for row in rows.values())]
     height = 0.8 / len(bars)
-    figure = Figure(figsize=(9.5, 0.55 * len(rows) + 1.6), layout="constrained")
+    figure = Figure(figsize=(9.5, 0.45 * len(rows) + 1.6), layout="constrained")
     axes = figure.subplots()
     for number, (label, colour, milliseconds) in enumerate(bars):
         places = [place + (number - (len(bars) - 1) / 2) * height for place in range(len(rows))]

@@ -50,6 +50,7 @@ def measure(row: Row, target_name: str, folder: Path | None = None) -> dict:
             **costs.summary(costs.costs(parsed), target.clock, target.bandwidth),
             macs=macs,
             parameters=parameters,
+            argument_bytes=memory.argument_size_in_bytes,
             # Arguments that are donated are results, too.
             peak_bytes=memory.argument_size_in_bytes
             + memory.output_size_in_bytes
@@ -81,8 +82,8 @@ def printed(found: dict) -> str:
         f"{found['row']}: {estimated}ideal {found['ideal_ms']:.2f} ms, bytes at the bandwidth "
         f"{traffic['ms_at_bandwidth']:.2f} ms",
         f"    parameters {_megabytes(parameters)}; traffic {_megabytes(traffic)}; copies {found['copies_share']:.0%}; "
-        f"peak {found['peak_bytes'] / 1e6:.0f} MB; {found['kernels']} kernels; compiled in "
-        f"{found['compile_seconds']:.0f} s",
+        f"{found['kernels']} kernels; compiled in {found['compile_seconds']:.0f} s",
+        f"    memory: peak {found['peak_bytes'] / 1e6:.0f} MB, arguments {found['argument_bytes'] / 1e6:.0f} MB",
     ]
     for name, row in found["collectives"].items():
         lines.append(f"    {row['count']} × {name}, {row['bytes'] / 1e6:.2f} MB")

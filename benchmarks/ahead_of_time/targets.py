@@ -1,6 +1,7 @@
 """The devices that programs are compiled for, none of which has to be there."""
 
 import dataclasses
+import math
 import os
 
 import numpy as np
@@ -16,7 +17,7 @@ class Target:
         rates: dtype → multiplications and additions a second at their peak, in the precision that JAX chooses.
         bandwidth: bytes a second of its main memory.
         clock: cycles a second, by which its matrix units reach their peak; None if its compiler estimates none.
-        topology: smallest one that the compiler knows.
+        topology: the smallest that the compiler knows; empty for GPUs, of which there may be any number.
         package: to install.
         modules: one of them is there if it is installed.
     """
@@ -46,7 +47,7 @@ TARGETS = {
         rates={"float32": 494e12, "bfloat16": 989e12},
         bandwidth=3.35e12,
         clock=None,
-        topology="1x1x1",
+        topology="",
         package="jax-cuda12-plugin[with-cuda]",
         modules=("jax_cuda12_plugin",),
     ),
@@ -107,9 +108,9 @@ def devices(target: Target, chips: str) -> np.ndarray:
     from jax.experimental import topologies
 
     if target.platform == "cuda":
-        if chips != "1":
-            raise RuntimeError(f"{target.name} is compiled for one device here, not for {chips}")
-        description = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=target.topology)
+        count = math.prod(map(int, chips.split("x")))
+        # Of one process on one host.
+        description = topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x1x{count}")
     else:
         name = target.topology if chips == "1" else f"{target.topology.partition(':')[0]}:{chips}"
         description = topologies.get_topology_desc(platform="tpu", topology_name=name)

@@ -17,6 +17,7 @@ from repmlp_jax.blocks.initializers import constant, kernel_init
 from repmlp_jax.blocks.operations import grouped_convolution
 from repmlp_jax.blocks.sharesets import convolve_sharesets
 from repmlp_jax.blocks.split_maps import convolve_partitions, multiply_pixels
+from repmlp_jax.blocks.statistics import mean_and_variance, of_all
 from repmlp_jax.fusing import algebra
 from repmlp_jax.fusing.arguments import Pair, Sizes, checked, pair, sizes
 
@@ -103,13 +104,10 @@ class BatchNorm(nnx.Module):
                 f"batch norm in training needs at least 2 values a feature, and an input of shape {x.shape} "
                 f"has {count}: use a larger batch, or model.eval()"
             )
-
-        def mean_of(values):
-            means = values.mean(axes, keepdims=True)
-            return means if repeats == 1 else means.reshape(*shape[:-1], repeats, shape[-1]).mean(-2)
-
-        mean = mean_of(x)
-        var = mean_of(jnp.square(x - _repeated(mean, repeats)))
+        mean, var = mean_and_variance(x, axes)
+        if repeats > 1:
+            means, variances = (values.reshape(*shape[:-1], repeats, shape[-1]) for values in (mean, var))
+            mean, var = (values.reshape(shape) for values in of_all(means, variances, -2))
         self._update(self.mean, mean)
         self._update(self.var, var * (count / (count - 1)))
         self.batches[...] = self.batches[...] + 1

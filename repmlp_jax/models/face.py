@@ -12,7 +12,6 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.repmlp import RepMLPConfig
-from repmlp_jax.blocks.run import run
 from repmlp_jax.fusing import algebra
 from repmlp_jax.fusing.arguments import Pair, checked, pair
 from repmlp_jax.models.arguments import arguments_text
@@ -132,7 +131,8 @@ class FaceResNet(nnx.Module):
         call = nnx.remat(operator.call) if self.rematerialise else operator.call
         x = nnx.relu(self.stem(x))
         for stage in self.stages:
-            x = run(stage, x, call)
+            for block in stage:
+                x = call(block, x)
         return unit_length(self.head(x.mean((1, 2), keepdims=True))[:, 0, 0])
 
 

@@ -1,6 +1,5 @@
 """The residual blocks of RepMLP-ResNet, with and without RepMLP (arXiv 2105.01883, Section 4.2)."""
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +8,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.layers import ConvBN, on_partitions
+from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.operations import computed_once
-from repmlp_jax.blocks.partition import Layout
 from repmlp_jax.blocks.repmlp import RepMLP, RepMLPConfig
-from repmlp_jax.blocks.run import layout_of, stays_split
 from repmlp_jax.fusing.arguments import Pair, checked
 
 
@@ -113,23 +110,8 @@ class LightBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W O"]:
         """Applies the block."""
-        return self._applied(operator.call, x)
-
-    def on_partitions(self, x: Float[Array, "N m p g c"], partition_size: Sequence[int]) -> Float[Array, "N m p g o"]:
-        """Applies the block to a map that RepMLP's layout splits."""
-        return self._applied(lambda layer, x: on_partitions(layer, x, partition_size), x)
-
-    def _applied(self, apply, x):
-        y = nnx.relu(apply(self.repmlp, nnx.relu(apply(self.conv1, x))))
-        shortcut = x if self.shortcut is None else apply(self.shortcut, x)
-        return computed_once(nnx.relu(apply(self.conv3, y) + shortcut))
-
-    @property
-    def layout(self) -> Layout | None:
-        """How RepMLP splits its map; None if the layers around it are not pointwise."""
-        layout, around = layout_of(self.repmlp), (self.conv1, self.conv3, self.shortcut)
-        is_split = layout and all(layer is None or stays_split(layer, layout) for layer in around)
-        return layout if is_split else None
+        y = nnx.relu(self.repmlp(nnx.relu(self.conv1(x))))
+        return _add_shortcut(self, x, self.conv3(y))
 
 
 class BottleneckBlock(nnx.Module):

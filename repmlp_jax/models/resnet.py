@@ -13,7 +13,6 @@ from jaxtyping import Array, Float
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.operations import max_pool
 from repmlp_jax.blocks.repmlp import RepMLPConfig
-from repmlp_jax.blocks.run import run
 from repmlp_jax.fusing.arguments import Pair, checked
 from repmlp_jax.models.arguments import arguments_for, arguments_text
 from repmlp_jax.models.classifier import classifier
@@ -104,7 +103,8 @@ class ResNetStages(nnx.Module):
         x = max_pool(nnx.relu(self.stem(x)))
         maps = []
         for stage in self.stages:
-            x = run(stage, x, call)
+            for block in stage:
+                x = call(block, x)
             maps.append(x)
         return maps
 

@@ -1,10 +1,12 @@
 """Sharding: one mesh over all devices of all processes, with split batches and replicated or split weights."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from repmlp_jax.fusing.host import is_key
@@ -51,8 +53,9 @@ def split_batch(mesh: Mesh) -> NamedSharding:
 def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     """The sharding of each array of a training state: large arrays are split over `fsdp`, others are replicated.
 
-    The longest axis that `fsdp` divides is split. A parameter and its optimizer state have the same shape, so they have
-    the same sharding.
+    Of the axes that `fsdp` divides the first is split whose parts a TPU's tiles pad least: padding takes memory, and
+    parts of tiles are not scattered. A parameter and its optimizer state have the same shape, so they have the same
+    sharding.
     """
     parts = mesh.shape.get("fsdp", 1)
 
@@ -60,10 +63,37 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
         axes = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % parts == 0]
         if parts == 1 or not axes or math.prod(leaf.shape) < SMALLEST_TO_SPLIT:
             return replicated(mesh)
-        longest = max(axes, key=lambda axis: leaf.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
+
+        def padded_part(axis):
+            return padded_size([size // parts if at == axis else size for at, size in enumerate(leaf.shape)])
+
+        return NamedSharding(mesh, PartitionSpec(*[None] * min(axes, key=padded_part), "fsdp"))
 
     return jax.tree.map(sharding_of, abstract_state)
+
+
+def padded_size(shape: Sequence[int]) -> int:
+    """Elements that an array takes on a TPU, where tiles of (8, 128) cover its last two axes."""
+    *major, rows, columns = (1, 1, *shape)
+    return math.prod(major) * -(-rows // 8) * 8 * -(-columns // 128) * 128
+
+
+def gathered(parameters: Any, mesh: Mesh) -> Any:
+    """The parameters whole on every device, where they are used; their gradients are split like the parameters.
+
+    So compilers sum and scatter gradients. A sharding constraint alone would want its gradient, too, on every device.
+    """
+    shardings = state_shardings(parameters, mesh)
+
+    @jax.custom_vjp
+    def gather(parameters):
+        return lax.with_sharding_constraint(parameters, replicated(mesh))
+
+    def scatter(_, gradients):
+        return (lax.with_sharding_constraint(gradients, shardings),)
+
+    gather.defvjp(lambda parameters: (gather(parameters), None), scatter)
+    return gather(parameters)
 
 
 def check_batch_size(name: str, batch_size: int, mesh: Mesh):

@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
-from repmlp_jax.training.sharding import platform_of, replicated
+from repmlp_jax.training.sharding import gathered, platform_of
 
 
 class Totals(NamedTuple):
@@ -112,10 +112,11 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
     is_split = mesh.shape.get("fsdp", 1) > 1
 
     def loss_of(parameters, statistics, batch, key):
-        if is_split:  # Gather before use, so that the backward pass sums and scatters the gradient.
-            parameters = lax.with_sharding_constraint(parameters, replicated(mesh))
+        if is_split:
+            parameters = gathered(parameters, mesh)
         model = nnx.merge(graphdef, parameters, statistics, copy=True)
-        value, correct = loss(model, batch, key)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # by which norms know the parts of the batch
+            value, correct = loss(model, batch, key)
         _, statistics = nnx.state(model, nnx.Param, ...)
         return value, (statistics, correct)
 

@@ -147,8 +147,7 @@ FORMS = {
     "share-sets": (multiply_sharesets, [(2, 1, 4, 6), (3, 4, 4)], None, None),
     "convolution with share-sets": (convolve_sharesets, [(2, 4, 4, 6), (3, 3, 1, 3)], None, "feature_group_count = 6"),
 }
-# For these, programs for a GPU are those for the CPU.
-TPU_FORMS = {
+SPLIT_MAPS = {
     "split": (lambda x: split(x, (2, 3), (2, 2), 2), [(2, 4, 6, 4)]),
     "join": (lambda x: join(x, (2, 3), (2, 2)), [(2, 6, 4, 2, 2)]),
     "products": (multiply_groups, [(2, 3, 4, 8), (2, 8, 5)]),
@@ -169,8 +168,8 @@ def test_the_form_for_accelerators_gives_the_same_and_so_do_its_gradients(operat
         assert_trees_close(value_and_gradients(form, *operands), expected, ROUNDING_F64)
 
 
-@pytest.mark.parametrize(("operation", "shapes"), TPU_FORMS.values(), ids=TPU_FORMS)
-def test_the_form_for_tpus_gives_the_same_and_so_do_its_gradients(operation, shapes):
+@pytest.mark.parametrize(("operation", "shapes"), SPLIT_MAPS.values(), ids=SPLIT_MAPS)
+def test_the_form_with_the_batch_last_gives_the_same_and_so_do_its_gradients(operation, shapes):
     operands = [random(number, *shape) for number, shape in enumerate(shapes)]
     form = as_compiled_for("tpu", operation)
     assert str(jax.make_jaxpr(form)(*operands)) != str(jax.make_jaxpr(as_compiled_for("cpu", operation))(*operands))

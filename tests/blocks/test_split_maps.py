@@ -9,11 +9,10 @@ from tolerance import ROUNDING_F64, assert_close, assert_trees_close
 from repmlp_jax import RepMLP, fuse_params
 from repmlp_jax.blocks.layers import ConvBN, by_group, by_pixel, conv, on_partitions
 from repmlp_jax.blocks.partition import Partitioning
-from repmlp_jax.blocks.run import OnPartitions, layout_of, run
+from repmlp_jax.blocks.run import OnPartitions, run
 from repmlp_jax.blocks.sharesets import convolve_sharesets, multiply_sharesets
 from repmlp_jax.blocks.split_maps import convolve_partitions, multiply_groups, multiply_pixels
 from repmlp_jax.fusing.one_platform import as_compiled_for
-from repmlp_jax.models.residual import LightBlock
 
 
 def random(seed, *shape):
@@ -99,10 +98,6 @@ RUNS = {
     "padding": (lambda: [block(image_size=(3, 5), pad=True), pointwise(), block(image_size=(3, 5), pad=True)], 0),
     "a subclass": (lambda: [block(), Doubled(4, 4, **BLOCK, rngs=nnx.Rngs(0)), block()], 2),
     "a function": (lambda: [block(), nnx.relu, pointwise()], 1),
-    "light blocks": (
-        lambda: [LightBlock(4, 4, 4, **BLOCK, rngs=nnx.Rngs(0)), LightBlock(4, 4, 6, **BLOCK, rngs=nnx.Rngs(0))],
-        2,
-    ),
 }
 
 
@@ -131,13 +126,6 @@ def test_a_run_is_its_layers_one_after_another(make, stays_split, mode):
     if mode == "in training":
         statistics = [nnx.state(list(some), nnx.BatchStat) for some in (layers, others)]
         assert_trees_close(*statistics, ROUNDING_F64)
-
-
-def test_layers_within_a_block_may_be_of_any_type():
-    light = LightBlock(4, 4, 4, **BLOCK, rngs=nnx.Rngs(0))
-    assert layout_of(light)
-    light.conv1 = nnx.Conv(4, 4, (1, 1), rngs=nnx.Rngs(0))  # not of this library: its padding, say, may be anything
-    assert layout_of(light) is None
 
 
 def test_a_replaced_convolution_of_the_local_perceptron_sees_each_partition():

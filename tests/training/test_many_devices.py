@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from cases import abstract, randomised
 from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec
 from streamed_digits import prepare as prepare_digits
 from tiny_recipe import get_config
 from tiny_runs import REPOSITORY, finish, start, wait_for_checkpoint
@@ -26,7 +28,15 @@ from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.models.registry import create_model
 from repmlp_jax.tasks.classification import Classification, batch_metrics, mean_metrics
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
-from repmlp_jax.training.sharding import make_mesh, on_this_process, put_everywhere, put_state, state_shardings
+from repmlp_jax.training.sharding import (
+    gathered,
+    make_mesh,
+    on_this_process,
+    put_everywhere,
+    put_state,
+    replicated,
+    state_shardings,
+)
 from repmlp_jax.training.step import fetch_metrics
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
@@ -80,6 +90,43 @@ def test_a_mesh_that_does_not_fit_is_named():
     ):
         make_mesh(data=2, fsdp=3)
     assert dict(make_mesh(fsdp=4).shape) == dict(data=2, fsdp=4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((8, 392, 392), 0),  # 98 rows would be padded to 104, 98 columns to 128
+        ((2, 256, 256), 1),
+        ((1, 3136, 3136), 1),
+        ((512, 1000), 0),
+        ((3, 3, 64, 64), 2),
+        ((250, 250), None),
+        ((64, 64), None),
+    ],
+)
+def test_the_axis_is_split_whose_parts_are_padded_least(shape, axis):
+    spec = state_shardings(jax.ShapeDtypeStruct(shape, jnp.float32), mesh_of(8, 4)).spec
+    assert spec == (PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "fsdp"))
+
+
+def test_gradients_of_split_parameters_lie_in_parts():
+    mesh = mesh_of(8, 4)
+    parameters = dict(kernel=jnp.arange(2**14, dtype=jnp.float32).reshape(128, 128) / 2**14, bias=jnp.ones(128))
+    x = jnp.arange(8 * 128, dtype=jnp.float32).reshape(8, 128) / 2**10
+
+    def loss(parameters):
+        return jnp.square(x @ parameters["kernel"] + parameters["bias"]).mean()
+
+    shardings = state_shardings(parameters, mesh)
+    split = put_state(parameters, shardings)
+    gradients = jax.jit(jax.grad(lambda parameters: loss(gathered(parameters, mesh))))(split)
+    assert not gradients["kernel"].is_fully_replicated
+    for name, place in shardings.items():
+        assert gradients[name].sharding.is_equivalent_to(place, parameters[name].ndim)
+    # Of a sharding constraint alone they are whole on every device.
+    constrained = jax.jit(jax.grad(lambda split: loss(lax.with_sharding_constraint(split, replicated(mesh)))))(split)
+    assert constrained["kernel"].is_fully_replicated
+    assert_trees_close(gradients, jax.grad(loss)(parameters), ANOTHER_ORDER[jnp.float32])
 
 
 def test_what_is_on_the_mesh_and_what_is_not_comes_to_every_device_and_back():

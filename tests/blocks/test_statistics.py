@@ -1,0 +1,115 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, use_abstract_mesh
+from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close, assert_trees_close
+
+from repmlp_jax.blocks import statistics
+from repmlp_jax.blocks.layers import BatchNorm
+from repmlp_jax.blocks.statistics import mean_and_variance
+
+DEVICES = 8
+MESH = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+# Of a batch of images, of FC3's outputs (groups first), of RepMLPNet's share-sets, and of one share-set.
+CASES = [
+    ((16, 3, 5, 4), (0, 1, 2)),
+    ((2, 32, 3, 3, 4), (1,)),
+    ((3, 24, 5, 5), (1, 2, 3)),
+    ((1, 24, 2, 2), (0, 1, 2, 3)),
+]
+
+
+def on_devices(function, batch):
+    """The function of a batch that is split over the devices, compiled for them."""
+
+    def within(*arrays):
+        with use_abstract_mesh(MESH.abstract_mesh):
+            return function(*arrays)
+
+    split = NamedSharding(MESH, PartitionSpec(*[None] * batch, MESH.axis_names))
+    return jax.jit(within, in_shardings=split)
+
+
+def values(shape, batch, seed=0):
+    """Normal random values around means that differ from device to device."""
+    rng = np.random.default_rng(seed)
+    of_devices = rng.normal(size=[DEVICES if axis == batch else 1 for axis in range(len(shape))])
+    return rng.normal(size=shape) + 3 * of_devices.repeat(shape[batch] // DEVICES, batch)
+
+
+@pytest.mark.parametrize(("shape", "axes"), CASES)
+def test_of_parts_they_are_those_of_the_whole_and_so_are_their_gradients(shape, axes):
+    batch = next(axis for axis in axes if shape[axis] > 1)
+
+    def loss(x):
+        mean, variance = mean_and_variance(x, axes)
+        return jnp.sin(mean).sum() + jnp.exp(-variance).sum(), (mean, variance)
+
+    def with_derivatives(x, tangent):
+        return jax.jvp(jax.grad(loss, has_aux=True), (x,), (tangent,))
+
+    x, tangent = values(shape, batch), values(shape, batch, seed=1)
+    of_parts = on_devices(with_derivatives, batch)
+    assert "custom_jvp" in str(jax.make_jaxpr(of_parts)(x, tangent))
+    (gradient, (mean, variance)), (curvature, changes) = of_parts(x, tangent)
+    assert_close(mean, x.mean(axes, keepdims=True), ROUNDING_F64)
+    assert_close(variance, x.var(axes, keepdims=True), ROUNDING_F64)
+    (expected, _), (expected_curvature, expected_changes) = jax.jit(with_derivatives)(x, tangent)
+    assert_close(gradient, expected, ROUNDING_F64)
+    assert_close(curvature, expected_curvature, ROUNDING_F64)
+    assert_trees_close(changes, expected_changes, ROUNDING_F64)
+
+
+@pytest.mark.parametrize("mean", [0, 1000])
+def test_in_float32_the_first_step_normalises_what_lies_far_from_zero(mean):
+    x = (np.random.default_rng(0).normal(size=(64, 5, 5, 7)) + mean).astype(np.float32)
+
+    def first_step(x):
+        norm = BatchNorm(7)
+        return norm(x), norm.var[...]
+
+    y, running = on_devices(first_step, 0)(x)
+    exact = x.astype(np.float64)
+    # Means are rounded to 2^-24 of themselves, and deviations with them; sums of squares would be off by 0.06 here.
+    tolerance = ROUNDING_F32 + 8 * mean * 2**-24
+    assert_close(y, (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-5), tolerance, scale=1)
+    assert_close(running, 0.9 + 0.1 * exact.var((0, 1, 2), ddof=1), tolerance)
+
+
+def test_in_a_stack_each_norm_has_its_own():
+    x = values((3, 16, 4), 1)
+
+    @nnx.vmap
+    def statistics_of(x):
+        return mean_and_variance(x, (0,))
+
+    mean, variance = on_devices(statistics_of, 1)(x)
+    assert_close(mean, x.mean(1, keepdims=True), ROUNDING_F64)
+    assert_close(variance, x.var(1, keepdims=True), ROUNDING_F64)
+
+
+@pytest.mark.parametrize(
+    ("batch", "largest", "mesh"),
+    [
+        (12, 2**17, MESH),
+        (16, 8 * 4 - 1, MESH),
+        (16, 2**17, jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])),
+        (16, 2**17, jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))),
+    ],
+    ids=["a batch that devices do not divide", "a large message", "one device", "a mesh with explicit shardings"],
+)
+def test_without_parts_nothing_changes(monkeypatch, batch, largest, mesh):
+    monkeypatch.setattr(statistics, "LARGEST_EXCHANGE", largest)
+
+    def statistics_of(x):
+        with use_abstract_mesh(mesh.abstract_mesh):
+            return mean_and_variance(x, (0,))
+
+    x = jax.ShapeDtypeStruct((batch, 4), jnp.float32)
+    jaxpr = jax.make_jaxpr(statistics_of)(x)
+    assert "custom_jvp" not in str(jaxpr)
+    assert [equation.primitive for equation in jaxpr.eqns] == [
+        equation.primitive for equation in jax.make_jaxpr(lambda x: mean_and_variance(x, (0,)))(x).eqns
+    ]

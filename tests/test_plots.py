@@ -108,8 +108,8 @@ def test_the_middle_of_the_first_channel_is_drawn_unless_told_otherwise():
 def test_share_sets_are_drawn_as_channels():
     block = block_of("gated")
     figure = plots.fc3_kernels(block, (2, 0), output_channel=1)
-    fused = np.asarray(block.fused().kernel[...])
-    np.testing.assert_array_equal(shown(figure.axes[2]), np.abs(fused[1, :, :, 2, 0]))
+    fused = np.asarray(block.fused().kernel_by_pixel())
+    np.testing.assert_array_equal(shown(figure.axes[2]), np.abs(fused[1, :, :, 0, 2, 0, 0]))
 
 
 def test_exact_zeros_are_told_from_small_weights():
@@ -218,7 +218,7 @@ def test_bfloat16_is_drawn_as_it_is():
     fused = block_of("gated").fused()
     fused.kernel = nnx.Param(fused.kernel[...].astype(jnp.bfloat16))
     figure = plots.receptive_fields(fused, [(1, 2)])
-    expected = np.asarray(fused.kernel[...]).astype(np.float32)[:, :, :, 1, 2]
+    expected = np.asarray(fused.kernel_by_pixel()).astype(np.float32)[:, :, :, 0, 1, 2, 0]
     np.testing.assert_array_equal(shown(figure.axes[0]), np.sqrt(np.square(expected).mean(0)))
 
 

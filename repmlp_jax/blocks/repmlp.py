@@ -49,7 +49,7 @@ class GlobalPerceptron(nnx.Module):
         """The values to add to every pixel of each partition."""
         averages = x.mean(2, keepdims=True)
         normalised = self.norm(averages, averages.shape[3:])
-        return self.fc2(nnx.relu(self.fc1(normalised.reshape(len(x), -1)))).reshape(averages.shape)
+        return self.fc2(nnx.relu(self.fc1(normalised.reshape(x.shape[0], -1)))).reshape(averages.shape)
 
     def fused(self) -> "FusedGlobalPerceptron":
         """The equivalent `FusedGlobalPerceptron`, with the norm folded into FC1."""
@@ -244,7 +244,7 @@ class FusedGlobalPerceptron(nnx.Module):
     def __call__(self, x: Float[Array, "N m p g c"]) -> Float[Array, "N m 1 g c"]:
         """The values to add to every pixel of each partition."""
         averages = x.mean(2, keepdims=True)
-        return self.fc2(nnx.relu(self.fc1(averages.reshape(len(x), -1)))).reshape(averages.shape)
+        return self.fc2(nnx.relu(self.fc1(averages.reshape(x.shape[0], -1)))).reshape(averages.shape)
 
 
 class FusedRepMLP(nnx.Module):
@@ -281,7 +281,7 @@ class FusedRepMLP(nnx.Module):
         Raises:
             ValueError: if the map's size or channels are not those that the block was built for.
         """
-        layers.check_single("FusedRepMLP", self.kernel.shape[:-3])
+        layers.check_single("FusedRepMLP", self.bias.shape[:-2])
         self.partitioning.check(x, self.in_features)
         split = self.partitioning.split(x, self.groups)
         return self.partitioning.join(self.on_partitions(split, self.partitioning.partition_size))
@@ -289,7 +289,7 @@ class FusedRepMLP(nnx.Module):
     @property
     def groups(self) -> int:
         """Groups of channels."""
-        return self.kernel.shape[0]
+        return self.bias.shape[0]  # an int8 kernel has no shape
 
     @property
     def layout(self) -> Layout | None:

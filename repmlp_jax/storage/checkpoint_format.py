@@ -18,11 +18,16 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from repmlp_jax.fusing.finite import check_finite
+from repmlp_jax.fusing.host import host
 from repmlp_jax.listing import listed
+from repmlp_jax.storage import earlier_formats
 from repmlp_jax.storage.digest import describe, digests
 
 # Orbax logs, with a traceback from each thread, what it also raises.
 logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in str(record.msg))
+
+
+FORMAT = 2
 
 
 class CheckpointError(RuntimeError):
@@ -35,6 +40,7 @@ class Record(TypedDict):
     `environment` is as of the caller; {} in checkpoints of earlier versions, whose `step` is None if it is not known.
     """
 
+    format: int
     step: int | None
     arrays: dict[str, str]
     digests: dict[str, int]
@@ -48,6 +54,7 @@ def make_record(
 ) -> Record:
     """Describes a state; if it is spread over several processes, every process makes this call."""
     return Record(
+        format=FORMAT,
         step=step,
         arrays=describe(state),
         digests=digests(state),
@@ -95,23 +102,27 @@ def read(path: Path, abstract_state: Any, retyped: Collection[str] = ()) -> Any:
         The state, bit for bit as it was saved, except the arrays that are cast.
 
     Raises:
-        ValueError: if the checkpoint holds other arrays than `abstract_state`.
+        ValueError: if the checkpoint holds other arrays than `abstract_state`, or is of a newer format.
         CheckpointError: if it is damaged, or holds values that are NaN or infinite.
     """
     record = _attempt_everywhere(path, lambda: _open_record(path))
+    if record["format"] > FORMAT:
+        raise ValueError(f"checkpoint {path} is of format {record['format']}; this version reads formats 1 to {FORMAT}")
     wanted = jax.tree.map(_placed, abstract_state)
     leaves, structure = jax.tree.flatten(wanted)
     dtypes = {name: record["arrays"][name].partition("[")[0] for name in retyped if name in record["arrays"]}
-    named = zip(describe(wanted), leaves, strict=True)
-    saved = jax.tree.unflatten(structure, [leaf.update(dtype=dtypes.get(name, leaf.dtype)) for name, leaf in named])
+    named = dict(zip(describe(wanted), leaves, strict=True))
+    named = {name: leaf.update(dtype=dtypes.get(name, leaf.dtype)) for name, leaf in named.items()}
+    if record["format"] in earlier_formats.CHECKPOINTS:
+        named = earlier_formats.as_stored(named, record["arrays"])
+    pairs = zip(named.values(), leaves, strict=True)
+    saved = jax.tree.unflatten(structure, [_whole_if_reshaped(*pair) for pair in pairs])
     _require_same_arrays(path, saved=record["arrays"], wanted=describe(saved))
     state = _attempt_everywhere(path, lambda: _load(path, saved, record))
     _attempt_everywhere(path, lambda: _require_digests(state, record))
     arrays = dict(zip(describe(state), jax.tree.leaves(state), strict=True))
     _attempt_everywhere(path, lambda: check_finite(arrays, "it"))
-    return jax.tree.map(
-        lambda array, leaf: array.astype(leaf.dtype) if array.dtype != leaf.dtype else array, state, wanted
-    )
+    return jax.tree.map(_as_wanted, state, wanted)
 
 
 def _open_record(path: Path) -> Record:
@@ -119,9 +130,9 @@ def _open_record(path: Path) -> Record:
     if _sha256(sealed.get("record", "")) != sealed.get("sha256"):
         raise ValueError("wrong digest of the metadata")
     record = json.loads(sealed["record"])
-    # Earlier versions wrote neither; but the digest of a whole number, such as the state's step, is the number.
+    # Earlier versions wrote none of these; but the digest of a whole number, such as the state's step, is the number.
     has_step = record["arrays"].get("step") == "int32[]"
-    return {"step": record["digests"]["step"] if has_step else None, "environment": {}} | record
+    return {"format": 1, "step": record["digests"]["step"] if has_step else None, "environment": {}} | record
 
 
 def _load(path: Path, placed: Any, record: Record) -> Any:
@@ -172,6 +183,20 @@ def _this_process_alone() -> ocp.Context:
 
 def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return leaf.update(sharding=leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+
+
+def _whole_if_reshaped(saved: jax.ShapeDtypeStruct, wanted: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Places an array of another shape whole on each process's host, since the sharding is for the wanted shape."""
+    if saved.shape == wanted.shape:
+        return saved
+    return saved.update(sharding=jax.sharding.SingleDeviceSharding(host() or jax.local_devices()[0]))
+
+
+def _as_wanted(array: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    if array.shape != wanted.shape:
+        whole = np.asarray(array).reshape(wanted.shape)
+        array = jax.make_array_from_callback(wanted.shape, wanted.sharding, lambda index: whole[index])
+    return array if array.dtype == wanted.dtype else array.astype(wanted.dtype)
 
 
 def _move(array: jax.Array, placed: jax.ShapeDtypeStruct) -> jax.Array:

@@ -23,17 +23,18 @@ from repmlp_jax.models.randomness import abstract
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.models.state import arrays_of, load_state
 from repmlp_jax.quantisation.quantise import quantisation, quantise_params
+from repmlp_jax.storage import earlier_formats
 from repmlp_jax.storage.digest import describe, digests
 from repmlp_jax.storage.preprocessing import check_preprocessing_of
 from repmlp_jax.storage.whole_folder import put_back, whole_folder
 from repmlp_jax.version import versions
 
-FORMAT = 2
+FORMAT = 3
 DESCRIPTION = "model.json"
 WEIGHTS = "weights.safetensors"
 SHARED = {"format", "model", "arguments", "fused", "preprocessing", "arrays", "versions"}
-# Format → its entries: format 1 has a digest of every array, format 2 one of the file of weights.
-CONTENTS = {1: SHARED | {"digests"}, 2: SHARED | {"weights_sha256"}}
+# Format → its entries: format 1 has a digest of every array, later ones have one of the file of weights.
+CONTENTS = {1: SHARED | {"digests"}, 2: SHARED | {"weights_sha256"}, 3: SHARED | {"weights_sha256"}}
 
 
 def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | None = None, overwrite: bool = False):
@@ -150,7 +151,10 @@ def _load(path: Path) -> SavedModel:
         )
     except Exception as error:
         raise ValueError(f"{path} is damaged: {description['model']} does not take its arguments ({error})") from error
-    if describe(arrays_of(abstract)) != description["arrays"]:
+    wanted = arrays_of(abstract)
+    is_earlier = description["format"] in earlier_formats.MODELS
+    expected = earlier_formats.as_stored(wanted, description["arrays"]) if is_earlier else wanted
+    if describe(expected) != description["arrays"]:
         raise ValueError(f"{path} is damaged: its arrays are not those of the {description['model']} that it names")
     if not (path / WEIGHTS).is_file():  # a pipe might never end
         raise ValueError(f"{path} is damaged: its weights cannot be read (there is no file {WEIGHTS})")
@@ -166,6 +170,8 @@ def _load(path: Path) -> SavedModel:
     if changed or describe(arrays) != description["arrays"]:
         raise ValueError(f"{path} is damaged: {listed(changed) or WEIGHTS} does not hold what was saved")
     check_finite(arrays, str(path))
+    if is_earlier:
+        arrays = {name: array.reshape(wanted[name].shape) for name, array in arrays.items()}
     model = load_state(abstract, arrays, str(path))
     model.eval()
     return SavedModel(model, description["preprocessing"])

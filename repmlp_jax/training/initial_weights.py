@@ -9,6 +9,7 @@ from repmlp_jax.interop.torch import from_torch
 from repmlp_jax.interop.torch_file import load_torch_file
 from repmlp_jax.local_path import local_path
 from repmlp_jax.models.backbone import with_backbone_of
+from repmlp_jax.models.partitions import check_same_partitions
 from repmlp_jax.models.pspnet import PSPNet
 from repmlp_jax.models.resnet import RepMLPResNet
 from repmlp_jax.models.state import MisfitError, arrays_of, head_places, load_state
@@ -39,7 +40,9 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
         return with_backbone_of(model, saved)
     kept = head_places(model) if head == "skip" else ()
     try:
-        return load_state(model, arrays_of(saved), str(path), kept=kept)
+        loaded = load_state(model, arrays_of(saved), str(path), kept=kept)
+        check_same_partitions(model, saved, str(path))
+        return loaded
     except MisfitError as error:
         fused = "" if fusable_modules(saved) else "fused "
         error.guess = f"{path} holds a {fused}{type(saved).__name__}."

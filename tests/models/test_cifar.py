@@ -78,9 +78,9 @@ def test_the_full_size_pure_mlp():
     blocks = blocks_of(model)
     assert [block.input_shape for block in blocks] == [(32, 32, 16)] * 2 + [(16, 16, 32)] * 2 + [(8, 8, 64)] * 2
     assert [block.global_perceptron is None for block in blocks] == [False] * 4 + [True] * 2
-    assert blocks[0].global_perceptron.fc1.kernel.shape == (4, 4, 16, 256)
+    assert blocks[0].global_perceptron.fc1.kernel.shape == (4 * 4 * 16, 256)
     assert [block.partition_perceptron.kernel.shape for block in blocks[::2]] == [
-        (2, 8, 8, channels // 2, 8, 8, channels // 2) for channels in (16, 32, 64)
+        (2, 8 * 8 * channels // 2, 8 * 8 * channels // 2) for channels in (16, 32, 64)
     ]
     kernels = {name: branch.conv.kernel.shape for name, branch in blocks[-1].local_perceptron.items()}
     assert kernels == {f"{k}x{k}": (k, k, 32, 64) for k in (1, 3, 5, 7)}

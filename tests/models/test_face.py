@@ -105,7 +105,7 @@ def test_repmlp_faceres_has_repmlp_where_the_paper_says():
     # The 3×3 convolutions' 128, 256 and 512 channels over r = 2, in partitions of 6×6.
     assert [block.input_shape for block in blocks] == [(24, 24, 64)] * 2 + [(12, 12, 128), (6, 6, 256)]
     assert [block.partitioning.counts for block in blocks] == [(4, 4)] * 2 + [(2, 2), (1, 1)]
-    assert blocks[0].partition_perceptron.kernel.shape == (4, 6, 6, 16, 6, 6, 16)
+    assert blocks[0].partition_perceptron.kernel.shape == (4, 6 * 6 * 16, 6 * 6 * 16)
     assert list(blocks[0].local_perceptron) == ["1x1", "3x3", "5x5"]
 
 

@@ -204,13 +204,18 @@ def test_a_net_without_repmlp_takes_any_size():
     assert not any(isinstance(node, RepMLP) for _, node in nnx.iter_graph(model))
 
 
-def test_a_classifiers_stages_are_taken_over_but_for_fcs_of_another_size(net):
-    options = {name: SMALL[name] for name in SMALL if name not in ("image_size", "stem_features", "r", "reduction")}
-    options |= dict(block="bottleneck", r=(1, 2), widths=(8, 16, 32, 64))
-    wide_stem = build(lambda **kwargs: make(stem_features=64, widths=(8, 16, 32, 64), reduction=(1, 1), **kwargs))
-    classifier = build(
-        lambda **kwargs: RepMLPResNet(num_classes=7, image_size=(32, 96), pad=True, **options, **kwargs), seed=1
+def wide_stem_and_classifier(image_size, image_size_of_classifier):
+    options = {name: SMALL[name] for name in SMALL if name not in ("image_size", "stem_features", "reduction")}
+    options |= dict(widths=(8, 16, 32, 64))
+    classifier = dict(num_classes=7, block="bottleneck", image_size=image_size_of_classifier, pad=True)
+    return (
+        build(lambda **kwargs: make(image_size=image_size, stem_features=64, reduction=(1, 1), **options, **kwargs)),
+        build(lambda **kwargs: RepMLPResNet(**classifier, **options, **kwargs), seed=1),
     )
+
+
+def test_a_classifiers_stages_are_taken_over_but_for_fcs_of_another_size(net):
+    wide_stem, classifier = wide_stem_and_classifier((25, 41), (32, 96))
     started = with_backbone_of(wide_stem, classifier)
     assert_identical(started.stem, classifier.stem)
     np.testing.assert_array_equal(started.head.linear.kernel, wide_stem.head.linear.kernel)
@@ -223,14 +228,25 @@ def test_a_classifiers_stages_are_taken_over_but_for_fcs_of_another_size(net):
         with_backbone_of(net, classifier)
 
 
+def test_fcs_of_as_many_partitions_in_another_order_are_not_taken_over():
+    net, classifier = wide_stem_and_classifier((9, 41), (64, 24))
+    started = with_backbone_of(net, classifier)
+    ours, theirs, before = (model.stages[2][1].repmlp for model in (started, classifier, net))
+    assert (ours.partitioning.counts, theirs.partitioning.counts) == ((1, 2), (2, 1))
+    assert ours.global_perceptron.fc1.kernel.shape == theirs.global_perceptron.fc1.kernel.shape
+    assert_identical(ours.global_perceptron.fc1, before.global_perceptron.fc1)
+    assert_identical(ours.global_perceptron.fc2, before.global_perceptron.fc2)
+    np.testing.assert_array_equal(ours.partition_perceptron.kernel, theirs.partition_perceptron.kernel)
+
+
 @pytest.mark.slow
 def test_the_papers_net_has_maps_of_90_pixels_and_fewer_operations_than_with_convolutions():
     model, base = (abstract(PSPNet, block=block) for block in ("bottleneck", "base"))
     c3, c4 = (model.stages[stage][1].repmlp for stage in (1, 2))
     assert model.input_shape == (713, 713, 3)
     assert c3.input_shape == c4.input_shape == (90, 90, 64)
-    assert c3.global_perceptron.fc1.kernel.shape == (9, 9, 64, 9 * 9 * 64 // 4)
-    assert c4.global_perceptron.fc1.kernel.shape == (9, 9, 64, 9 * 9 * 64 // 8)
+    assert c3.global_perceptron.fc1.kernel.shape == (9 * 9 * 64, 9 * 9 * 64 // 4)
+    assert c4.global_perceptron.fc1.kernel.shape == (9 * 9 * 64, 9 * 9 * 64 // 8)
     # Partitions, kernels and groups are the backbone's at 320 pixels, so FC3 and the convolutions are ImageNet's.
     classifier = nnx.eval_shape(
         lambda: RepMLPResNet(

@@ -147,11 +147,11 @@ def test_weights_alone_compute_what_the_rounded_kernels_compute(model, quantised
 def test_the_output_of_fc3_is_off_by_no_more_than_its_inputs_allow():
     trained = build_block("one partition")
     block, x = fuse_params(trained), random_input(trained)
-    groups, h, w, c = block.kernel.shape[:4]
+    groups, h, w, c, *outputs = block.kernel_by_pixel().shape
     quantised = quantise_params(block)
     _, scale = in_numbers(quantised.kernel)
     sums = np.abs(x).reshape(-1, h * w, groups, c).sum((1, 3))  # image, group
-    bound = np.einsum("ng,ghwo->nhwgo", sums, scale[:, 0, 0, 0]).reshape(x.shape) / 2
+    bound = np.einsum("ng,ghwo->nhwgo", sums, scale.reshape(groups, *outputs)).reshape(x.shape) / 2
     error = np.abs(np.asarray(apply(quantised, x)) - apply(block, x))
     assert (error <= bound * (1 + ROUNDING_F64)).all()
     assert error.max() > 0
@@ -324,7 +324,7 @@ def test_the_report_as_it_is_printed(mlp):
     assert lines[0].split() == ["parameter", "kind", "shape", "bytes"]
     assert lines[1].split() == ["embedding.bias", "Conv", "4", "16", "stays:", "a", "bias"]
     row = next(line for line in lines if line.startswith("stages.0.2.kernel"))
-    assert row.split() == ["stages.0.2.kernel", "FusedRepMLP", "2×2×2×2×2×2×2", "512", "→", "192", "int8"]
+    assert row.split() == ["stages.0.2.kernel", "FusedRepMLP", "2×8×8", "512", "→", "192", "int8"]
     assert lines[-1].startswith("total")
 
 
@@ -436,7 +436,7 @@ def test_activations_that_do_not_exist(activations, message):
 def test_broken_weights_are_named(mlp, value):
     broken = nnx.clone(mlp)
     kernel = broken.stages[0][2].kernel
-    kernel[...] = kernel[...].at[0, 0, 0, :2].set(value)
+    kernel[...] = kernel[...].at[0, :2].set(value)
     message = r"cannot quantise: PureMLP holds values that are NaN or infinite: stages\.0\.2\.kernel \(16 of 128\)"
     with pytest.raises(ValueError, match=message):
         quantise_params(broken)

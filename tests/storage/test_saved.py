@@ -302,7 +302,7 @@ def change(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(format=3), "holds a PureMLP of format 3; this version reads formats 1 to 2"),
+        (dict(format=4), "holds a PureMLP of format 4; this version reads formats 1 to 3"),
         (dict(model="Net"), r"holds a Net, and no class of this name is registered: import Net and set .*MODELS"),
         (dict(weights_sha256=None), r"is damaged: model.json cannot be read \(it lacks weights_sha256\)"),
         (dict(format=1), r"is damaged: model.json cannot be read \(it lacks digests\)"),

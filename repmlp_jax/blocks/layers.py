@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.initializers import constant, kernel_init
-from repmlp_jax.blocks.operations import grouped_convolution
+from repmlp_jax.blocks.operations import convolve_parts, grouped_convolution
 from repmlp_jax.blocks.sharesets import convolve_sharesets
 from repmlp_jax.blocks.split_maps import convolve_partitions, multiply_pixels
 from repmlp_jax.blocks.statistics import mean_and_variance, of_all
@@ -208,6 +208,10 @@ class ConvBN(nnx.Module):
         y = on_partitions(self.conv, x, partition_size)
         return self.norm(y, y.shape[3:])
 
+    def on_parts(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W O"]:
+        """Convolves and normalises maps that lie beside each other in the channels."""
+        return self.norm(on_parts(self.conv, maps))
+
     def with_sharesets(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
         """Convolves each channel c with the kernel of share-set c mod S, and normalises each share-set."""
         x, kernel = promote_dtype((x, self.conv.kernel[...]), dtype=self.conv.dtype)
@@ -328,6 +332,16 @@ def on_partitions(layer: Any, x: Float[Array, "N m p g c"], partition_size: Sequ
     else:
         y = convolve_partitions(x, kernel, tuple(partition_size))
     return y if bias is None else y + bias.reshape(1, 1, 1, *y.shape[3:])
+
+
+def on_parts(conv: nnx.Conv, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W O"]:
+    """Applies a convolution to maps that lie beside each other in its input channels."""
+    if not _is_plain(conv) or conv.feature_group_count > 1:
+        return conv(jnp.concatenate(maps, axis=-1))
+    bias = None if conv.bias is None else conv.bias[...]
+    *parts, kernel, bias = promote_dtype((*maps, conv.kernel[...], bias), dtype=conv.dtype)
+    y = convolve_parts(parts, kernel)
+    return y if bias is None else y + bias.reshape(1, 1, 1, -1)
 
 
 def is_pointwise(layer: Any) -> bool:

@@ -5,8 +5,9 @@ with a GPU uses the CPU's form, and an exported program holds the forms of all i
 """
 
 import functools
+import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,31 @@ def grouped_convolution(x, kernel, *, strides, padding, feature_group_count, opt
     one_group = convolve_rows if is_plain and is_narrow else convolve
     group_by_group = functools.partial(_convolve_group_by_group, one_group, feature_group_count)
     return by_platform(x, kernel, cpu=group_by_group, default=in_one)
+
+
+@jax.jit
+def convolve_parts(
+    maps: Sequence[Float[Array, "N H W _"]], kernel: Float[Array, "kh kw C O"]
+) -> Float[Array, "N H W O"]:
+    """Convolves maps that lie beside each other in the C channels, with stride 1 and 'same' padding.
+
+    On accelerators it is the sum of one convolution for each map: to concatenate them would cost as much again.
+    """
+    return by_platform(*maps, kernel, cpu=_convolve_concatenated, default=_sum_of_convolutions)
+
+
+def _convolve_concatenated(*operands):
+    *maps, kernel = operands
+    padding = tuple((side // 2, side // 2) for side in kernel.shape[:2])
+    whole = jnp.concatenate(maps, axis=-1)
+    return grouped_convolution(whole, kernel, strides=(1, 1), padding=padding, feature_group_count=1)
+
+
+def _sum_of_convolutions(*operands):
+    *maps, kernel = operands
+    ends = itertools.accumulate(part.shape[-1] for part in maps[:-1])
+    kernels = jnp.split(kernel, list(ends), axis=2)
+    return sum(_convolve_concatenated(*pair) for pair in zip(maps, kernels, strict=True))
 
 
 def _convolve_group_by_group(convolve, feature_group_count, x, kernel):

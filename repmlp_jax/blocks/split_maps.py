@@ -16,17 +16,27 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.operations import by_platform, grouped_convolution
 
+# With fewer images the batch would fill too few of the 128 lanes of a TPU, even beside few channels.
+FEWEST_LAST = 8
+
+
+def _by_order(*operands, batch, channels_last, batch_last):
+    """Computes the form of the order in memory; a batch of any size, in exported programs, counts as large."""
+    if isinstance(batch, int) and batch < FEWEST_LAST:
+        return channels_last(*operands)
+    return by_platform(*operands, cpu=channels_last, default=batch_last)
+
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def split(
     x: Float[Array, "N H W C"], counts: tuple[int, int], partition_size: tuple[int, int], groups: int
 ) -> Float[Array, "N m p g c"]:
     """Splits maps into partitions, down and then across, and their channels into groups."""
-    cpu, default = (
+    channels_last, batch_last = (
         functools.partial(form, counts=counts, partition_size=partition_size, groups=groups)
         for form in (_split, _split if counts == (1, 1) else _split_batch_last)
     )
-    return by_platform(x, cpu=cpu, default=default)
+    return _by_order(x, batch=x.shape[0], channels_last=channels_last, batch_last=batch_last)
 
 
 def _split(x, counts, partition_size, groups):
@@ -46,11 +56,11 @@ def join(
     y: Float[Array, "N m p g c"], counts: tuple[int, int], partition_size: tuple[int, int]
 ) -> Float[Array, "N H W C"]:
     """The inverse of `split`."""
-    cpu, default = (
+    channels_last, batch_last = (
         functools.partial(form, counts=counts, partition_size=partition_size)
         for form in (_join, _join if counts == (1, 1) else _join_batch_last)
     )
-    return by_platform(y, cpu=cpu, default=default)
+    return _by_order(y, batch=y.shape[0], channels_last=channels_last, batch_last=batch_last)
 
 
 def _join(y, counts, partition_size):
@@ -73,8 +83,9 @@ def multiply_groups(x: Float[Array, "g N m K"], kernel: Float[Array, "g K J"]) -
     parallel.
     """
     _, n, m, k = x.shape
-    cpu = _sum_of_four_products if n == m == 1 and k % 4 == 0 else _products
-    return by_platform(x, kernel, cpu=cpu, default=_products_batch_last)
+    if n == m == 1:
+        return by_platform(x, kernel, cpu=_products if k % 4 else _sum_of_four_products, default=_products)
+    return _by_order(x, kernel, batch=n, channels_last=_products, batch_last=_products_batch_last)
 
 
 def _products(x, kernel):
@@ -96,7 +107,7 @@ def _products_batch_last(x, kernel):
 @jax.jit
 def multiply_pixels(x: Float[Array, "N m p g c"], kernel: Float[Array, "C O"]) -> Float[Array, "N m p g o"]:
     """The matrix product of each pixel, a dense 1×1 convolution."""
-    return by_platform(x, kernel, cpu=_pixels, default=_pixels_batch_last)
+    return _by_order(x, kernel, batch=x.shape[0], channels_last=_pixels, batch_last=_pixels_batch_last)
 
 
 def _pixels(x, kernel):
@@ -119,10 +130,10 @@ def convolve_partitions(
 
     With few channels a matrix unit would idle, so accelerators convolve over rows, whose pixels become channels.
     """
-    cpu, default = (
+    channels_last, batch_last = (
         functools.partial(form, partition_size=partition_size) for form in (_convolve_pixels, _convolve_rows_batch_last)
     )
-    return by_platform(x, kernel, cpu=cpu, default=default)
+    return _by_order(x, kernel, batch=x.shape[0], channels_last=channels_last, batch_last=batch_last)
 
 
 def _convolve_pixels(x, kernel, partition_size):

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.initializers import classifier_init
-from repmlp_jax.blocks.layers import ConvBN
+from repmlp_jax.blocks.layers import ConvBN, on_parts
 from repmlp_jax.fusing.arguments import Pair, checked
 from repmlp_jax.models.arguments import arguments_for, arguments_text
 from repmlp_jax.models.resampling import adaptive_average, enlarge
@@ -26,7 +26,7 @@ AUXILIARY_WEIGHT = 0.4
 
 
 class PyramidPooling(nnx.Module):
-    """Concatenates a map with its averages over windows of several sizes, each convolved and enlarged.
+    """Adds to a map its averages over windows of several sizes, each convolved and enlarged.
 
     Args:
         features: channels C of the map; each level has C / levels.
@@ -49,13 +49,13 @@ class PyramidPooling(nnx.Module):
         self.bins = tuple(bins)
         self.levels = nnx.List([ConvBN(features, features // len(bins), 1, **options) for _ in bins])
 
-    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W 2*C"]:
-        """The map and all levels, enlarged to its size, concatenated along the channels."""
+    def __call__(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N H W _"]]:
+        """The map and all levels, enlarged to its size: together 2·C channels."""
         levels = (
             enlarge(nnx.relu(level(adaptive_average(x, (bins, bins)))), x.shape[1:3])
             for bins, level in zip(self.bins, self.levels, strict=True)
         )
-        return jnp.concatenate([x, *levels], axis=-1)
+        return [x, *levels]
 
 
 class PixelHead(nnx.Module):
@@ -77,9 +77,9 @@ class PixelHead(nnx.Module):
         self.drop = nnx.Dropout(dropout, broadcast_dims=(1, 2), rngs=rngs) if dropout else nnx.data(None)
         self.linear = nnx.Linear(mid_features, num_classes, kernel_init=classifier_init, **options)
 
-    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W classes"]:
-        """The logits of every pixel of the map."""
-        x = nnx.relu(self.conv(x))
+    def __call__(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W classes"]:
+        """The logits of every pixel, from maps that lie beside each other in the channels."""
+        x = nnx.relu(self.conv.on_parts(maps))
         return self.linear(x if self.drop is None else self.drop(x))
 
     def fused(self) -> nnx.Module:
@@ -98,9 +98,9 @@ class FusedPixelHead(nnx.Module):
         self.conv = conv
         self.linear = linear
 
-    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W classes"]:
-        """The logits of every pixel of the map."""
-        return self.linear(nnx.relu(self.conv(x)))
+    def __call__(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W classes"]:
+        """The logits of every pixel, from maps that lie beside each other in the channels."""
+        return self.linear(nnx.relu(on_parts(self.conv, maps)))
 
 
 class AuxiliaryHead(PixelHead):
@@ -208,4 +208,4 @@ class PSPNet(ResNetStages):
         """
         *_, c4, c5 = self.maps(x)
         size = x.shape[1:3]
-        return enlarge(self.head(self.pyramid(c5)), size), enlarge(self.auxiliary(c4), size)
+        return enlarge(self.head(self.pyramid(c5)), size), enlarge(self.auxiliary([c4]), size)

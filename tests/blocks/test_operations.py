@@ -15,6 +15,7 @@ import repmlp_jax
 from repmlp_jax.blocks.layers import conv
 from repmlp_jax.blocks.operations import (
     computed_once,
+    convolve_parts,
     convolve_rows,
     grouped_convolution,
     halve,
@@ -147,13 +148,17 @@ FORMS = {
     "share-sets": (multiply_sharesets, [(2, 1, 4, 6), (3, 4, 4)], None, None),
     "convolution with share-sets": (convolve_sharesets, [(2, 4, 4, 6), (3, 3, 1, 3)], None, "feature_group_count = 6"),
 }
-SPLIT_MAPS = {
-    "split": (lambda x: split(x, (2, 3), (2, 2), 2), [(2, 4, 6, 4)]),
-    "join": (lambda x: join(x, (2, 3), (2, 2)), [(2, 6, 4, 2, 2)]),
-    "products": (multiply_groups, [(2, 3, 4, 8), (2, 8, 5)]),
-    "pixels": (multiply_pixels, [(2, 3, 4, 2, 3), (6, 8)]),
-    "partitions": (lambda x, kernel: convolve_partitions(x, kernel, (2, 2)), [(2, 3, 4, 2, 3), (3, 5, 3, 8)]),
-    "pixels of groups": (lambda x, kernel: convolve_partitions(x, kernel, (2, 2)), [(2, 3, 4, 2, 3), (1, 1, 3, 8)]),
+BY_ORDER = {
+    "split": (lambda x: split(x, (2, 3), (2, 2), 2), [(8, 4, 6, 4)]),
+    "join": (lambda x: join(x, (2, 3), (2, 2)), [(8, 6, 4, 2, 2)]),
+    "products": (multiply_groups, [(2, 8, 4, 8), (2, 8, 5)]),
+    "pixels": (multiply_pixels, [(8, 3, 4, 2, 3), (6, 8)]),
+    "partitions": (lambda x, kernel: convolve_partitions(x, kernel, (2, 2)), [(8, 3, 4, 2, 3), (3, 5, 3, 8)]),
+    "parts": (
+        lambda one, other, kernel: convolve_parts((one, other), kernel),
+        [(2, 4, 5, 3), (2, 4, 5, 2), (3, 3, 5, 4)],
+    ),
+    "pixels of groups": (lambda x, kernel: convolve_partitions(x, kernel, (2, 2)), [(8, 3, 4, 2, 3), (1, 1, 3, 8)]),
 }
 every_form = pytest.mark.parametrize(("operation", "shapes", "on_cpu", "elsewhere"), FORMS.values(), ids=FORMS)
 
@@ -168,8 +173,8 @@ def test_the_form_for_accelerators_gives_the_same_and_so_do_its_gradients(operat
         assert_trees_close(value_and_gradients(form, *operands), expected, ROUNDING_F64)
 
 
-@pytest.mark.parametrize(("operation", "shapes"), SPLIT_MAPS.values(), ids=SPLIT_MAPS)
-def test_the_form_with_the_batch_last_gives_the_same_and_so_do_its_gradients(operation, shapes):
+@pytest.mark.parametrize(("operation", "shapes"), BY_ORDER.values(), ids=BY_ORDER)
+def test_the_other_form_gives_the_same_and_so_do_its_gradients(operation, shapes):
     operands = [random(number, *shape) for number, shape in enumerate(shapes)]
     form = as_compiled_for("tpu", operation)
     assert str(jax.make_jaxpr(form)(*operands)) != str(jax.make_jaxpr(as_compiled_for("cpu", operation))(*operands))

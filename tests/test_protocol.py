@@ -207,7 +207,7 @@ def on_sequences():
 def test_a_block_on_sequences_fuses():
     block = on_sequences()
     fused = fuse_params(block)
-    assert fused.kernel.shape == (2, 8, 1, 2, 8, 1, 3)
+    assert fused.kernel_by_pixel().shape == (2, 8, 1, 2, 8, 1, 3)
     x = random_input(block)
     assert_close(apply(fused, x), evaluate(block, x), ROUNDING_F64)
 

@@ -49,7 +49,8 @@ def _of_parts(x, axes, batch, parts):
 def of_all(means: Array, variances: Array, axis: int) -> tuple[Array, Array]:
     """Mean and variance of all values, from those of equally many along `axis`, which is kept with size 1."""
     mean = means.mean(axis, keepdims=True)
-    return mean, (variances + jnp.square(means - mean)).mean(axis, keepdims=True)
+    # Two means, as those of the variances must not wait for what makes the means known to all devices.
+    return mean, variances.mean(axis, keepdims=True) + jnp.square(means - mean).mean(axis, keepdims=True)
 
 
 @_of_parts.defjvp

@@ -205,11 +205,13 @@ class ConvBN(nnx.Module):
 
     def on_partitions(self, x: Float[Array, "N m p g c"], partition_size: tuple[int, int]) -> Float[Array, "N m p g o"]:
         """Convolves each partition of a split map by itself, and normalises."""
+        check_single("ConvBN", self.norm.batches.shape)
         y = on_partitions(self.conv, x, partition_size)
         return self.norm(y, y.shape[3:])
 
     def on_parts(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W O"]:
         """Convolves and normalises maps that lie beside each other in the channels."""
+        check_single("ConvBN", self.norm.batches.shape)
         return self.norm(on_parts(self.conv, maps))
 
     def with_sharesets(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
@@ -319,7 +321,7 @@ def by_pixel(y: Float[Array, "g N m J"], pixels: int) -> Float[Array, "N m p g o
 
 def on_partitions(layer: Any, x: Float[Array, "N m p g c"], partition_size: Sequence[int]) -> Float[Array, "N m p g o"]:
     """Applies a layer, which keeps the size of a map, to each partition of a split map by itself."""
-    if hasattr(layer, "on_partitions"):
+    if is_own(layer, "on_partitions"):
         return layer.on_partitions(x, partition_size)
     n, m, p, groups, c = x.shape
     if not (is_pointwise(layer) or (_is_plain(layer) and layer.feature_group_count == groups)):
@@ -334,14 +336,34 @@ def on_partitions(layer: Any, x: Float[Array, "N m p g c"], partition_size: Sequ
     return y if bias is None else y + bias.reshape(1, 1, 1, *y.shape[3:])
 
 
-def on_parts(conv: nnx.Conv, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W O"]:
-    """Applies a convolution to maps that lie beside each other in its input channels."""
-    if not _is_plain(conv) or conv.feature_group_count > 1:
-        return conv(jnp.concatenate(maps, axis=-1))
-    bias = None if conv.bias is None else conv.bias[...]
-    *parts, kernel, bias = promote_dtype((*maps, conv.kernel[...], bias), dtype=conv.dtype)
+def with_sharesets(layer: Any, x: Float[Array, "N H W C"], sharesets: int) -> Float[Array, "N H W C"]:
+    """Applies a layer of S channels, which keeps the size of a map, to each channel c as that of share-set c mod S."""
+    if is_own(layer, "with_sharesets"):
+        return layer.with_sharesets(x)
+    n, h, w, channels = x.shape
+    images = x.reshape(n, h, w, channels // sharesets, sharesets).transpose(0, 3, 1, 2, 4)
+    y = layer(images.reshape(n * channels // sharesets, h, w, sharesets))
+    return y.reshape(images.shape).transpose(0, 2, 3, 1, 4).reshape(x.shape)
+
+
+def on_parts(layer: Any, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W O"]:
+    """Applies a layer to maps that lie beside each other in its input channels."""
+    if is_own(layer, "on_parts"):
+        return layer.on_parts(maps)
+    if not _is_plain(layer) or layer.feature_group_count > 1:
+        return layer(jnp.concatenate(maps, axis=-1))
+    bias = None if layer.bias is None else layer.bias[...]
+    *parts, kernel, bias = promote_dtype((*maps, layer.kernel[...], bias), dtype=layer.dtype)
     y = convolve_parts(parts, kernel)
     return y if bias is None else y + bias.reshape(1, 1, 1, -1)
+
+
+def is_own(layer: Any, method: str) -> bool:
+    """Whether the class of a layer itself has a method that stands for its `__call__`.
+
+    A subclass may have another `__call__`, and another norm takes only maps whose channels are one axis.
+    """
+    return method in vars(type(layer)) and type(getattr(layer, "norm", None)) in (BatchNorm, type(None))
 
 
 def is_pointwise(layer: Any) -> bool:
@@ -356,7 +378,7 @@ def _is_plain(layer) -> bool:
         and layer.conv_general_dilated is _conv_general_dilated
         and (layer.strides, layer.kernel_dilation) == ((1, 1), (1, 1))
         and layer.padding == tuple((side // 2,) * 2 for side in layer.kernel_size)
-        and layer.mask is None
+        and layer.mask is layer.precision is layer.preferred_element_type is None
     )
 
 

@@ -48,8 +48,8 @@ class GlobalPerceptron(nnx.Module):
     def __call__(self, x: Float[Array, "N m p g c"]) -> Float[Array, "N m 1 g c"]:
         """The values to add to every pixel of each partition."""
         averages = x.mean(2, keepdims=True)
-        normalised = self.norm(averages, averages.shape[3:])
-        return self.fc2(nnx.relu(self.fc1(normalised.reshape(x.shape[0], -1)))).reshape(averages.shape)
+        normalised = self.norm(averages, averages.shape[3:]).reshape(x.shape[0], self.fc1.in_features)
+        return self.fc2(nnx.relu(self.fc1(normalised))).reshape(averages.shape)
 
     def fused(self) -> "FusedGlobalPerceptron":
         """The equivalent `FusedGlobalPerceptron`, with the norm folded into FC1."""
@@ -244,7 +244,7 @@ class FusedGlobalPerceptron(nnx.Module):
     def __call__(self, x: Float[Array, "N m p g c"]) -> Float[Array, "N m 1 g c"]:
         """The values to add to every pixel of each partition."""
         averages = x.mean(2, keepdims=True)
-        return self.fc2(nnx.relu(self.fc1(averages.reshape(x.shape[0], -1)))).reshape(averages.shape)
+        return self.fc2(nnx.relu(self.fc1(averages.reshape(x.shape[0], self.fc1.in_features)))).reshape(averages.shape)
 
 
 class FusedRepMLP(nnx.Module):

@@ -13,7 +13,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.initializers import kernel_init, shared_kernel_init
-from repmlp_jax.blocks.layers import BatchNorm, ConvBN, check_conv_kernels, check_groups, check_single, fuse_fc3
+from repmlp_jax.blocks.layers import (
+    BatchNorm,
+    ConvBN,
+    check_conv_kernels,
+    check_groups,
+    check_single,
+    fuse_fc3,
+    with_sharesets,
+)
 from repmlp_jax.blocks.partition import Partitioning, check_floating
 from repmlp_jax.blocks.sharesets import multiply_sharesets
 from repmlp_jax.fusing.arguments import Pair, checked, pair
@@ -117,7 +125,7 @@ class RepMLPNetBlock(nnx.Module):
         with jax.named_scope("local_perceptron"):
             images = split.reshape(-1, *self.partition_size, self.features)
             for conv in self.local_perceptron.values():
-                y = y + conv.with_sharesets(images).reshape(y.shape)
+                y = y + with_sharesets(conv, images, self.sharesets).reshape(y.shape)
         return partitioning.join(y[:, :, :, None]) * self.gate(x)
 
     def fused(self) -> "FusedRepMLPNetBlock":

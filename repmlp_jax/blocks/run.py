@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.layers import ConvBN, is_pointwise, on_partitions
+from repmlp_jax.blocks.layers import ConvBN, is_own, is_pointwise, on_partitions
 from repmlp_jax.blocks.partition import Layout
 
 
@@ -40,9 +40,10 @@ def run(
     layout = None
     for layer in layers:
         own = layout_of(layer)
-        if layout is not None and own != layout and not stays_split(layer, layout):
+        if layout is not None and not stays_split(layer, layout, x.shape[3] * x.shape[4]):
             x, layout = layout.join(x), None
         if layout is None and own is not None:
+            own.partitioning.check(x, layer.in_features)
             x, layout = own.split(x), own
         x = apply(layer if layout is None else OnPartitions(layer, layout), x)
     return x if layout is None else layout.join(x)
@@ -53,7 +54,13 @@ def layout_of(layer: Any) -> Layout | None:
     return layer.layout if "layout" in vars(type(layer)) else None
 
 
-def stays_split(layer: Any, layout: Layout) -> bool:
-    """Whether a layer is pointwise, and the groups of the layout divide its channels."""
-    conv = layer.conv if type(layer) is ConvBN else layer
-    return is_pointwise(conv) and conv.in_features % layout.groups == conv.out_features % layout.groups == 0
+def stays_split(layer: Any, layout: Layout, channels: int) -> bool:
+    """Whether a map of a layout and with this many channels stays split for a layer.
+
+    The layer has the same layout, or is pointwise and the groups of the layout divide its channels. A layer of other
+    channels refuses the whole map.
+    """
+    if (own := layout_of(layer)) is not None:
+        return own == layout and layer.in_features == channels
+    conv = layer.conv if type(layer) is ConvBN and is_own(layer, "on_partitions") else layer
+    return is_pointwise(conv) and conv.in_features == channels and conv.out_features % layout.groups == 0

@@ -19,7 +19,7 @@ def mean_and_variance(x: Float[Array, "..."], axes: tuple[int, ...]) -> tuple[Fl
     alone or as the major part, split over all devices. They exchange one message if it is small enough, otherwise two.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    batch = next((axis for axis in axes if x.shape[axis] > 1), axes[0])
+    batch = next((axis for axis in axes if x.shape[axis] != 1), axes[0])
     is_split = mesh.size > 1 and set(mesh.axis_types) == {AxisType.Auto} and x.shape[batch] % mesh.size == 0
     features = math.prod(size for axis, size in enumerate(x.shape) if axis not in axes)
     if is_split and mesh.size * features <= LARGEST_EXCHANGE:

@@ -49,8 +49,12 @@ class PyramidPooling(nnx.Module):
         self.bins = tuple(bins)
         self.levels = nnx.List([ConvBN(features, features // len(bins), 1, **options) for _ in bins])
 
-    def __call__(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N H W _"]]:
-        """The map and all levels, enlarged to its size: together 2·C channels."""
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C2"]:
+        """The map and all levels, enlarged to its size: 2·C channels."""
+        return jnp.concatenate(self.parts(x), axis=-1)
+
+    def parts(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N H W _"]]:
+        """The map and all levels, enlarged to its size, which together have 2·C channels."""
         levels = (
             enlarge(nnx.relu(level(adaptive_average(x, (bins, bins)))), x.shape[1:3])
             for bins, level in zip(self.bins, self.levels, strict=True)
@@ -77,9 +81,13 @@ class PixelHead(nnx.Module):
         self.drop = nnx.Dropout(dropout, broadcast_dims=(1, 2), rngs=rngs) if dropout else nnx.data(None)
         self.linear = nnx.Linear(mid_features, num_classes, kernel_init=classifier_init, **options)
 
-    def __call__(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W classes"]:
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W classes"]:
+        """The logits of every pixel."""
+        return self.on_parts([x])
+
+    def on_parts(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W classes"]:
         """The logits of every pixel, from maps that lie beside each other in the channels."""
-        x = nnx.relu(self.conv.on_parts(maps))
+        x = nnx.relu(on_parts(self.conv, maps))
         return self.linear(x if self.drop is None else self.drop(x))
 
     def fused(self) -> nnx.Module:
@@ -98,7 +106,11 @@ class FusedPixelHead(nnx.Module):
         self.conv = conv
         self.linear = linear
 
-    def __call__(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W classes"]:
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W classes"]:
+        """The logits of every pixel."""
+        return self.on_parts([x])
+
+    def on_parts(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W classes"]:
         """The logits of every pixel, from maps that lie beside each other in the channels."""
         return self.linear(nnx.relu(on_parts(self.conv, maps)))
 
@@ -196,7 +208,7 @@ class PSPNet(ResNetStages):
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W classes"]:
         """The logits of every pixel of a batch of images. Raises as `maps`."""
-        return enlarge(self.head(self.pyramid(self.maps(x)[-1])), x.shape[1:3])
+        return enlarge(self._classified(self.maps(x)[-1]), x.shape[1:3])
 
     def with_auxiliary(
         self, x: Float[Array, "N H W C"]
@@ -208,4 +220,8 @@ class PSPNet(ResNetStages):
         """
         *_, c4, c5 = self.maps(x)
         size = x.shape[1:3]
-        return enlarge(self.head(self.pyramid(c5)), size), enlarge(self.auxiliary([c4]), size)
+        return enlarge(self._classified(c5), size), enlarge(self.auxiliary(c4), size)
+
+    def _classified(self, x):
+        is_own_pyramid = type(self.pyramid) is PyramidPooling
+        return on_parts(self.head, self.pyramid.parts(x) if is_own_pyramid else [self.pyramid(x)])

@@ -6,8 +6,8 @@ from cases import randomised
 from flax import nnx
 from tolerance import ROUNDING_F64, assert_close, assert_trees_close
 
-from repmlp_jax import RepMLP, fuse_params
-from repmlp_jax.blocks.layers import ConvBN, by_group, by_pixel, conv, on_partitions
+from repmlp_jax import RepMLP, RepMLPNetBlock, fuse_params
+from repmlp_jax.blocks.layers import BatchNorm, ConvBN, by_group, by_pixel, conv, on_partitions
 from repmlp_jax.blocks.partition import Partitioning
 from repmlp_jax.blocks.run import OnPartitions, run
 from repmlp_jax.blocks.sharesets import convolve_sharesets, multiply_sharesets
@@ -136,3 +136,86 @@ def test_a_replaced_convolution_of_the_local_perceptron_sees_each_partition():
 
     x = random(0, 2, 4, 6, 2, 2)
     np.testing.assert_array_equal(on_partitions(Plain(), x, (2, 3)), x)
+
+
+class DoubledConvBN(ConvBN):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class Shifted(BatchNorm):
+    def __call__(self, x):
+        return 1 + super().__call__(x)
+
+
+def with_shifted_norm(layer):
+    layer.norm = Shifted(layer.norm.scale.shape, param_dtype=jnp.float64)
+    return layer
+
+
+def test_a_subclass_in_the_local_perceptron_keeps_its_call():
+    model, x = block(partition_size=(4, 6)), random(0, 2, 4, 6, 4)
+    model.eval()
+    expected = model(x) + model.local_perceptron["3x3"](x)
+    doubled = DoubledConvBN(4, 4, 3, groups=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    doubled.eval()
+    nnx.update(doubled, nnx.state(model.local_perceptron["3x3"]))
+    model.local_perceptron["3x3"] = doubled
+    assert_close(model(x), expected, ROUNDING_F64)
+
+
+def test_another_norm_in_a_run_normalises_the_whole_map():
+    layers = [block(), with_shifted_norm(pointwise()), block()]
+    layers[0].local_perceptron["1x1"] = with_shifted_norm(layers[0].local_perceptron["1x1"])
+    for layer in layers:
+        layer.eval()
+    expected = x = random(0, 2, 4, 6, 4)
+    for layer in layers:
+        expected = layer(expected)
+    assert_close(run(layers, x), expected, ROUNDING_F64)
+
+
+class Identity(nnx.Module):
+    def __call__(self, x):
+        return x
+
+
+def test_a_replaced_convolution_of_sharesets_sees_their_images():
+    net = RepMLPNetBlock(6, partition_size=(2, 3), sharesets=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    net.eval()
+    x = random(0, 2, 4, 6, 6)
+    convolution = net.local_perceptron["3x3"]
+    doubled = DoubledConvBN(2, 2, 3, groups=2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    doubled.eval()
+    nnx.update(doubled, nnx.state(convolution))
+    results = []
+    for layer in (convolution, doubled, Identity()):
+        net.local_perceptron["3x3"] = layer
+        results.append(net(x))
+    del net.local_perceptron["3x3"]
+    once, twice, plus_input = (result - net(x) for result in results)
+    assert_close(twice, 2 * once, ROUNDING_F64)
+    assert_close(plus_input, x * net.gate(x), ROUNDING_F64)
+
+
+def test_a_run_refuses_maps_of_another_size_or_other_channels():
+    shrink = lambda x: x[:, ::2]  # noqa: E731
+    with pytest.raises(ValueError, match=r"called with an array of shape \(2, 2, 6, 4\)"):
+        run([block(), shrink, block()], random(0, 2, 4, 6, 4))
+    with pytest.raises(ValueError, match=r"called with an array of shape \(2, 4, 6, 8\)"):
+        run([block(), pointwise(4, 8), block()], random(0, 2, 4, 6, 4))
+
+
+def test_a_convolution_of_its_own_precision_keeps_it():
+    model, layer = block(), pointwise()
+    model.eval(), layer.eval()
+    layer.conv.precision = "highest"
+    program = jax.make_jaxpr(lambda x: run([model, layer], x))(random(0, 2, 4, 6, 4))
+    assert "HIGHEST" in str(program)
+
+
+def test_a_batch_may_be_empty():
+    model = block()
+    model.eval()
+    for one in (model, fuse_params(model)):
+        assert one(random(0, 0, 4, 6, 4)).shape == (0, 4, 6, 4)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, use_abstract_mesh
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close, assert_trees_close
 
@@ -113,3 +114,12 @@ def test_without_parts_nothing_changes(monkeypatch, batch, largest, mesh):
     assert [equation.primitive for equation in jaxpr.eqns] == [
         equation.primitive for equation in jax.make_jaxpr(lambda x: mean_and_variance(x, (0,)))(x).eqns
     ]
+
+
+def test_the_statistics_of_a_batch_of_any_size_are_exported():
+    (batch,) = export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, 3, 4), jnp.float32)
+    program = export.export(jax.jit(lambda x: mean_and_variance(x, (0, 1))))(x)
+    x = jax.random.normal(jax.random.key(0), (5, 3, 4), jnp.float32)
+    for found, expected in zip(program.call(x), (x.mean((0, 1)), x.var((0, 1))), strict=True):
+        assert_close(found[0, 0], expected, ROUNDING_F32)

@@ -274,3 +274,27 @@ def test_sizes_that_do_not_fit_are_named_with_the_nearest_that_do():
         make(image_size=(32, 79), partition_size=(2, 2), output_stride=16, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="output_stride=4 is none of 8, 16, 32"):
         make(output_stride=4, rngs=nnx.Rngs(0))
+
+
+class PixelClassifier(nnx.Module):
+    def __init__(self):
+        self.linear = nnx.Linear(64, 5, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.linear(x)
+
+
+class Pyramid(nnx.Module):
+    def __call__(self, x):
+        return jnp.concatenate([x, x], axis=-1)
+
+
+def test_a_replaced_head_or_pyramid_takes_and_gives_one_map():
+    model = make(image_size=(9, 9), partition_size=(2, 2), pad=True, rngs=nnx.Rngs(0))
+    model.eval()
+    x = jnp.ones((1, 9, 9, 3), jnp.float32)
+    model.head = PixelClassifier()
+    assert model(x).shape == (1, 9, 9, 5)
+    model.pyramid = Pyramid()
+    last = model.maps(x)[-1]
+    assert_close(model(x), enlarge(model.head(Pyramid()(last)), (9, 9)), ROUNDING_F64)

@@ -48,7 +48,8 @@ class GlobalPerceptron(nnx.Module):
     def __call__(self, x: Float[Array, "N m p g c"]) -> Float[Array, "N m 1 g c"]:
         """The values to add to every pixel of each partition."""
         averages = x.mean(2, keepdims=True)
-        normalised = self.norm(averages, averages.shape[3:]).reshape(x.shape[0], self.fc1.in_features)
+        n, m, _, groups, c = averages.shape
+        normalised = self.norm(averages.reshape(n, m, groups * c)).reshape(n, self.fc1.in_features)
         return self.fc2(nnx.relu(self.fc1(normalised))).reshape(averages.shape)
 
     def fused(self) -> "FusedGlobalPerceptron":

@@ -69,10 +69,10 @@ TABLE = tuple(
         (
             *(f"pure_mlp:{batch}:fused:float32" for batch in (1024, 128, 8)),
             "pure_mlp:128:step:float32",
-            *(f"{T224}:{batch}:fused:bfloat16" for batch in (128, 8, 1)),
+            *(f"{T224}:{batch}:fused:bfloat16_parameters" for batch in (128, 8, 1)),
             f"{T224}:128:step:bfloat16",
             f"{B224}:128:fused:float32",
-            *(f"RepMLP-Res50-light-224:{batch}:fused:bfloat16" for batch in (128, 8)),
+            *(f"RepMLP-Res50-light-224:{batch}:fused:bfloat16_parameters" for batch in (128, 8)),
             "RepMLP-Res50-bottleneck-224-g4-8:128:fused:float32",
             "RepMLP-FaceRes:128:fused:float32",
             "PSPNet-RepMLP-Res50:2:fused:float32",

@@ -3,7 +3,7 @@
 The platform is the one that a program is compiled for, not the default of the process: a model on the CPU of a machine
 with a GPU uses the CPU's form, and an exported program holds the forms of all its platforms.
 
-What is chosen on accelerators; in milliseconds, the compiler's estimates for a TPU v5e, and in brackets an H100's times:
+What is chosen on accelerators, with the milliseconds of a TPU v5e's compiler and, in brackets, those of an H100:
 
 - RepMLP, 8 images or more: the batch last, and in a pure MLP a map that is split once a stage. Pure MLP at 128, fused:
   2.70 before, 0.40 now; its training step 30.7 (9.6), now 7.8 (5.8). RepMLP-Res50-Light at 128, fused: 30.6, now 18.7

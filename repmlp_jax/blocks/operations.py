@@ -171,7 +171,7 @@ def _maxima(x):
 
 @jax.jit
 def computed_once(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns `x`, bit for bit, and makes the CPU compute it only once; for the end of a residual branch.
+    """Returns `x`, bit for bit, and makes the CPU compute it only once; for what several layers use.
 
     XLA's CPU backend considers additions and multiplications cheap, so every block of a chain of residual blocks would
     recompute all sums and norms before it: time grows with the square of the number of blocks. It never repeats a

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.layers import ConvBN, is_own, is_pointwise, on_partitions
+from repmlp_jax.blocks.operations import computed_once
 from repmlp_jax.blocks.partition import Layout
 
 
@@ -45,7 +46,7 @@ def run(
         if layout is None and own is not None:
             own.partitioning.check(x, layer.in_features)
             x, layout = own.split(x), own
-        x = apply(layer if layout is None else OnPartitions(layer, layout), x)
+        x = apply(layer, x) if layout is None else computed_once(apply(OnPartitions(layer, layout), x))
     return x if layout is None else layout.join(x)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +152,7 @@ def _norms_outside(model):
             yield BlockReport(dotted(path), type(norm).__name__, {}, reason, (parameters, parameters), (0, 0))
 
 
-def _inputs_of_blocks(model, input_shape) -> dict[tuple, Any]:
+def _inputs_of_blocks(model, input_shape) -> dict[tuple, jax.ShapeDtypeStruct]:
     """Path of each fusable block, and () for the model → its input for one image."""
     input_shape = input_shape or getattr(model, "input_shape", None)
     if input_shape is None:
@@ -163,8 +162,10 @@ def _inputs_of_blocks(model, input_shape) -> dict[tuple, Any]:
     return {(): image} | inputs_of(model, image, is_fusable)
 
 
-def inputs_of(model: nnx.Module, image: jax.ShapeDtypeStruct, chosen: Callable[[object], bool]) -> dict[tuple, Any]:
-    """Path of each outermost chosen module → its input, abstract arrays, when the model is called with an image."""
+def inputs_of(
+    model: nnx.Module, image: jax.ShapeDtypeStruct, chosen: Callable[[object], bool]
+) -> dict[tuple, jax.ShapeDtypeStruct]:
+    """Path of each outermost chosen module → its input when the model is called with an image."""
     seen = {}
 
     class Recorder(nnx.Module):
@@ -173,7 +174,7 @@ def inputs_of(model: nnx.Module, image: jax.ShapeDtypeStruct, chosen: Callable[[
             self.module = module
 
         def __call__(self, x):
-            seen[self.path] = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), x)
+            seen[self.path] = jax.ShapeDtypeStruct(x.shape, x.dtype)
             return self.module(x)
 
         def __getattr__(self, name):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.initializers import constant, kernel_init
 from repmlp_jax.blocks.operations import convolve_parts, grouped_convolution
-from repmlp_jax.blocks.sharesets import convolve_sharesets
+from repmlp_jax.blocks.sharesets import convolve_sharesets, with_channels_of_sets
 from repmlp_jax.blocks.split_maps import convolve_partitions, multiply_pixels
 from repmlp_jax.blocks.statistics import mean_and_variance, of_all
 from repmlp_jax.fusing import algebra
@@ -340,10 +340,7 @@ def with_sharesets(layer: Any, x: Float[Array, "N H W C"], sharesets: int) -> Fl
     """Applies a layer of S channels, which keeps the size of a map, to each channel c as that of share-set c mod S."""
     if is_own(layer, "with_sharesets"):
         return layer.with_sharesets(x)
-    n, h, w, channels = x.shape
-    images = x.reshape(n, h, w, channels // sharesets, sharesets).transpose(0, 3, 1, 2, 4)
-    y = layer(images.reshape(n * channels // sharesets, h, w, sharesets))
-    return y.reshape(images.shape).transpose(0, 2, 3, 1, 4).reshape(x.shape)
+    return with_channels_of_sets(layer, x, sharesets)
 
 
 def on_parts(layer: Any, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W O"]:

@@ -90,18 +90,24 @@ def convolve_parts(
     return by_platform(*maps, kernel, cpu=_convolve_concatenated, default=_sum_of_convolutions)
 
 
+def convolve_same(
+    x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw c O"], groups: int = 1
+) -> Float[Array, "N H W O"]:
+    """Convolves with stride 1, 'same' padding and a kernel of odd sides."""
+    padding = tuple((side // 2, side // 2) for side in kernel.shape[:2])
+    return grouped_convolution(x, kernel, strides=(1, 1), padding=padding, feature_group_count=groups)
+
+
 def _convolve_concatenated(*operands):
     *maps, kernel = operands
-    padding = tuple((side // 2, side // 2) for side in kernel.shape[:2])
-    whole = jnp.concatenate(maps, axis=-1)
-    return grouped_convolution(whole, kernel, strides=(1, 1), padding=padding, feature_group_count=1)
+    return convolve_same(jnp.concatenate(maps, axis=-1), kernel)
 
 
 def _sum_of_convolutions(*operands):
     *maps, kernel = operands
     ends = itertools.accumulate(part.shape[-1] for part in maps[:-1])
     kernels = jnp.split(kernel, list(ends), axis=2)
-    return sum(_convolve_concatenated(*pair) for pair in zip(maps, kernels, strict=True))
+    return sum(map(convolve_same, maps, kernels))
 
 
 def _convolve_group_by_group(convolve, feature_group_count, x, kernel):

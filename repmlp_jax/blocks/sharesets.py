@@ -1,10 +1,12 @@
 """Operations of share-sets on maps whose channel c belongs to set c mod S."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.operations import by_platform, grouped_convolution
+from repmlp_jax.blocks.operations import by_platform, convolve_same
 
 
 @jax.jit
@@ -39,16 +41,20 @@ def convolve_sharesets(x: Float[Array, "N H W C"], kernel: Float[Array, "kh kw 1
 
 
 def _convolve_each_set(x, kernel):
-    (n, h, w, channels), sharesets = x.shape, kernel.shape[3]
-    images = x.reshape(n, h, w, channels // sharesets, sharesets).transpose(0, 3, 1, 2, 4)
-    y = _convolve(images.reshape(-1, h, w, sharesets), kernel)
-    return y.reshape(images.shape).transpose(0, 2, 3, 1, 4).reshape(x.shape)
+    sharesets = kernel.shape[3]
+    return with_channels_of_sets(lambda images: convolve_same(images, kernel, sharesets), x, sharesets)
 
 
 def _convolve_depthwise(x, kernel):
-    return _convolve(x, jnp.tile(kernel, x.shape[3] // kernel.shape[3]))
+    channels = x.shape[3]
+    return convolve_same(x, jnp.tile(kernel, channels // kernel.shape[3]), channels)
 
 
-def _convolve(x, kernel):
-    padding = tuple((side // 2, side // 2) for side in kernel.shape[:2])
-    return grouped_convolution(x, kernel, strides=(1, 1), padding=padding, feature_group_count=kernel.shape[3])
+def with_channels_of_sets(
+    function: Callable[[Array], Array], x: Float[Array, "N H W C"], sharesets: int
+) -> Float[Array, "N H W C"]:
+    """Applies a function of images with S channels to maps, whose channels are C/S such images; it keeps their size."""
+    n, h, w, channels = x.shape
+    images = x.reshape(n, h, w, channels // sharesets, sharesets).transpose(0, 3, 1, 2, 4)
+    y = function(images.reshape(n * (channels // sharesets), h, w, sharesets))
+    return y.reshape(images.shape).transpose(0, 2, 3, 1, 4).reshape(x.shape)

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.operations import by_platform, grouped_convolution
+from repmlp_jax.blocks.operations import by_platform, convolve_same
 
 # With fewer images the batch would fill too few of the 128 lanes of a TPU, even beside few channels.
 FEWEST_LAST = 8
@@ -137,11 +137,9 @@ def convolve_partitions(
 
 
 def _convolve_pixels(x, kernel, partition_size):
-    (n, m, p, groups, c), (kh, kw, _, features) = x.shape, kernel.shape
-    partitions = x.reshape(n * m, *partition_size, groups * c)
-    padding = (kh // 2, kh // 2), (kw // 2, kw // 2)
-    y = grouped_convolution(partitions, kernel, strides=(1, 1), padding=padding, feature_group_count=groups)
-    return y.reshape(n, m, p, groups, features // groups)
+    n, m, p, groups, c = x.shape
+    y = convolve_same(x.reshape(n * m, *partition_size, groups * c), kernel, groups)
+    return y.reshape(n, m, p, groups, kernel.shape[3] // groups)
 
 
 def _convolve_rows_batch_last(x, kernel, partition_size):

@@ -1,11 +1,7 @@
 """Checkpoints that an earlier version wrote, with the axes of its kernels: they are read, and runs go on from them."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 from tiny_recipe import get_config
-from tiny_runs import REPOSITORY, finish
+from tiny_runs import finish, start_code
 from tolerance import assert_identical
 from training_parts import mesh_of
 
@@ -108,21 +104,7 @@ print(compare_with_file(Path(sys.argv[3]) / "checkpoints" / "30", get_config(**c
 @pytest.mark.slow
 def test_the_state_in_the_file_comes_to_two_processes(tmp_path):
     unpack("adamw", tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ON_TWO_PROCESSES, address, str(number), str(tmp_path)],
-            cwd=REPOSITORY,
-            env=os.environ | dict(JAX_NUM_CPU_DEVICES="1", JAX_PLATFORMS="cpu"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    codes, outputs = finish(processes)
+    codes, outputs = finish(start_code(ON_TWO_PROCESSES, str(tmp_path), processes=2, devices=1))
     assert codes == [0, 0], outputs
     assert all(f"{MERGED['adamw']} merged" in output for output in outputs)
 

@@ -1,12 +1,8 @@
 import csv
 import functools
 import math
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -19,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from streamed_digits import prepare as prepare_digits
 from tiny_recipe import get_config
-from tiny_runs import REPOSITORY, finish, start, wait_for_checkpoint
+from tiny_runs import finish, start, start_code, wait_for_checkpoint
 from tolerance import ROUNDING_BF16, assert_identical, assert_trees_close
 from training_parts import mesh_of, prepare
 
@@ -273,22 +269,7 @@ print("same")
 
 @pytest.mark.slow
 def test_keys_and_numbers_come_to_the_devices_of_two_processes_and_back():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
-    environment = os.environ | dict(JAX_NUM_CPU_DEVICES="2", JAX_PLATFORMS="cpu")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SPREAD, address, str(number)],
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    codes, outputs = finish(processes)
+    codes, outputs = finish(start_code(SPREAD, processes=2, devices=2))
     assert codes == [0, 0], outputs
     assert all("same" in output for output in outputs)
 

@@ -17,27 +17,38 @@ def start(workdir, *arguments, processes: int = 1, devices: int = 1, each=()) ->
     """Starts the processes of a run, each with so many virtual devices, and with arguments of its own by `each`."""
     together = [()]
     if processes > 1:
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        flags = ("--distributed", f"--coordinator_address=localhost:{port}", f"--num_processes={processes}")
+        flags = ("--distributed", f"--coordinator_address={_free_address()}", f"--num_processes={processes}")
         together = [(*flags, f"--process_id={process}") for process in range(processes)]
     paths = filter(None, (str(WITHOUT_TORCH), os.environ.get("PYTHONPATH")))
-    environment = os.environ | dict(
-        JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices), PYTHONPATH=os.pathsep.join(paths)
-    )
-    command = [sys.executable, "train.py", "--config=tests/training/tiny_recipe.py", f"--workdir={workdir}"]
+    environment = dict(PYTHONPATH=os.pathsep.join(paths))
+    command = ["train.py", "--config=tests/training/tiny_recipe.py", f"--workdir={workdir}", *arguments]
     return [
-        subprocess.Popen(
-            [*command, *arguments, *flags, *own],
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        _started(*command, *flags, *own, devices=devices, environment=environment)
         for flags, own in itertools.zip_longest(together, each, fillvalue=())
     ]
+
+
+def start_code(code: str, *arguments, processes: int, devices: int) -> list[subprocess.Popen]:
+    """Starts processes that run code, whose arguments are the address where they meet, their number, and others."""
+    address = _free_address()
+    return [_started("-c", code, address, str(number), *arguments, devices=devices) for number in range(processes)]
+
+
+def _free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+def _started(*arguments, devices, environment=None):
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | dict(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices)) | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:

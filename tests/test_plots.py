@@ -1,6 +1,7 @@
 """The pictures' data, and the commands that write them."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -205,9 +206,10 @@ def test_pixels_of_ones_own_choice():
 
 @pytest.mark.parametrize(("size", "panels"), [((1, 1), 1), ((8, 1), 3), ((1, 8), 3), ((2, 3), 6), ((20, 20), 9)])
 def test_partitions_of_every_shape(size, panels, tmp_path):
-    kernel = jax.random.normal(jax.random.key(0), (1, *size, *size))
+    pixels = math.prod(size)
+    kernel = jax.random.normal(jax.random.key(0), (1, pixels, pixels))
     fc = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
-    block = FusedRepMLPNetBlock(1, size, False, Gate(fc, fc), kernel, jnp.zeros((1, *size)), None)
+    block = FusedRepMLPNetBlock(1, size, False, Gate(fc, fc), kernel, jnp.zeros((1, pixels)), None)
     figure = plots.receptive_fields(block)
     assert sum(bool(axes.images) for axes in figure.axes) == panels
     if panels < 4:

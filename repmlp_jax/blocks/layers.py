@@ -268,13 +268,15 @@ def with_kernel(layer: Layer, kernel: Array, bias: Array) -> Layer:
 def with_norm_before(fc: Layer, norm: BatchNorm) -> Layer:
     """A copy of an FC with a bias, with the norm before it folded in; the FC may see several pixels of the norm."""
     assert fc.bias is not None
-    kernel = fc.kernel[...].reshape(-1, norm.scale.size, fc.kernel.shape[-1])
-    kernel, bias = algebra.fold_norm_before(norm, kernel, fc.bias[...])
-    return with_kernel(fc, kernel.reshape(fc.kernel.shape), bias)
+    return with_kernel(fc, *_fold_norm_before(norm, fc.kernel[...], fc.bias[...]))
 
 
-# One program, so that it needs little more memory than two copies of the kernel.
-@functools.partial(jax.jit, static_argnums=(2, 3))
+@jax.jit  # with the fold, so that neither reshape copies the kernel
+def _fold_norm_before(norm, kernel, bias):
+    folded, bias = algebra.fold_norm_before(norm, kernel.reshape(-1, norm.scale.size, kernel.shape[-1]), bias)
+    return folded.reshape(kernel.shape), bias
+
+
 def fuse_fc3(
     fc3: tuple[Float[Array, "groups K J"], BatchNorm] | None,
     convolutions: Sequence[ConvBN],
@@ -292,19 +294,31 @@ def fuse_fc3(
     Returns:
         The kernel and the bias.
     """
+    kernel, bias = _merge_fc3(fc3, convolutions, pair(partition_size), groups)
+    return (_flat(kernel) if convolutions else kernel), bias
+
+
+# One program, so that it needs little more memory than two copies of the kernel. Its kernel has the axes of
+# `conv_to_fc`: XLA takes twice as long on a CPU where the sum is flat in the same program.
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _merge_fc3(fc3, convolutions, partition_size, groups):
     kernels, biases = [], []
     if fc3 is not None:
         kernel, norm = fc3
         scale, shift = (array.reshape(groups, 1, -1) for array in algebra.scale_and_shift(norm))
         kernels.append(algebra.widened(kernel) * scale)
-        biases.append(shift[:, 0])
+        biases.append(jnp.broadcast_to(shift[:, 0], (groups, kernel.shape[2])))
     if convolutions:
         kernel, bias = algebra.merge_convolutions([(conv.conv.kernel[...], conv.norm) for conv in convolutions])
-        fc = algebra.conv_to_fc(kernel, pair(partition_size), groups)
-        kernels.append(fc.reshape(groups, math.prod(fc.shape[1:4]), math.prod(fc.shape[4:])))
-        biases.append(algebra.fc_bias(bias, pair(partition_size), groups).reshape(groups, -1))
-    kernel = sum(kernels)
-    return kernel, jnp.broadcast_to(sum(biases), (groups, kernel.shape[2]))
+        fc = algebra.conv_to_fc(kernel, partition_size, groups)
+        kernels = [*(kernel.reshape(fc.shape) for kernel in kernels), fc]
+        biases.append(algebra.fc_bias(bias, partition_size, groups).reshape(groups, -1))
+    return sum(kernels), sum(biases)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _flat(kernel: Float[Array, "groups h w c h2 w2 o"]) -> Float[Array, "groups K J"]:
+    return kernel.reshape(len(kernel), math.prod(kernel.shape[1:4]), -1)
 
 
 def by_group(x: Float[Array, "N m p g c"]) -> Float[Array, "g N m K"]:

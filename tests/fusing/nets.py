@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from repmlp_jax import RepMLP
+from repmlp_jax.blocks.layers import BatchNorm as OurBatchNorm
 from repmlp_jax.models.randomness import abstract, seeded
 
 
@@ -214,7 +216,9 @@ class Bottleneck(nnx.Module):
 class ResNet(nnx.Module):
     def __init__(self, *, rngs):
         self.stem = ConvNorm(3, 4, (7, 7), strides=2, rngs=rngs)
-        self.stages = nnx.List([Bottleneck(4, 4, rngs=rngs), Bottleneck(8, 4, rngs=rngs), Bottleneck(8, 3, 2, rngs=rngs)])
+        self.stages = nnx.List(
+            [Bottleneck(4, 4, rngs=rngs), Bottleneck(8, 4, rngs=rngs), Bottleneck(8, 3, 2, rngs=rngs)]
+        )
         self.fc = nnx.Linear(6, 5, rngs=rngs)
 
     def __call__(self, x):
@@ -725,3 +729,18 @@ class LowPrecision(nnx.Module):
     def __call__(self, x):
         x = nnx.relu(self.norm(self.conv(x)) + self.side_norm(self.side(x)))
         return self.head(x.mean((1, 2)))
+
+
+class WithOurs(nnx.Module):
+    """This library's blocks and norms between layers of Flax."""
+
+    def __init__(self, *, rngs):
+        self.stem = ConvNorm(3, 4, (3, 3), rngs=rngs)
+        self.block = RepMLP(4, 4, image_size=(8, 8), partition_size=(4, 4), groups=2, conv_kernels=(1, 3), rngs=rngs)
+        self.conv = nnx.Conv(4, 4, (3, 3), rngs=rngs)
+        self.norm = OurBatchNorm(4)
+        self.side = nnx.Conv(4, 4, (1, 1), rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.block(nnx.relu(self.stem(x))))
+        return self.norm(self.conv(x)) + self.side(x)

@@ -25,10 +25,12 @@ class Found(NamedTuple):
     Attributes:
         steps: in their order.
         kept: number of a norm → why it stays.
+        pixels: number of a layer → the pixels, or vectors, that its calls return.
     """
 
     steps: list[Step]
     kept: dict[int, str]
+    pixels: dict[int, int]
 
 
 class _KeptError(Exception):
@@ -90,8 +92,12 @@ def find_steps(
                 for number in _removed(step):
                     found[0].kept[number] = reason
             if _seen_by_the_model(model, call, example, found[0].steps):
-                return Found([], {number: reason for number in _norms(marked)})
+                return Found([], {number: reason for number in _norms(model)}, found[0].pixels)
     return found[0]
+
+
+def _pixels(call):
+    return math.prod(call.results[0].shape[:-1])
 
 
 def _norms(model):
@@ -180,7 +186,8 @@ class _Finder:
         for number, layer in enumerate(self.layers):
             if is_norm(layer) and number not in self.gone | self.zero:
                 kept[number] = "; ".join(dict.fromkeys(self.kept.get(number, []))) or "nothing to fold it into"
-        return Found(self.steps, kept)
+        calls = self.program.calls.items()
+        return Found(self.steps, kept, {number: sum(_pixels(call) for _, call in found) for number, found in calls})
 
     def _take(self, step) -> bool:
         if self.allowed is not None and step not in self.allowed:

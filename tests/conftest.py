@@ -68,5 +68,5 @@ def as_users_have_it():
 @pytest.fixture
 def mixed_dtypes():
     """JAX as it is in what nets of others need: Flax's average pools divide by an integer of NumPy."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with jax.numpy_dtype_promotion("standard"):
         yield

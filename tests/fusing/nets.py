@@ -27,7 +27,7 @@ def randomised(model: nnx.Module, seed: int = 0, dtype=jnp.float64) -> nnx.Modul
     random = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        if isinstance(leaf, nnx.RngState):
+        if isinstance(leaf, nnx.RngState) or not isinstance(leaf, nnx.Variable):
             return leaf
         name, shape = path[-1], leaf.shape
         if name == "var":
@@ -734,13 +734,27 @@ class LowPrecision(nnx.Module):
 class WithOurs(nnx.Module):
     """This library's blocks and norms between layers of Flax."""
 
-    def __init__(self, *, rngs):
+    def __init__(self, dtype=jnp.float64, *, rngs):
         self.stem = ConvNorm(3, 4, (3, 3), rngs=rngs)
-        self.block = RepMLP(4, 4, image_size=(8, 8), partition_size=(4, 4), groups=2, conv_kernels=(1, 3), rngs=rngs)
+        options = dict(image_size=(8, 8), partition_size=(4, 4), conv_kernels=(1, 3), param_dtype=dtype)
+        self.block = RepMLP(4, 4, **options, rngs=rngs)
         self.conv = nnx.Conv(4, 4, (3, 3), rngs=rngs)
-        self.norm = OurBatchNorm(4)
+        self.norm = OurBatchNorm(4, param_dtype=dtype)
         self.side = nnx.Conv(4, 4, (1, 1), rngs=rngs)
 
     def __call__(self, x):
         x = nnx.relu(self.block(nnx.relu(self.stem(x))))
         return self.norm(self.conv(x)) + self.side(x)
+
+
+class NormsInARow(nnx.Module):
+    """Norms before a norm, with nothing that would take them."""
+
+    def __init__(self, *, rngs):
+        self.norm1 = nnx.BatchNorm(4, rngs=rngs)
+        self.norm2 = nnx.BatchNorm(4, use_scale=False, epsilon=1e-2, rngs=rngs)
+        self.norm3 = OurBatchNorm(4)
+        self.norm4 = nnx.BatchNorm(4, use_scale=False, use_bias=False, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.relu(self.norm4(self.norm3(self.norm2(self.norm1(nnx.relu(x))))))

@@ -87,8 +87,7 @@ def nets_closing(between):
 def test_what_is_linear_lets_a_norm_through(between):
     """Trap 9: means with keepdims, and other means, have the weight one."""
     fused = fused_and_same(build(nets_closing(between)), IMAGES, others=[(array(3, 12, 12, 4),)])
-    if between(jnp.ones((1, 4, 4, 6))).shape != (1, 2, 3, 6):  # a slice may be let through
-        assert norms_left(fused) == set()
+    assert norms_left(fused) == set()
 
 
 class Keeping(nnx.Module):
@@ -195,8 +194,8 @@ class OtherAxis(nnx.Module):
 def test_a_stack_along_another_axis_stays():
     model = build(OtherAxis)
     fused = fused_and_same(model, IMAGES)
-    if norms_left(fused):
-        assert re.search("axis|stack", reasons(model, shapes(IMAGES))["members.norm"])
+    assert norms_left(fused) == {"members.norm"}
+    assert "the parameters of members.conv are changed" in reasons(model, shapes(IMAGES))["members.norm"]
 
 
 class Looking(nnx.Module):
@@ -232,7 +231,8 @@ QUESTIONS = {
 def test_code_that_looks_at_its_layers(question):
     """Trap 4: what does not depend on the answer is folded all the same."""
     fused = fused_and_same(build(Looking, QUESTIONS[question]), IMAGES)
-    assert "other.norm" not in norms_left(fused)
+    if question != "class":  # to see what is called, a layer's class is changed
+        assert "other.norm" not in norms_left(fused)
 
 
 class LookingUnderVmap(Looking):
@@ -482,20 +482,21 @@ def test_loops(name):
 
 
 class TrainedAtTheCall(nnx.Module):
-    def __init__(self, **options):
-        rngs = options.pop("rngs")
+    def __init__(self, in_evaluation=None, mask_shape=None, *, rngs):
         self.first = ConvNorm(4, 4, (3, 3), rngs=rngs)
         self.conv = nnx.Conv(4, 4, (3, 3), rngs=rngs)
         self.norm = nnx.BatchNorm(4, rngs=rngs)
-        self.options = nnx.static(options)
+        self.in_evaluation = in_evaluation
+        self.mask_shape = mask_shape
 
     def __call__(self, x):
-        return self.norm(self.conv(nnx.relu(self.first(x))), **self.options)
+        mask = None if self.mask_shape is None else jnp.ones(self.mask_shape, bool)
+        return self.norm(self.conv(nnx.relu(self.first(x))), self.in_evaluation, mask=mask)
 
 
 def test_training_mode_asked_for_at_the_call():
     """Trap 8."""
-    model = build(TrainedAtTheCall, use_running_average=False)
+    model = build(TrainedAtTheCall, False)
     fused = fuse_params(model, shapes(IMAGES))
     assert norms_left(fused) == {"norm"}
     assert "train" in reasons(model, shapes(IMAGES))["norm"]
@@ -504,12 +505,12 @@ def test_training_mode_asked_for_at_the_call():
 
 
 def test_evaluation_asked_for_at_the_call():
-    model = build(TrainedAtTheCall, use_running_average=True)
+    model = build(TrainedAtTheCall, True)
     assert norms_left(fused_and_same(model, IMAGES)) == set()
 
 
 def test_a_masked_norm_stays():
-    model = build(TrainedAtTheCall, mask=np.ones((2, 8, 8, 1), bool))
+    model = build(TrainedAtTheCall, mask_shape=(2, 8, 8, 1))
     assert norms_left(fused_and_same(model, IMAGES)) <= {"norm"}
 
 
@@ -535,7 +536,7 @@ class CustomProduct(nnx.Module):
 
     def __init__(self, *, rngs):
         def standardised(x, kernel, *arguments, **options):
-            kernel = (kernel - kernel.mean((0, 1, 2))) / kernel.std((0, 1, 2))
+            kernel = kernel / kernel.std((0, 1, 2), keepdims=True)
             return jax.lax.conv_general_dilated(x, kernel, *arguments, **options)
 
         def clipped(x, kernel, *arguments, **options):
@@ -558,7 +559,7 @@ def test_layers_with_a_product_of_their_own_stay():
 class StandardisedConv(nnx.Conv):
     def __call__(self, x):
         kernel = self.kernel[...]
-        kernel = (kernel - kernel.mean((0, 1, 2))) / kernel.std((0, 1, 2))
+        kernel = kernel / kernel.std((0, 1, 2), keepdims=True)
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -650,7 +651,7 @@ def test_folding_while_jit_is_disabled():
     with jax.disable_jit():
         fused = fuse_params(model, shapes(IMAGES))
     assert norms_left(fused) == set()
-    assert_identical(fused, fuse_params(model, shapes(IMAGES)))
+    assert_same(fused, fuse_params(model, shapes(IMAGES)), (IMAGES,))
 
 
 class Branches(nnx.Module):
@@ -892,7 +893,11 @@ def test_several_inputs():
     assert fused.folding == Folding((((2, 8, 8, 3), "float64"), ((2, 5), "float64"), ((2,), "int64")))
 
 
-@pytest.mark.parametrize("example", [IMAGES, (IMAGES,), shapes(IMAGES), (shapes(IMAGES),)], ids=str)
+@pytest.mark.parametrize(
+    "example",
+    [IMAGES, (IMAGES,), shapes(IMAGES), (shapes(IMAGES),), np.zeros((2, 8, 8, 4))],
+    ids=["array", "arrays", "shape", "shapes", "NumPy"],
+)
 def test_examples_are_arrays_or_shapes(example):
     fused = fuse_params(build(nets.ACNet), example)
     assert norms_left(fused) == set()

@@ -97,22 +97,25 @@ def find_steps(
 
 
 def _larger(marked, call, example) -> list:
-    """The trace for a larger example, if the model takes one: what is constant for a size may not be for another."""
+    """The traces for larger examples that the model takes: what is constant for a size may not be for another."""
 
-    def larger(factor):
+    def larger(factor, more=0):
         def of(array):
             first, *others = array.shape or (0,)
-            middle = [size * factor for size in others[:-1]]
+            middle = [size * factor + more for size in others[:-1]]
             return jax.ShapeDtypeStruct((first + 1, *middle, *others[-1:]) if array.shape else (), array.dtype)
 
         return [of(array) for array in example]
 
-    for candidate in (larger(2), larger(1)):
+    def traces(candidate):
         try:
             return [trace(marked, call, candidate)]
         except Exception:  # whatever the model's own code raises for a size that it does not take
-            continue
-    return []
+            return []
+
+    # Odd sizes show which pools are padded; one of these is odd once halved, too, be it rounded up or down.
+    odd = traces(larger(2, 1)) + traces(larger(2, 3))
+    return odd or traces(larger(2)) or traces(larger(1))
 
 
 def _seen_by_the_model(model, call, example, steps) -> set[Step]:
@@ -303,10 +306,12 @@ class _Finder:
 
     def _summands(self, value) -> Iterator[Value]:
         producer = self.program.producers.get(value)
-        if producer is None or producer.name != "add" or any(one.shape != value.shape for one in producer.operands):
+        # sum(…) begins with zero.
+        operands = [one for one in producer.operands if not self._is_zero(one)] if producer else []
+        if producer is None or producer.name != "add" or any(one.shape != value.shape for one in operands):
             yield value
             return
-        for operand in producer.operands:
+        for operand in operands:
             inner = self.program.producers.get(operand)
             if inner is not None and inner.name == "add" and len(self.program.uses[operand]) == 1:
                 yield from self._summands(operand)
@@ -497,7 +502,7 @@ class _Finder:
         return ends
 
     def _adds_zero(self, equation, value):
-        if equation.name != "add" or any(one.shape != value.shape for one in equation.operands):
+        if equation.name != "add" or equation.results[0].shape != value.shape:
             return False
         others = [one for one in equation.operands if one is not value]
         return len(others) == 1 and self._is_zero(others[0])

@@ -80,7 +80,7 @@ def selection(model: nnx.Module, only: Any) -> Callable[[tuple, Any], bool]:
         return lambda path, module: any(_lies_below(dotted(path), chosen) for chosen in paths)
     try:
         predicate = nnx.filterlib.to_predicate(only)
-    except TypeError:
+    except (TypeError, ValueError):  # a ValueError where Flax fails to write the message
         raise TypeError(f"only must be dotted paths of modules or a filter of NNX, not {only!r}") from None
     if not any(predicate(path, node) for path, node in iterate_nodes(model) if isinstance(node, nnx.Module)):
         raise ValueError(f"only: the filter chooses no module of this {type(model).__name__}")

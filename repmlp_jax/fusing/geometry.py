@@ -111,7 +111,7 @@ def with_groups(kernel: Float[Array, "... c O"], groups: int, fewer: int) -> Flo
     *sides, inputs, outputs = kernel.shape
     merged = groups // fewer
     blocks = kernel.reshape(*sides, 1, inputs, fewer, merged, outputs // groups)
-    places = jnp.eye(merged, dtype=kernel.dtype)[:, None, None, :, None]
+    places = jnp.eye(merged, dtype=kernel.dtype).reshape(*(1,) * len(sides), merged, 1, 1, merged, 1)
     return (blocks * places).reshape(*sides, merged * inputs, outputs)
 
 

@@ -33,7 +33,8 @@ class FoldAfter:
             kernel, scale, shift = _of_one_dtype(kernel, scale, shift)
             # A transposed convolution may have its kernel as that of the convolution it transposes.
             along = scale[:, None] if getattr(layer, "transpose_kernel", False) else scale
-            shift = jnp.broadcast_to(shift, outputs)
+            along = jnp.broadcast_to(along, kernel.shape)
+            scale, shift = (jnp.broadcast_to(values, outputs) for values in (scale, shift))
             return kernel * along, (shift if bias is None else bias.astype(shift.dtype) * scale + shift)
 
         kernel, bias = _stacked(fold, stack_of(norm))(layer.kernel[...], _bias(layer), norm)
@@ -84,7 +85,7 @@ class AddBranches:
                 if is_norm(layer):
                     scale, other_bias = scale_and_shift(other)
                     identity = geometry.identity_kernel(scale.size, groups, axes, scale.dtype)
-                    other = identity * scale
+                    other = identity * jnp.broadcast_to(scale, identity.shape)
                 else:
                     other = geometry.with_groups(widened(other), geometry.groups_of(layer), groups)
                 kernel, other = _of_one_dtype(kernel, other)
@@ -155,7 +156,7 @@ def _fold_before(groups, outputs):
         flat = kernel.reshape(-1, scale.size // groups, features)  # taps or pixels, channels of a group, outputs
 
         def of_each_group(values):
-            return jnp.repeat(values.reshape(groups, -1).T, features // groups, axis=1)
+            return jnp.repeat(values.reshape(groups, -1).T, features // groups, axis=1)[None]
 
         shifted = jnp.sum(flat * of_each_group(shift), (0, 1)).reshape(outputs)
         folded = (flat * of_each_group(scale)).reshape(kernel.shape)
@@ -177,9 +178,12 @@ def _fold_into_norm(layer, norm):
 
     parameters = [None if p is None else p[...] for p in (layer.scale, layer.bias)]
     folded = _stacked(fold, stack_of(norm))(*parameters, layer.mean[...], layer.var[...], norm)
+    kept = next((p for p in (layer.scale, layer.bias) if p is not None), None)
+    dtype = layer.mean[...].dtype if kept is None else kept[...].dtype
     for name, value in zip(("scale", "bias"), folded, strict=True):
-        _replace(layer, name, value, getattr(layer, "param_dtype", value.dtype), like=layer.scale)
-        setattr(layer, f"use_{name}", True)
+        _replace(layer, name, value, dtype, like=kept)
+        if hasattr(layer, f"use_{name}"):
+            setattr(layer, f"use_{name}", True)
 
 
 def _of_one_dtype(*arrays):

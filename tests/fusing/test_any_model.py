@@ -13,11 +13,11 @@ import pytest
 from cases import quick_jit
 from flax import nnx
 from nets import ConvNorm, build
-from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
-from same import IMAGES, array, assert_same, norms_left, paths, places, run, shapes
+from same import IMAGES, array, assert_same, fused_and_same, norms_left, paths, places, run, shapes
 from tolerance import ROUNDING_BF16, ROUNDING_F64, assert_close, assert_identical, assert_trees_close
 
 from repmlp_jax import fuse_params, fuse_report
+from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
 from repmlp_jax.models.randomness import abstract
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
@@ -179,16 +179,16 @@ def test_the_input_may_be_traced():
 
 
 def test_abstract_models():
-    make = abstract(nets.RepVGG)
+    make = abstract(nets.ACNet)
     make.eval()
-    example = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    example = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
     fused = nnx.eval_shape(lambda model: fuse_params(model, example), make)
-    concrete = fuse_params(build(nets.RepVGG, dtype=jnp.float32), example)
+    concrete = fuse_params(build(nets.ACNet, dtype=jnp.float32), example)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), nnx.state(fused)) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), nnx.state(concrete)
     )
     assert nnx.graphdef(fused) == nnx.graphdef(concrete)
-    assert str(fuse_report(make, example)) == str(fuse_report(build(nets.RepVGG, dtype=jnp.float32), example))
+    assert str(fuse_report(make, example)) == str(fuse_report(build(nets.ACNet, dtype=jnp.float32), example))
 
 
 def test_a_stack_of_models():
@@ -237,13 +237,12 @@ def test_the_given_model_is_unchanged():
 
 
 def test_a_training_model_is_fused_as_in_evaluation():
-    model = build(nets.EfficientNet)
+    model = build(nets.MBConv, 4, 4, 3)
     training = nnx.clone(model)
     training.train()
-    x = array(2, 8, 8, 3)
-    fused = fuse_params(training, x)
+    fused = fuse_params(training, IMAGES)
     assert fused.dropout.deterministic
-    assert_identical(fused, fuse_params(model, x))
+    assert_identical(fused, fuse_params(model, IMAGES))
 
 
 def test_fusing_a_fused_model_changes_nothing():
@@ -294,8 +293,8 @@ def test_a_model_of_16_bits(dtype, param_dtype):
 
 
 def test_float32_is_folded_at_the_highest_precision():
-    model = build(nets.ResNet, dtype=jnp.float32)
-    x = array(2, 8, 8, 3, dtype=jnp.float32)
+    model = build(nets.MobileOne, dtype=jnp.float32)
+    x = array(2, 8, 8, 4, dtype=jnp.float32)
     fused = fuse_params(model, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(fused))} == {jnp.dtype(jnp.float32)}
     assert_same(model, fused, (x,), tolerance=1e-5)
@@ -304,42 +303,43 @@ def test_float32_is_folded_at_the_highest_precision():
 # A part of a model.
 
 
-def test_only_a_part_is_folded():
-    model = build(nets.ResNet)
-    x = array(2, 8, 8, 3)
-    for only, gone in (
-        ("stem", {"stem.norm"}),
-        (("stem.conv", "stem.norm"), {"stem.norm"}),
-        (("stem", "stages.1.conv1", "stages.1.bn1"), {"stem.norm", "stages.1.bn1"}),
-        (nnx.PathContains("stem"), {"stem.norm"}),
-    ):
-        fused = fuse_params(model, x, only=only)
-        assert paths(fused, FoldedNorm) == gone
-        assert set(places(model, x, only=only)) == gone
-    assert_same(model, fused, (x,))
+@pytest.mark.parametrize(
+    ("only", "gone"),
+    [
+        ("conv1", {"conv1.norm"}),
+        (("conv1.conv", "conv1.norm"), {"conv1.norm"}),
+        (("conv1", "conv2"), {"conv1.norm", "conv2.norm"}),
+        (nnx.PathContains("conv1"), {"conv1.norm"}),
+    ],
+    ids=["path", "layers", "paths", "filter"],
+)
+def test_only_a_part_is_folded(only, gone):
+    model = build(nets.SEResNet)
+    fused = fused_and_same(model, IMAGES, only=only)
+    assert paths(fused, FoldedNorm) == gone
+    assert set(places(model, IMAGES, only=only)) == gone
 
 
 def test_the_rest_stays_trainable():
-    model = build(nets.ResNet, dtype=jnp.float32)
-    x = array(2, 8, 8, 3, dtype=jnp.float32)
-    fused = fuse_params(model, x, only="stem")
+    x = array(2, 8, 8, 4, dtype=jnp.float32)
+    fused = fuse_params(build(nets.SEResNet, dtype=jnp.float32), x, only="conv1")
     fused.train()
-    before = nnx.state(fused, nnx.BatchStat)["stages"][0]["bn1"]["mean"][...]
+    before = fused.conv2.norm.mean[...]
     gradients = nnx.jit(nnx.grad(lambda model: jnp.sum(model(x))))(fused)
-    assert not np.allclose(before, fused.stages[0].bn1.mean[...])
+    assert not np.allclose(before, fused.conv2.norm.mean[...])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize("only", ["stem.nrm", ("stem", "stages.7"), "head"])
+@pytest.mark.parametrize("only", ["conv1.nrm", ("conv1", "stages.7"), "head"])
 def test_a_path_that_the_model_lacks(only):
-    with pytest.raises(ValueError, match="only"):
-        fuse_params(build(nets.ResNet), array(2, 8, 8, 3), only=only)
+    with pytest.raises(ValueError, match="only: SEResNet has no module"):
+        fuse_params(build(nets.SEResNet), IMAGES, only=only)
 
 
 # Shown to be right.
 
 
-@pytest.mark.parametrize("name", ["RepVGG", "pre-activation ResNet", "scan"])
+@pytest.mark.parametrize("name", ["ACNet", "MLP", "scan"])
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 def test_a_check_that_agrees(name, dtype):
     case = NETS[name]
@@ -399,17 +399,13 @@ def test_a_model_that_refuses_its_example_is_named():
         fuse_params(build(nets.ACNet), array(2, 8, 8, 5))
 
 
-@pytest.mark.parametrize(
-    "options", [dict(call=3), dict(call="encode"), dict(only=3.0)], ids=str
-)
+@pytest.mark.parametrize("options", [dict(call=3), dict(call="encode"), dict(only=3.0)], ids=str)
 def test_wrong_options(options, unchecked_types):
     with pytest.raises(TypeError, match=next(iter(options))):
         fuse_params(build(nets.ACNet), IMAGES, **options)
 
 
-@pytest.mark.parametrize(
-    "options", [dict(call=run), dict(check=True), dict(dense_groups=True)], ids=str
-)
+@pytest.mark.parametrize("options", [dict(call=run), dict(check=True), dict(dense_groups=True)], ids=str)
 def test_options_without_an_example(options):
     with pytest.raises((TypeError, ValueError), match="example"):
         fuse_params(build(nets.ACNet), **options)

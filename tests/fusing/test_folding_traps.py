@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from nets import ConvNorm, build, randomised
-from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
-from repmlp_jax.fusing.folding import Folding
 from same import IMAGES, array, assert_same, fused_and_same, norms_left, paths, places, reasons, run, shapes
-from tolerance import ROUNDING_BF16, ROUNDING_F64, assert_close, assert_identical, assert_trees_close
+from tolerance import ROUNDING_BF16, ROUNDING_F64, assert_close, assert_trees_close
 
 from repmlp_jax import fuse_params, fuse_report
+from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
+from repmlp_jax.fusing.folding import Folding
 
 pytestmark = pytest.mark.usefixtures("mixed_dtypes")
 

@@ -322,7 +322,7 @@ def test_predict_takes_classifiers_alone(make, shape, tmp_path):
     assert_refused(run("predict", tmp_path / "model", "sound.png"), message)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("cp1252", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("command", ["list", "summary", "fuse", "predict", "--help"])
 def test_what_the_output_cannot_hold_is_printed_as_escapes(command, encoding, folder, tmp_path, monkeypatch):
     arguments = {

@@ -1,5 +1,7 @@
 """RepMLP-ResNet and RepMLPNet, small and with random weights and statistics: fusing changes nothing, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -23,7 +25,9 @@ NETS = {
 }
 
 
+@functools.cache
 def build(name, **options):
+    """A net that tests leave as it is, and images."""
     if name != "RepMLPNet":
         options = dict(groups=(2, 2)) | options
     model = randomised(abstract(NETS[name], param_dtype=jnp.float64, **options))

@@ -33,9 +33,9 @@ class FoldAfter:
             kernel, scale, shift = _of_one_dtype(kernel, scale, shift)
             # A transposed convolution may have its kernel as that of the convolution it transposes.
             along = scale[:, None] if getattr(layer, "transpose_kernel", False) else scale
-            along = jnp.broadcast_to(along, kernel.shape)
             scale, shift = (jnp.broadcast_to(values, outputs) for values in (scale, shift))
-            return kernel * along, (shift if bias is None else bias.astype(shift.dtype) * scale + shift)
+            bias = shift if bias is None else bias.astype(shift.dtype) * scale + shift
+            return kernel * _with_axes(along, kernel.ndim), bias
 
         kernel, bias = _stacked(fold, stack_of(norm))(layer.kernel[...], _bias(layer), norm)
         _set(layer, kernel, bias)
@@ -85,12 +85,11 @@ class AddBranches:
                 if is_norm(layer):
                     scale, other_bias = scale_and_shift(other)
                     identity = geometry.identity_kernel(scale.size, groups, axes, scale.dtype)
-                    other = identity * jnp.broadcast_to(scale, identity.shape)
+                    other = identity * _with_axes(scale, identity.ndim)
                 else:
                     other = geometry.with_groups(widened(other), geometry.groups_of(layer), groups)
-                kernel, other = _of_one_dtype(kernel, other)
-                kernel = kernel.at[jnp.ix_(*map(jnp.array, taps))].add(other) if taps else kernel + other
-                bias = bias if other_bias is None else bias + other_bias.astype(bias.dtype)
+                kernel = geometry.add_kernel(kernel, other, taps)
+                bias = bias if other_bias is None else bias.astype(kernel.dtype) + other_bias.astype(kernel.dtype)
             return kernel, bias
 
         kinds = members
@@ -181,7 +180,7 @@ def _fold_into_norm(layer, norm):
     kept = next((p for p in (layer.scale, layer.bias) if p is not None), None)
     dtype = layer.mean[...].dtype if kept is None else kept[...].dtype
     for name, value in zip(("scale", "bias"), folded, strict=True):
-        _replace(layer, name, value, dtype, like=kept)
+        _replace(layer, name, value, dtype, like=getattr(layer, name))
         if hasattr(layer, f"use_{name}"):
             setattr(layer, f"use_{name}", True)
 
@@ -189,6 +188,11 @@ def _fold_into_norm(layer, norm):
 def _of_one_dtype(*arrays):
     dtype = max((fusing_dtype(array.dtype) for array in arrays), key=lambda dtype: dtype.itemsize)
     return [array.astype(dtype) for array in arrays]
+
+
+def _with_axes(array, axes):
+    """The array with axes of size 1 before its own."""
+    return array.reshape((1,) * (axes - array.ndim) + array.shape)
 
 
 def _bias(layer):

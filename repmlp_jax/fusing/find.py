@@ -77,12 +77,18 @@ def find_steps(
     """
     marked = mark(nnx.clone(model))
     try:
-        traces = [trace(marked, call, example)]
+        trace(model, call, example)
     except Exception as error:
         shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in example)
         raise ValueError(
             f"{type(model).__name__} cannot be called with an example of {shapes}: {type(error).__name__}: {error}"
         ) from error
+    try:
+        traces = [trace(marked, call, example)]
+    except Exception as error:  # such as reverse-mode differentiation within the call, which the marks do not take
+        reason = f"the call cannot be followed: {type(error).__name__}: {error}".splitlines()[0]
+        norms = [number for number, (_, layer) in enumerate(layers_of(model)) if is_norm(layer)]
+        return Found([], dict.fromkeys(norms, reason), {}, {})
     traces += _larger(marked, call, example)
     refused: dict[Step, str] = {}
     while True:

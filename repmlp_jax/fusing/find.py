@@ -214,6 +214,9 @@ class _Finder:
             self._check_changes(number)
             ends = []
             for scope, call in self.program.calls[number]:
+                uses = len(self.program.uses[call.results[0]])
+                if uses > 1:
+                    raise _KeptError(f"the output of {self._name(number)} is used {uses} times")
                 found = self._follow(call.results[0], scope)
                 norms |= {end.layer for end in found if is_norm(self.layers[end.layer])}
                 ends += found

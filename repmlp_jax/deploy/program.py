@@ -199,7 +199,7 @@ def _program(model, arrays, input_shape) -> export.Exported:
     graphdef, _, *rest = nnx.split(model, weights, ...)
 
     def forward(arrays, images):
-        state = [(place, variable.replace(arrays[dotted(place)])) for place, variable in _variables(model)]
+        state = [(place, filled(leaf, arrays[dotted(place)])) for place, leaf in _variables(model)]
         return nnx.merge(graphdef, nnx.from_flat_state(state), *rest)(images)
 
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}

@@ -17,7 +17,7 @@ from repmlp_jax.fusing.finite import check_finite
 from repmlp_jax.fusing.fuse import check_concrete, dotted, fusable_modules, fuse_params
 from repmlp_jax.local_path import local_file
 from repmlp_jax.models.randomness import weights
-from repmlp_jax.models.state import arrays_of
+from repmlp_jax.models.state import arrays_of, filled
 from repmlp_jax.storage.preprocessing import check_preprocessing_of
 from repmlp_jax.storage.whole_file import whole_file
 from repmlp_jax.version import versions

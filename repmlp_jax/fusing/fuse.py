@@ -2,7 +2,7 @@
 
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +11,7 @@ from flax import nnx
 from repmlp_jax.fusing.algebra import Norm
 from repmlp_jax.fusing.finite import check_finite, has_values, on_this_process
 from repmlp_jax.fusing.host import transformed_on_host
-
-HOLDERS = (nnx.Pytree, list, tuple, dict)
+from repmlp_jax.fusing.modules import dotted, iterate_nodes, replace_modules, walk_modules
 
 
 def fuse_params(model: nnx.Module) -> nnx.Module:
@@ -72,7 +71,7 @@ def check_module(model: Any, function: str):
 
 def check_concrete(model: nnx.Module, function: str, hint: str = ""):
     """Raises TypeError if a model, the argument of a function of that name, has shapes but no values."""
-    variables = (node for _, node in _nodes(model) if isinstance(node, nnx.Variable))
+    variables = (node for _, node in iterate_nodes(model) if isinstance(node, nnx.Variable))
     if isinstance(next((variable.get_value() for variable in variables), None), jax.ShapeDtypeStruct):
         raise TypeError(f"{function}: this {type(model).__name__} is abstract: it has shapes, but no weights{hint}")
 
@@ -92,7 +91,7 @@ def check_weights(model: nnx.Module, verb: str):
     Raises:
         ValueError: names the arrays or the norm.
     """
-    nodes = list(_nodes(model))
+    nodes = list(iterate_nodes(model))
     kinds = nnx.Param, nnx.BatchStat
     weights = {dotted(path): node.get_value() for path, node in nodes if isinstance(node, kinds)}
     check_finite(weights, f"cannot {verb}: {type(model).__name__}")
@@ -119,7 +118,7 @@ def fused_form(path: tuple, module: Any) -> nnx.Module:
             subclass without its own `fused()`, or of a subclassed layer in a block of this library.
         ValueError: if a block of this library is a stack along another axis than the first.
     """
-    nodes = list(_nodes(module))
+    nodes = list(iterate_nodes(module))
     fuser = next(filter(_defines_fused, type(module).__mro__), None)
     in_our_block = fuser is not None and _is_ours(fuser)
     for inner, part in nodes:
@@ -153,7 +152,7 @@ def stack_shape(module: nnx.Module) -> tuple[int, ...]:
     A stack is known by its norms: this library's count their batches in a scalar, and the statistics of Flax's have one
     axis. All arrays of a stack begin with its axes; if some do not, the module holds stacks, but is none.
     """
-    return _stack_shape(module, _nodes(module))
+    return _stack_shape(module, iterate_nodes(module))
 
 
 def _stack_shape(module, nodes):
@@ -216,86 +215,5 @@ def fusable_modules(model: nnx.Module) -> list[tuple[tuple, nnx.Module]]:
         found.append((path, module))
         return module
 
-    _walk(model, is_fusable, note)
+    walk_modules(model, is_fusable, note)
     return found
-
-
-def replace_modules(
-    model: nnx.Module, chosen: Callable[[object], bool], replacement: Callable[[tuple, Any], nnx.Module]
-) -> nnx.Module:
-    """Copies a model and replaces each outermost chosen module by `replacement(path, module)`.
-
-    A module with several paths is replaced once, and its replacement is shared. Other modules are copied; their arrays
-    are shared with the given model.
-    """
-    return _walk(nnx.clone(model), chosen, replacement)
-
-
-def _walk(root, chosen, replacement):
-    """Replaces each outermost chosen module by `replacement(path, module)` and returns the new root.
-
-    (`nnx.recursive_map` visits submodules first, so a module could not decide for them.)
-    """
-    done = {}
-
-    def walk(path, node):
-        if id(node) not in done:
-            if chosen(node):
-                done[id(node)] = node, replacement(path, node)
-            else:
-                done[id(node)] = node, node  # for a module that holds itself
-                done[id(node)] = node, walk_children(path, node)
-        return done[id(node)][1]
-
-    def walk_children(path, node):
-        changed = {key: new for key, child in _children(node) if (new := walk((*path, key), child)) is not child}
-        if changed and isinstance(node, tuple):
-            items = [changed.get(index, item) for index, item in enumerate(node)]
-            return type(node)(*items) if hasattr(node, "_fields") else tuple(items)
-        for key, new in changed.items():
-            _set(node, key, new)
-        return node
-
-    return walk((), root)
-
-
-def dotted(path: tuple) -> str:
-    """Formats a path for messages."""
-    return ".".join(map(str, path)) or "the model itself"
-
-
-def _nodes(root) -> Iterator[tuple[tuple, Any]]:
-    """Yields every module once, and its variables, with their paths; `nnx.iter_graph` takes four times as long."""
-    seen = set()
-
-    def walk(path, node):
-        if id(node) not in seen:
-            seen.add(id(node))
-            yield path, node
-            for key, child in _items(node):
-                if isinstance(child, HOLDERS):
-                    yield from walk((*path, key), child)
-                elif isinstance(child, nnx.Variable):
-                    yield (*path, key), child
-
-    return walk((), root)
-
-
-def _children(node) -> list[tuple]:
-    """The modules, lists, tuples and dicts that a node directly holds."""
-    return [(key, child) for key, child in _items(node) if isinstance(child, HOLDERS)]
-
-
-def _items(node) -> Iterable[tuple[Any, Any]]:
-    if isinstance(node, nnx.List | list | tuple):
-        return enumerate(node)
-    if isinstance(node, nnx.Dict | dict):
-        return node.items()
-    return vars(node).items() if isinstance(node, nnx.Pytree) else ()
-
-
-def _set(node, key, value):
-    if isinstance(node, nnx.Pytree) and not isinstance(node, nnx.List | nnx.Dict):
-        setattr(node, key, value)
-    else:
-        node[key] = value

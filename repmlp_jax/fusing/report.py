@@ -11,16 +11,15 @@ from flax import nnx
 
 from repmlp_jax.fusing.fuse import (
     check_module,
-    dotted,
     fusable_modules,
     fused_form,
     is_fusable,
     is_norm,
-    replace_modules,
     stack_shape,
     with_fused_modules,
 )
 from repmlp_jax.fusing.macs import count_macs
+from repmlp_jax.fusing.modules import dotted, replace_modules
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A model in another dtype."""
 
 import json
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -47,7 +48,7 @@ def astype(model: nnx.Module, dtype: DTypeLike) -> nnx.Module:
     if quantisation(model):
         raise ValueError(f"astype: this {type(model).__name__} is quantised: cast it before quantise_params")
     dtype = jnp.dtype(dtype)
-    copy = nnx.clone(model)
+    copy: Any = nnx.clone(model)
     for _, node in nnx.iter_graph(copy):
         if isinstance(node, nnx.Param | nnx.BatchStat) and jnp.issubdtype(node.dtype, jnp.floating):
             node.set_value(node.get_value().astype(dtype if isinstance(node, nnx.Param) else fusing_dtype(dtype)))

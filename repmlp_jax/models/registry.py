@@ -160,7 +160,7 @@ def register_model(name: str, /, **arguments) -> Callable[[ModelClass], ModelCla
         if not _is_again(model_class, holder) or (model_class is holder and arguments != known):
             raise ValueError(f"the name {name!r} is taken, by {_named(holder)} with the arguments {known}: use another")
         if model_class is not namesake:
-            model_class.__init__ = remembering(model_class)  # type: ignore[misc]
+            model_class.__init__ = remembering(model_class)  # type: ignore[method-assign]
         earlier = {one: entry for one, entry in MODELS.items() if entry[0] is namesake}
         MODELS.update({one: (model_class, of_name) for one, (_, of_name) in earlier.items()})
         MODELS[name] = model_class, arguments
@@ -208,7 +208,7 @@ def _check_class(model_class, arguments, function):
     if not (isinstance(model_class, type) and issubclass(model_class, nnx.Module)):
         raise TypeError(f"{function} takes a class of nnx.Modules, and not {model_class!r}")
     if model_class.__module__.startswith("flax."):
-        raise TypeError(f"{function} takes no class of Flax's, such as {model_class.__name__}, which others use: derive one")
+        raise TypeError(f"{function} takes a class of your own, which {_named(model_class)} is not: derive one from it")
     try:
         inspect.signature(model_class.__init__).bind_partial(None, rngs=None, **arguments)
     except TypeError as error:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -253,7 +254,9 @@ def _abstract(model_class, making):
             model = fuse_params(model)
         return quantise_params(model, **making["quantised"]) if making.get("quantised") else model
 
-    return abstract(build)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "nothing to fuse")  # That was said when the model was fused.
+        return abstract(build)
 
 
 def check_savable(model: Any):

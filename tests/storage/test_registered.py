@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import abstract, randomised
 from flax import nnx
 from test_saved import change
-from tolerance import assert_identical
+from tolerance import ROUNDING_F32, assert_close, assert_identical
 
 import repmlp_jax
 from repmlp_jax import (
@@ -29,7 +30,10 @@ from repmlp_jax import (
     register_savable,
     save_model,
 )
+from repmlp_jax.fusing.folded import FoldedNorm
 from repmlp_jax.models.registry import MODELS
+
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 2)), jnp.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -74,11 +78,10 @@ def assert_comes_back(path, model):
 @pytest.mark.parametrize("register", [register_model("mine"), register_savable], ids=["by a name", "without"])
 def test_a_registered_class_comes_back_without_a_line_of_its_own(tmp_path, register):
     Net = register(make_net())
-    model = Net(num_classes=5, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model = Net(num_classes=5, rngs=nnx.Rngs(0))
     loaded = assert_comes_back(tmp_path / "model", model)
-    x = jnp.ones((2, 4, 4, 2), jnp.bfloat16)
     model.eval()
-    assert (loaded(x) == model(x)).all()
+    assert (loaded(IMAGES) == model(IMAGES)).all()
     assert list_models()[-1] in ("mine", "Net")
 
 
@@ -209,7 +212,7 @@ def test_the_modes_of_training_are_no_change(tmp_path):
 
 def test_another_dtype_is_saved_where_the_class_takes_it(tmp_path):
     model = register_savable(make_net())(rngs=nnx.Rngs(0))
-    with pytest.raises(TypeError, match=r"built, so it cannot be saved: conv.dtype is bfloat16 instead of None, conv.mask"):
+    with pytest.raises(TypeError, match=r"saved: conv.dtype is bfloat16 instead of None, conv.mask is float32"):
         save_model(tmp_path / "model", astype(model, jnp.bfloat16))  # what is no Variable stays in float32
 
     @register_savable
@@ -371,14 +374,98 @@ def test_an_argument_that_is_traced_is_refused_when_the_model_is_saved(tmp_path)
         save_model(tmp_path / "model", build(jnp.ones(2)))
 
 
+class Foldable(nnx.Module):
+    """A 3×3 and a 1×1 convolution in parallel, each with its norm, one of them grouped; and a norm that stays."""
+
+    def __init__(self, num_classes=3, *, rngs):
+        options = dict(use_bias=False, rngs=rngs)
+        self.input_shape = (4, 4, 2)
+        self.large = nnx.Conv(2, 4, (3, 3), feature_group_count=2, **options)
+        self.small = nnx.Conv(2, 4, (1, 1), **options)
+        self.norms = nnx.List([nnx.BatchNorm(4, rngs=rngs) for _ in range(3)])
+        self.head = nnx.Linear(4, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        large, small, last = self.norms
+        x = nnx.relu(large(self.large(x)) + small(self.small(x)))
+        return self.head(last(nnx.tanh(x)).mean((1, 2)))
+
+    def features(self, x):
+        return self.norms[0](self.large(x))
+
+
+@pytest.fixture
+def foldable():
+    return randomised(abstract(register_savable(Foldable)))
+
+
+FOLDINGS = [{}, dict(dense_groups=True), dict(only=("norms.0", "large"))]
+
+
+@pytest.mark.parametrize("arguments", FOLDINGS, ids=str)
+def test_what_was_fused_with_an_example_comes_back(tmp_path, foldable, arguments):
+    fused = fuse_params(foldable, jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.float32), **arguments)
+    loaded = assert_comes_back(tmp_path / "model", fused)
+    assert loaded.folding == fused.folding
+    kinds = [
+        [type(node) for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Module)] for model in (fused, loaded)
+    ]
+    assert kinds[0] == kinds[1]
+    assert FoldedNorm in kinds[0] or "only" in arguments
+    assert (loaded(IMAGES) == fused(IMAGES)).all()
+
+
+@pytest.mark.parametrize("in_int8", [False, True])
+def test_a_published_model_that_was_fused_with_an_example_comes_back(tmp_path, in_int8):
+    small = dict(image_size=8, in_features=1, widths=(4,), partition_size=4, conv_kernels=(1,))
+    model = fuse_params(randomised(abstract(create_model, "pure_mlp", **small)), jnp.zeros((1, 8, 8, 1), jnp.float32))
+    assert_comes_back(tmp_path / "model", quantise_params(model) if in_int8 else model)
+
+
+def test_a_folded_model_is_quantised_and_exported(tmp_path, foldable):
+    fused = fuse_params(foldable, IMAGES, dense_groups=True)
+    quantised = quantise_params(fused)
+    assert quantised.large.kernel.values.dtype == jnp.int8
+    assert_comes_back(tmp_path / "model", quantised)
+    export_model(fused, tmp_path / "model.zip")
+    foldable.eval()
+    assert_close(load_exported(tmp_path / "model.zip")(IMAGES), foldable(IMAGES), ROUNDING_F32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            dict(call=Foldable.features),
+            r"was fused with call=<function Foldable.features at .*, and a file holds no fun",
+        ),
+        (
+            dict(only=nnx.BatchNorm),
+            r"was fused with only=<class .*BatchNorm'>, and a file holds paths alone: pass those",
+        ),
+        (dict(only=(nnx.BatchNorm, "head")), r"was fused with only=\(<class .*, and a file holds paths alone"),
+    ],
+)
+def test_a_function_that_a_model_was_fused_with_is_refused(tmp_path, foldable, arguments, message):
+    with pytest.raises(TypeError, match=f"this Foldable cannot be saved: it {message}"):
+        save_model(tmp_path / "model", fuse_params(foldable, IMAGES, **arguments))
+
+
+def test_what_was_fused_twice_is_refused(tmp_path, foldable):
+    once = fuse_params(foldable, IMAGES, only=("norms.0", "large"))
+    with pytest.raises(
+        TypeError, match=r"this Foldable was changed since .*: .* is a FoldedNorm instead of a BatchNorm"
+    ):
+        save_model(tmp_path / "model", fuse_params(once, IMAGES, only=("norms.1", "small")))
+
+
 def test_a_net_of_ones_own_is_quantised_and_exported(tmp_path):
     Net = register_savable(make_net())
     model = Net(rngs=nnx.Rngs(0))
     model.eval()
     assert_comes_back(tmp_path / "model", quantise_params(model))
     export_model(model, tmp_path / "model.zip")
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 2)), jnp.float32)
-    assert jnp.abs(load_exported(tmp_path / "model.zip")(x) - model(x)).max() < 1e-5
+    assert_close(load_exported(tmp_path / "model.zip")(IMAGES), model(IMAGES), ROUNDING_F32)
 
 
 def test_both_are_public():

@@ -65,7 +65,7 @@ def remembering(model_class: type) -> Callable:
         arguments = _remembered(signature, self, args, kwargs) if type(self) is model_class else None
         construct(self, *args, **kwargs)
         if arguments is not None:
-            if not isinstance(getattr(self, "arguments", ""), str):
+            if not isinstance(getattr(self, "arguments", ""), str | NotSavable):
                 raise TypeError(
                     f"{model_class.__name__} has `arguments` of its own, where a class that is registered keeps the "
                     f"arguments of its constructor: rename them"

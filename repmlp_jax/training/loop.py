@@ -56,6 +56,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         The content of `results.json`, see `results.fuse_and_save`.
 
     Raises:
+        TypeError: if `save_model` would not take the model, see `check_savable`.
         ValueError: if the configuration is not valid, `workdir` holds a run of another configuration or other flags of
             JAX, or more than 5 % of at least 1,000 examples are damaged.
         FileExistsError: if `model` or `fused` in `workdir` is nothing that `save_model` wrote.

@@ -468,5 +468,19 @@ def test_a_net_of_ones_own_is_quantised_and_exported(tmp_path):
     assert_close(load_exported(tmp_path / "model.zip")(IMAGES), model(IMAGES), ROUNDING_F32)
 
 
+def test_what_needs_the_size_of_images_says_so(tmp_path):
+    model = register_savable(make_net())(rngs=nnx.Rngs(0))
+    del model.input_shape
+    with pytest.raises(TypeError, match=r"input_shape is missing instead of \(4, 4, 2\)"):
+        save_model(tmp_path / "model", model)
+
+    @register_savable
+    class Plain(nnx.Linear):
+        pass
+
+    with pytest.raises(TypeError, match="Plain has no input_shape: set it to the"):
+        save_model(tmp_path / "model", Plain(2, 2, rngs=nnx.Rngs(0)), preprocessing={"mean": [0.5]})
+
+
 def test_both_are_public():
     assert {"register_model", "register_savable"} <= set(repmlp_jax.__all__)

@@ -144,14 +144,19 @@ def _report_call(model, folding) -> FuseReport:
 def _rows_of_layers(model, found) -> dict[tuple, BlockReport]:
     """Path → the row of each norm, and of each branch that became part of another."""
     layers = layers_of(model)
-    notes: dict[int, tuple[dict, dict]] = {number: ({}, {"norm": why}) for number, why in found.kept.items()}
+    notes: dict[int, tuple[dict, dict]] = {
+        number: ({}, {"norm" if is_norm(layers[number][1]) else "branch": why}) for number, why in found.kept.items()
+    }
     for step in found.steps:
         if isinstance(step, AddBranches):
             into = f"added to {dotted(layers[step.target][0])}"
             notes |= {number: ({"branch": into}, {}) for number in step.members}
         else:
             others = (step.layer,) if isinstance(step, FoldAfter) else step.layers
-            notes[step.norm] = {"norm": f"folded into {listed(dotted(layers[number][0]) for number in others)}"}, {}
+            into = f"folded into {listed(dotted(layers[number][0]) for number in others)}"
+            if step.norm in found.narrower:
+                into += f", computed in {found.narrower[step.norm]} then"
+            notes[step.norm] = {"norm": into}, {}
     rows = {}
     for number, (folded, kept) in notes.items():
         path, layer = layers[number]

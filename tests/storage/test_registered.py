@@ -32,6 +32,7 @@ from repmlp_jax import (
 )
 from repmlp_jax.fusing.folded import FoldedNorm
 from repmlp_jax.models.registry import MODELS
+from repmlp_jax.storage.outline import differences
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 2)), jnp.float32)
 
@@ -406,20 +407,15 @@ FOLDINGS = [{}, dict(dense_groups=True), dict(only=("norms.0", "large"))]
 def test_what_was_fused_with_an_example_comes_back(tmp_path, foldable, arguments):
     fused = fuse_params(foldable, jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.float32), **arguments)
     loaded = assert_comes_back(tmp_path / "model", fused)
+    assert not differences(loaded, fused)
     assert loaded.folding == fused.folding
-    kinds = [
-        [type(node) for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Module)] for model in (fused, loaded)
-    ]
-    assert kinds[0] == kinds[1]
-    assert FoldedNorm in kinds[0] or "only" in arguments
-    assert (loaded(IMAGES) == fused(IMAGES)).all()
+    assert type(loaded.norms[0]) is FoldedNorm
 
 
-@pytest.mark.parametrize("in_int8", [False, True])
-def test_a_published_model_that_was_fused_with_an_example_comes_back(tmp_path, in_int8):
+def test_a_published_model_that_was_fused_with_an_example_comes_back_in_int8(tmp_path):
     small = dict(image_size=8, in_features=1, widths=(4,), partition_size=4, conv_kernels=(1,))
     model = fuse_params(randomised(abstract(create_model, "pure_mlp", **small)), jnp.zeros((1, 8, 8, 1), jnp.float32))
-    assert_comes_back(tmp_path / "model", quantise_params(model) if in_int8 else model)
+    assert_comes_back(tmp_path / "model", quantise_params(model))
 
 
 def test_a_folded_model_is_quantised_and_exported(tmp_path, foldable):
@@ -435,19 +431,13 @@ def test_a_folded_model_is_quantised_and_exported(tmp_path, foldable):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            dict(call=Foldable.features),
-            r"was fused with call=<function Foldable.features at .*, and a file holds no fun",
-        ),
-        (
-            dict(only=nnx.BatchNorm),
-            r"was fused with only=<class .*BatchNorm'>, and a file holds paths alone: pass those",
-        ),
-        (dict(only=(nnx.BatchNorm, "head")), r"was fused with only=\(<class .*, and a file holds paths alone"),
+        (dict(call=Foldable.features), "call=<function Foldable.features at .*, and a file holds no function"),
+        (dict(only=nnx.Any(nnx.Conv, nnx.BatchNorm)), "only=Any.*, and a file holds paths alone: pass those that"),
     ],
+    ids=["call", "only"],
 )
 def test_a_function_that_a_model_was_fused_with_is_refused(tmp_path, foldable, arguments, message):
-    with pytest.raises(TypeError, match=f"this Foldable cannot be saved: it {message}"):
+    with pytest.raises(TypeError, match=f"this Foldable cannot be saved: it was fused with {message}"):
         save_model(tmp_path / "model", fuse_params(foldable, IMAGES, **arguments))
 
 

@@ -400,7 +400,7 @@ def foldable():
     return randomised(abstract(register_savable(Foldable)))
 
 
-FOLDINGS = [{}, dict(dense_groups=True), dict(only=("norms.0", "large"))]
+FOLDINGS = [{}, dict(dense_groups=True), dict(only=["norms.0", "large"])]
 
 
 @pytest.mark.parametrize("arguments", FOLDINGS, ids=str)

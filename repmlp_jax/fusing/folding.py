@@ -72,6 +72,7 @@ def selection(model: nnx.Module, only: Any) -> Callable[[tuple, Any], bool]:
     """
     if only is None:
         return lambda path, module: True
+    only = tuple(only) if isinstance(only, list) else only
     paths = (only,) if isinstance(only, str) else only
     if isinstance(paths, tuple) and paths and all(isinstance(path, str) for path in paths):
         for path in paths:

@@ -215,10 +215,8 @@ class Bottleneck(nnx.Module):
 
 class ResNet(nnx.Module):
     def __init__(self, *, rngs):
-        self.stem = ConvNorm(3, 4, (7, 7), strides=2, rngs=rngs)
-        self.stages = nnx.List(
-            [Bottleneck(4, 4, rngs=rngs), Bottleneck(8, 4, rngs=rngs), Bottleneck(8, 3, 2, rngs=rngs)]
-        )
+        self.stem = ConvNorm(3, 8, (7, 7), strides=2, rngs=rngs)
+        self.stages = nnx.List([Bottleneck(8, 4, rngs=rngs), Bottleneck(8, 3, 2, rngs=rngs)])
         self.fc = nnx.Linear(6, 5, rngs=rngs)
 
     def __call__(self, x):
@@ -329,6 +327,20 @@ class EfficientNet(nnx.Module):
         return self.head(self.dropout(x))
 
 
+class Generator(nnx.Module):
+    """Transposed convolutions that overlap."""
+
+    def __init__(self, *, rngs):
+        options = dict(strides=(2, 2), use_bias=False, rngs=rngs)
+        self.up1 = nnx.ConvTranspose(4, 6, (3, 3), transpose_kernel=True, **options)
+        self.norm1 = nnx.BatchNorm(6, rngs=rngs)
+        self.up2 = nnx.ConvTranspose(6, 4, (4, 4), padding="CIRCULAR", **options)
+        self.norm2 = nnx.BatchNorm(4, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.tanh(self.norm2(self.up2(nnx.relu(self.norm1(self.up1(x))))))
+
+
 class DoubleConv(nnx.Module):
     def __init__(self, in_features, out_features, *, rngs):
         self.layers = nnx.Sequential(
@@ -346,16 +358,11 @@ class DoubleConv(nnx.Module):
 
 class UNet(nnx.Module):
     def __init__(self, *, rngs):
-        self.down = nnx.List([DoubleConv(3, 4, rngs=rngs), DoubleConv(4, 6, rngs=rngs)])
-        self.bottom = DoubleConv(6, 6, rngs=rngs)
-        self.up = nnx.List(
-            [
-                nnx.ConvTranspose(6, 6, (2, 2), strides=(2, 2), padding="VALID", rngs=rngs),
-                nnx.ConvTranspose(6, 4, (3, 3), strides=(2, 2), use_bias=False, transpose_kernel=True, rngs=rngs),
-            ]
-        )
-        self.up_norms = nnx.List([nnx.BatchNorm(6, rngs=rngs), nnx.BatchNorm(4, rngs=rngs)])
-        self.merge = nnx.List([DoubleConv(12, 6, rngs=rngs), DoubleConv(8, 4, rngs=rngs)])
+        self.down = nnx.List([DoubleConv(3, 4, rngs=rngs)])
+        self.bottom = DoubleConv(4, 6, rngs=rngs)
+        self.up = nnx.List([nnx.ConvTranspose(6, 4, (2, 2), strides=(2, 2), padding="VALID", rngs=rngs)])
+        self.up_norms = nnx.List([nnx.BatchNorm(4, rngs=rngs)])
+        self.merge = nnx.List([DoubleConv(8, 4, rngs=rngs)])
         self.out = nnx.Conv(4, 2, (1, 1), rngs=rngs)
 
     def __call__(self, x):

@@ -90,7 +90,7 @@ NETS = {
         "block.small.conv",
     ),
     "dilated": Case(nets.DilatedReparam, norms="large.norm dilated.{0,1,2}.norm", branches="dilated.{0,1,2}.conv"),
-    "ResNet": Case(nets.ResNet, RGB, "stem.norm stages.{0,1,2}.{bn1,bn2,bn3} stages.{0,2}.shortcut.layers.1"),
+    "ResNet": Case(nets.ResNet, RGB, "stem.norm stages.{0,1}.{bn1,bn2,bn3} stages.1.shortcut.layers.1"),
     "pre-activation ResNet": Case(
         nets.PreActivationResNet,
         RGB,
@@ -105,7 +105,8 @@ NETS = {
     ),
     "SE": Case(nets.SEResNet, norms="{conv1,conv2}.norm"),
     "EfficientNet": Case(nets.EfficientNet, RGB, "stem.norm blocks.{0,1}.{expand,depthwise,project}.norm top.norm"),
-    "U-Net": Case(nets.UNet, RGB, "{down.0,down.1,bottom,merge.0,merge.1}.layers.layers.{1,4} up_norms.{0,1}"),
+    "U-Net": Case(nets.UNet, RGB, "{down.0,bottom,merge.0}.layers.layers.{1,4} up_norms.0"),
+    "transposed convolutions": Case(nets.Generator, (2, 4, 4, 4), "norm1 norm2", others=(3, 6, 6, 4)),
     "tied weights": Case(
         nets.TiedAutoencoder, (4, 6), "norm3", kept=dict.fromkeys(("norm1", "norm2"), "parameters|shared|elsewhere")
     ),
@@ -405,7 +406,9 @@ def test_wrong_options(options, unchecked_types):
         fuse_params(build(nets.ACNet), IMAGES, **options)
 
 
-@pytest.mark.parametrize("options", [dict(call=run), dict(check=True), dict(dense_groups=True)], ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize(
+    "options", [dict(call=run), dict(check=True), dict(dense_groups=True)], ids=lambda options: next(iter(options))
+)
 def test_options_without_an_example(options):
     with pytest.raises((TypeError, ValueError), match="example"):
         fuse_params(build(nets.ACNet), **options)

@@ -216,10 +216,7 @@ class Looking(nnx.Module):
 
 QUESTIONS = {
     "bias": lambda model: model.pair.conv.bias is None,
-    "use_bias": lambda model: not model.pair.conv.use_bias,
     "kind": lambda model: isinstance(model.pair.norm, nnx.BatchNorm),
-    "name": lambda model: type(model.side.norm).__name__ == "BatchNorm",
-    "scale": lambda model: hasattr(model.pair.norm, "scale"),
     "branch": lambda model: isinstance(model.side.conv, nnx.Conv),
     "class": lambda model: type(model.pair.conv) is not nnx.Conv,
     "size": lambda model: model.side.norm.num_features == 4,

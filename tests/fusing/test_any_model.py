@@ -406,9 +406,7 @@ def test_wrong_options(options, unchecked_types):
         fuse_params(build(nets.ACNet), IMAGES, **options)
 
 
-@pytest.mark.parametrize(
-    "options", [dict(call=run), dict(check=True), dict(dense_groups=True)], ids=lambda options: next(iter(options))
-)
+@pytest.mark.parametrize("options", [dict(call=run), dict(check=True), dict(dense_groups=True)], ids=str)
 def test_options_without_an_example(options):
     with pytest.raises((TypeError, ValueError), match="example"):
         fuse_params(build(nets.ACNet), **options)

@@ -353,7 +353,7 @@ def _block(folder: Path, number: int):
     from flax import nnx
 
     from repmlp_jax import load_model
-    from repmlp_jax.fusing.fuse import dotted
+    from repmlp_jax.fusing.modules import dotted
     from repmlp_jax.plots.kernels import FUSED, TRAINED
 
     model = load_model(folder)

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from repmlp_jax.deploy.program import ready_to_run
-from repmlp_jax.fusing.fuse import replace_modules
+from repmlp_jax.fusing.modules import replace_modules
 from repmlp_jax.fusing.one_platform import as_compiled_for
 from repmlp_jax.storage.preprocessing import check_preprocessing_of
 from repmlp_jax.storage.whole_file import whole_file

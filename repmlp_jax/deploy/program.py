@@ -14,7 +14,8 @@ from jax import export
 from jaxtyping import Array, Float
 
 from repmlp_jax.fusing.finite import check_finite
-from repmlp_jax.fusing.fuse import check_concrete, dotted, fusable_modules, fuse_params
+from repmlp_jax.fusing.fuse import check_concrete, fusable_modules, fuse_params
+from repmlp_jax.fusing.modules import dotted
 from repmlp_jax.local_path import local_file
 from repmlp_jax.models.randomness import weights
 from repmlp_jax.models.state import arrays_of

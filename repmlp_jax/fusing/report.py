@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import html
+import json
 import math
 from collections.abc import Callable, Sequence
 
@@ -9,18 +11,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from repmlp_jax.fusing.folding import Folding, abstractly, selection
 from repmlp_jax.fusing.fuse import (
     check_module,
-    dotted,
+    find_foldable,
     fusable_modules,
     fused_form,
     is_fusable,
     is_norm,
-    replace_modules,
     stack_shape,
     with_fused_modules,
 )
 from repmlp_jax.fusing.macs import count_macs
+from repmlp_jax.fusing.marks import OF_THE_DATA, is_affine, layers_of
+from repmlp_jax.fusing.modules import dotted, iterate_nodes, replace_modules
+from repmlp_jax.fusing.steps import AddBranches, FoldAfter, fold
+from repmlp_jax.listing import listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +39,8 @@ class BlockReport:
         folded: part of the block → where it is folded.
         kept: part of the block → why it stays.
         parameters: number of trained parameters before and after fusing.
-        macs: multiply-accumulates for one image before and after; None if the input size is not known.
+        macs: multiply-accumulates for one image, or for the example, before and after; None if the input size is not
+            known.
     """
 
     path: str
@@ -51,7 +58,8 @@ class FuseReport:
     Attributes:
         blocks: every block that is fused and every norm that stays.
         parameters: number of trained parameters of the model before and after.
-        macs: multiply-accumulates of the model before and after; None if the input size is not known.
+        macs: multiply-accumulates of the model before and after, for one image or for the example; None if the input
+            size is not known.
         official: parameters and multiply-accumulates after the official code's conversion, which keeps norms that
             `fuse_params` folds; None if the results are equal.
     """
@@ -62,7 +70,20 @@ class FuseReport:
     official: tuple[int, int | None] | None = None
 
     def __str__(self) -> str:
-        rows = [("block", "kind", "parameters", "multiply-accumulates", "folded and kept")]
+        return table(self._rows())
+
+    def _repr_html_(self) -> str:
+        """The table, as a notebook shows it."""
+        head, *rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self._rows()]
+        head = head.replace("td>", "th>")
+        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+    def to_json(self) -> str:
+        """The fields as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("block", "kind", "parameters", "multiply-accumulates", "folded and kept")]
         for block in self.blocks:
             notes = [f"{part} {place}" for part, place in block.folded.items()]
             notes += [f"{part} stays: {reason}" for part, reason in block.kept.items()]
@@ -74,13 +95,14 @@ class FuseReport:
             parameters, macs = self.official
             after = "not known" if macs is None else f"→ {macs:,}"
             rows.append(("official conversion", "", f"→ {parameters:,}", after, "leaves norms that are folded here"))
-        return table(rows)
+        return rows
 
 
 def report(
     model: nnx.Module,
     input_shape: Sequence[int] | None = None,
     *,
+    folding: Folding | None = None,
     official: Callable[[nnx.Module], nnx.Module] | None = None,
 ) -> FuseReport:
     """The report of `interop.report.fuse_report`, whose arguments it takes.
@@ -88,6 +110,7 @@ def report(
     Args:
         model: any NNX module.
         input_shape: (height, width, channels) of an image, or None.
+        folding: the call that is folded for; None: only modules with `fused()`.
         official: the official code's conversion, for its row; None: no row.
     """
     check_module(model, "fuse_report")
@@ -95,7 +118,52 @@ def report(
         raise ValueError(f"input_shape must be (height, width, channels), three positive integers, not {input_shape}")
     # Only shapes matter, so the dtype of the image may differ from the model's.
     with jax.numpy_dtype_promotion("standard"):
-        return _report(model, input_shape, official)
+        return _report(model, input_shape, official) if folding is None else _report_call(model, folding)
+
+
+def _report_call(model, folding) -> FuseReport:
+    model = abstractly(model)
+    model.eval()
+    chosen = selection(model, folding.only)
+    inputs = _inputs_of_blocks(model, None)
+    blocks = [(path, block) for path, block in fusable_modules(model) if chosen(path, block)]
+    rows = {path: _report_block(path, block, inputs.get(path)) for path, block in blocks}
+    with_own = nnx.eval_shape(lambda model: with_fused_modules(model, folding.only), model)
+    found = find_foldable(with_own, folding)
+    fused = nnx.eval_shape(lambda model: fold(model, found.steps), with_own)
+    rows |= _rows_of_layers(with_own, found)
+    order = [path for path, _ in iterate_nodes(model)]
+    macs = [count_macs(folding.apply, one, *folding.inputs) for one in (model, fused)]
+    return FuseReport(
+        tuple(rows[path] for path in order if path in rows),
+        (count_parameters(model), count_parameters(fused)),
+        (macs[0], macs[1]),
+    )
+
+
+def _rows_of_layers(model, found) -> dict[tuple, BlockReport]:
+    """Path → the row of each norm, and of each branch that became part of another."""
+    layers = layers_of(model)
+    notes: dict[int, tuple[dict, dict]] = {number: ({}, {"norm": why}) for number, why in found.kept.items()}
+    for step in found.steps:
+        if isinstance(step, AddBranches):
+            into = f"added to {dotted(layers[step.target][0])}"
+            notes |= {number: ({"branch": into}, {}) for number in step.members}
+        else:
+            others = (step.layer,) if isinstance(step, FoldAfter) else step.layers
+            notes[step.norm] = {"norm": f"folded into {listed(dotted(layers[number][0]) for number in others)}"}, {}
+    rows = {}
+    for number, (folded, kept) in notes.items():
+        path, layer = layers[number]
+        count = count_parameters(layer)
+        macs = found.pixels[number] * layer.kernel.size if is_affine(layer) else 0
+        after = (0, 0) if folded else (count, macs)
+        rows[path] = BlockReport(dotted(path), type(layer).__name__, folded, kept, (count, after[0]), (macs, after[1]))
+    for path, node in iterate_nodes(model):
+        if isinstance(node, OF_THE_DATA):
+            kept, count = {"norm": "its statistics are those of the data"}, count_parameters(node)
+            rows[path] = BlockReport(dotted(path), type(node).__name__, {}, kept, (count, count), (0, 0))
+    return rows
 
 
 def _report(model, input_shape, official) -> FuseReport:

@@ -6,7 +6,8 @@ from typing import Any
 from flax import nnx
 
 from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
-from repmlp_jax.fusing.fuse import dotted, fused_form, is_fusable, replace_modules
+from repmlp_jax.fusing.fuse import fused_form, is_fusable
+from repmlp_jax.fusing.modules import dotted, replace_modules
 from repmlp_jax.interop.official_names import OfficialArray, official_names
 from repmlp_jax.listing import listed
 from repmlp_jax.models.randomness import weights

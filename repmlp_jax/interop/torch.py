@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from repmlp_jax.fusing.finite import check_finite
-from repmlp_jax.fusing.fuse import check_concrete, check_module, dotted, overridden, stack_shape
+from repmlp_jax.fusing.fuse import check_concrete, check_module, overridden, stack_shape
+from repmlp_jax.fusing.modules import dotted
 from repmlp_jax.interop.mmpretrain import is_mmpretrain, official_keys
 from repmlp_jax.interop.official_layout import COUNTER, deployed, official_leaves
 from repmlp_jax.interop.official_names import official_names

@@ -2,7 +2,7 @@
 
 from flax import nnx
 
-from repmlp_jax.fusing.fuse import dotted
+from repmlp_jax.fusing.modules import dotted
 from repmlp_jax.models.partitions import check_same_partitions, partitions_of
 from repmlp_jax.models.randomness import weights
 from repmlp_jax.models.resnet import RepMLPResNet, ResNetStages

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from flax import nnx
 
-from repmlp_jax.fusing.fuse import dotted
+from repmlp_jax.fusing.modules import dotted
 from repmlp_jax.models.state import MisfitError
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from repmlp_jax.fusing.fuse import dotted
+from repmlp_jax.fusing.modules import dotted
 from repmlp_jax.models.randomness import seeded, weights
 
 

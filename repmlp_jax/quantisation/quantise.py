@@ -17,8 +17,9 @@ from flax import nnx
 from repmlp_jax.blocks.repmlp import FusedRepMLP
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock
 from repmlp_jax.fusing.algebra import fusing_dtype
-from repmlp_jax.fusing.fuse import check_module, check_weights, dotted, fusable_modules, replace_modules
+from repmlp_jax.fusing.fuse import check_module, check_weights, fusable_modules
 from repmlp_jax.fusing.host import transformed_on_host
+from repmlp_jax.fusing.modules import dotted, replace_modules
 from repmlp_jax.fusing.report import change, table
 from repmlp_jax.quantisation import quantised as int8
 

@@ -22,7 +22,7 @@ from repmlp_jax import PureMLP, RepMLP, RepMLPNet, fuse_params, save_model, to_t
 from repmlp_jax.blocks.layers import BatchNorm, ConvBN
 from repmlp_jax.blocks.repmlp import FusedGlobalPerceptron, FusedRepMLP
 from repmlp_jax.fusing.algebra import add_kernels, fold_norm, scale_and_shift
-from repmlp_jax.fusing.fuse import dotted
+from repmlp_jax.fusing.modules import dotted
 
 
 def trained_and_fused(model, x):

@@ -1,0 +1,562 @@
+"""Finding what can be folded: reading, from the program of one call, where the outputs of layers go."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from repmlp_jax.fusing import geometry
+from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
+from repmlp_jax.fusing.marks import is_affine, is_norm, labels, layers_of, mark, trace, why_unknown
+from repmlp_jax.fusing.modules import dotted
+from repmlp_jax.fusing.program import Equation, Program, Scope, Value
+from repmlp_jax.fusing.steps import AddBranches, FoldAfter, FoldBefore, Step, fold, stack_of
+
+Example = Sequence[jax.ShapeDtypeStruct]
+
+
+class Found(NamedTuple):
+    """What can be folded.
+
+    Attributes:
+        steps: in their order.
+        kept: number of a norm → why it stays.
+        pixels: number of a layer → the pixels, or vectors, that its calls return.
+    """
+
+    steps: list[Step]
+    kept: dict[int, str]
+    pixels: dict[int, int]
+
+
+class _KeptError(Exception):
+    """Why something stays."""
+
+
+class _End(NamedTuple):
+    """A call that a value reaches: the layer's number, and the pixels that lie beside each other in its last axis."""
+
+    layer: int
+    pixels: int
+    call: Equation
+
+
+def find_steps(
+    model: nnx.Module,
+    call: Callable,
+    example: Example,
+    *,
+    chosen: Callable[[int], bool] = lambda number: True,
+    dense_groups: bool = False,
+) -> Found:
+    """Finds what can be folded for one call of an abstract model in evaluation mode.
+
+    What is found holds for the example and, where the model takes them, for a larger batch and larger images; and the
+    folded model computes the same around its layers, even if it looks at them.
+
+    Args:
+        model: abstract; it is not changed.
+        call: how it is called.
+        example: the abstract inputs.
+        chosen: whether the layer of a number may be changed or go.
+        dense_groups: add grouped branches to convolutions of fewer groups, also where that needs more multiplications.
+    """
+    marked = mark(nnx.clone(model))
+    try:
+        trace(marked, call, example)
+    except Exception as error:
+        shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in example)
+        raise ValueError(
+            f"{type(model).__name__} cannot be called with an example of {shapes}: {type(error).__name__}: {error}"
+        ) from error
+    sizes = list(_sizes(marked, call, example))
+    allowed: set[Step] | None = None
+    while True:
+        found = [_Finder(model, marked, call, size, chosen, dense_groups, allowed).find() for size in sizes]
+        steps = [set(one.steps) for one in found]
+        common = set.intersection(*steps)
+        if all(one == common for one in steps):
+            break
+        allowed = common
+    if found[0].steps:
+        refused = _seen_by_the_model(model, call, example, found[0].steps)
+        if refused:
+            allowed = set(found[0].steps) - refused
+            found = [_Finder(model, marked, call, size, chosen, dense_groups, allowed).find() for size in sizes[:1]]
+            reason = "the model's code looks at its layers, and computes something else without it"
+            for step in refused:
+                for number in _removed(step):
+                    found[0].kept[number] = reason
+            if _seen_by_the_model(model, call, example, found[0].steps):
+                return Found([], {number: reason for number in _norms(model)}, found[0].pixels)
+    return found[0]
+
+
+def _pixels(call):
+    return math.prod(call.results[0].shape[:-1])
+
+
+def _norms(model):
+    return [number for number, (_, layer) in enumerate(layers_of(model)) if is_norm(layer)]
+
+
+def _removed(step: Step) -> tuple[int, ...]:
+    return step.members if isinstance(step, AddBranches) else (step.norm,)
+
+
+def _sizes(model, call, example) -> Iterator[Example]:
+    """The example, and the first of larger ones that the model takes: constants of a size are none of another."""
+    yield example
+
+    def larger(factor):
+        def of(array):
+            if not array.shape:
+                return array
+            first, *others = array.shape
+            middle = [size * factor for size in others[:-1]]
+            return jax.ShapeDtypeStruct((first + 1, *middle, *others[-1:]), array.dtype)
+
+        return [of(array) for array in example]
+
+    for candidate in (larger(2), larger(1)):
+        try:
+            trace(model, call, candidate)
+        except Exception:  # whatever the model's own code raises for a size that it does not take
+            continue
+        yield candidate
+        return
+
+
+def _seen_by_the_model(model, call, example, steps) -> set[Step]:
+    """The steps after which the model computes something else around its layers, as its code looks at them."""
+
+    def program(model, **options):
+        return trace(model, call, example, **options)[0].text(labels(model))
+
+    def differs(steps):
+        folded = abstractly_folded(model, steps)
+        try:
+            marked = [mark(nnx.clone(one)) for one in (model, folded)]
+            plain = [program(one) for one in marked]
+            inlined = [
+                (program(one, inline_layers=True), program(other))
+                for one, other in zip(marked, (model, folded), strict=True)
+            ]
+        except Exception:  # the folded model does not run: its code needs what is gone
+            return True
+        return plain[0] != plain[1] or any(one != other for one, other in inlined)
+
+    if not differs(steps):
+        return set()
+    return {step for step in steps if differs([step])} or set(steps)
+
+
+def abstractly_folded(model: nnx.Module, steps: Sequence[Step]) -> nnx.Module:
+    """What `fold` returns for an abstract model."""
+    return nnx.eval_shape(lambda model: fold(model, steps), model)
+
+
+class _Finder:
+    def __init__(self, model, marked, call, example, chosen, dense_groups, allowed):
+        self.names, self.layers = [], []
+        for path, layer in layers_of(model):
+            self.names.append(dotted(path))
+            self.layers.append(layer)
+        self.program, self.arrays = trace(marked, call, example)
+        self.chosen = chosen
+        self.dense_groups = dense_groups
+        self.allowed = allowed
+        self.steps: list[Step] = []
+        # Norms that return their input by now, and branches that return zeros.
+        self.gone = {number for number, layer in enumerate(self.layers) if isinstance(layer, FoldedNorm)}
+        self.zero = {number for number, layer in enumerate(self.layers) if isinstance(layer, FoldedBranch)}
+        self.groups = {number: geometry.groups_of(layer) for number, layer in enumerate(self.layers)}
+        self.readers = _readers(self.program)
+        self.kept: dict[int, list[str]] = {}
+
+    def find(self) -> Found:
+        """Looks for steps until there is none."""
+        while self._after() or self._before() or self._branches():
+            pass
+        kept = {}
+        for number, layer in enumerate(self.layers):
+            if is_norm(layer) and number not in self.gone | self.zero:
+                kept[number] = "; ".join(dict.fromkeys(self.kept.get(number, []))) or "nothing to fold it into"
+        calls = self.program.calls.items()
+        return Found(self.steps, kept, {number: sum(_pixels(call) for _, call in found) for number, found in calls})
+
+    def _take(self, step) -> bool:
+        if self.allowed is not None and step not in self.allowed:
+            raise _KeptError("it could be folded for the size of the example only")
+        self.steps.append(step)
+        return True
+
+    # A norm after a layer.
+
+    def _after(self) -> bool:
+        done = False
+        self.kept = {}
+        for number, layer in enumerate(self.layers):
+            if is_affine(layer) and number not in self.zero:
+                done |= self._into_layer_before(number)
+        return done
+
+    def _into_layer_before(self, number) -> bool:
+        norms: set[int] = set()
+        try:
+            self._check_changes(number)
+            ends = []
+            for scope, call in self.program.calls[number]:
+                found = self._follow(call.results[0], scope)
+                norms |= {end.layer for end in found if is_norm(self.layers[end.layer])}
+                ends += found
+                if len(found) != 1:
+                    raise _KeptError(f"the output of {self._name(number)} is used {len(found)} times")
+            norms_after = {end.layer for end in ends}
+            if not norms:
+                return False
+            if len(norms_after) > 1:
+                raise _KeptError(f"{self._name(number)} is called with different layers after it")
+            (norm,) = norms
+            self._check_goes(norm)
+            if len(self.program.calls[norm]) != len(ends):
+                raise _KeptError("it is called on other values too")
+            if ends[0].pixels != 1:
+                raise _KeptError(f"the channels of {self._name(number)} are spread over its features")
+            self._check_stacks(number, norm)
+            self._take(FoldAfter(number, norm))
+            self.gone.add(norm)
+            return True
+        except _KeptError as reason:
+            for norm in norms or self._norms_reached(number):
+                self.kept.setdefault(norm, []).append(f"not into {self._name(number)} before it: {reason}")
+            return False
+
+    def _norms_reached(self, number):
+        """Norms that directly read the output of a layer, among other readers."""
+        found = set()
+        for _, call in self.program.calls[number]:
+            for result in call.results:
+                for _, equation in self.program.uses[result]:
+                    if equation is not None and equation.layer is not None and is_norm(self.layers[equation.layer]):
+                        found.add(equation.layer)
+        return found - self.gone
+
+    # A norm before layers.
+
+    def _before(self) -> bool:
+        done = False
+        for number, layer in enumerate(self.layers):
+            if is_norm(layer) and number not in self.gone | self.zero:
+                done |= self._into_layers_after(number)
+        return done
+
+    def _into_layers_after(self, norm) -> bool:
+        try:
+            self._check_goes(norm)
+            ends = []
+            for scope, call in self.program.calls[norm]:
+                ends += self._follow(call.results[0], scope)
+            after = tuple(dict.fromkeys(end.layer for end in ends))
+            if norm in after:
+                raise _KeptError("it is applied to its own output")
+            for number in after:
+                self._check_changes(number)
+                self._check_takes(number, [end for end in ends if end.layer == number])
+                self._check_stacks(number, norm)
+                if sum(end.layer == number for end in ends) != len(self.program.calls[number]):
+                    raise _KeptError(f"{self._name(number)} is called on other values too")
+            self._take(FoldBefore(norm, after))
+            self.gone.add(norm)
+            return True
+        except _KeptError as reason:
+            self.kept.setdefault(norm, []).append(f"not into what is after it: {reason}")
+            return False
+
+    def _check_takes(self, number, ends):
+        layer, name = self.layers[number], self._name(number)
+        if is_norm(layer):
+            if any(end.pixels != 1 for end in ends):
+                raise _KeptError(f"its channels are spread over the features of {name}")
+            return
+        if isinstance(layer, nnx.ConvTranspose):
+            raise _KeptError(f"{name} is a transposed convolution, which puts zeros between pixels")
+        if hasattr(layer, "kernel_size"):
+            if geometry.padding_mode(layer) == "zeros":
+                raise _KeptError(f"{name} pads with zeros, which are not normalised")
+            if set(geometry.each(layer, layer.input_dilation)) != {1}:
+                raise _KeptError(f"{name} puts zeros between pixels")
+            if any(end.pixels != 1 for end in ends):
+                raise _KeptError(f"its channels are spread over those of {name}")
+        elif isinstance(layer, nnx.LinearGeneral):
+            for end in ends:
+                rank = len(end.call.operands[0].shape)
+                axes = sorted(axis % rank for axis in (layer.axis if isinstance(layer.axis, tuple) else (layer.axis,)))
+                if axes != list(range(rank - len(axes), rank)):
+                    raise _KeptError(f"{name} takes other axes than the last")
+
+    # Branches.
+
+    def _branches(self) -> bool:
+        done = False
+        for scope, equation in list(self.program.live_equations(self.program.scope)):
+            if equation.name == "add" and not self._is_within_a_sum(equation, scope):
+                done |= self._add_branches(equation.results[0], scope)
+        return done
+
+    def _is_within_a_sum(self, equation, scope):
+        uses = self.program.uses[equation.results[0]]
+        return len(uses) == 1 and uses[0][1] is not None and uses[0][1].name == "add" and uses[0][0] is scope
+
+    def _summands(self, value) -> Iterator[Value]:
+        producer = self.program.producers.get(value)
+        if producer is None or producer.name != "add" or any(one.shape != value.shape for one in producer.operands):
+            yield value
+            return
+        for operand in producer.operands:
+            inner = self.program.producers.get(operand)
+            if inner is not None and inner.name == "add" and len(self.program.uses[operand]) == 1:
+                yield from self._summands(operand)
+            else:
+                yield operand
+
+    def _add_branches(self, total, scope) -> bool:
+        by_input: dict[Value, list[int]] = {}
+        for summand in self._summands(total):
+            found = self._branch(summand, scope)
+            if found is not None:
+                by_input.setdefault(self._source(found[1]), []).append(found[0])
+        done = False
+        for members in by_input.values():
+            affine = [number for number in members if is_affine(self.layers[number])]
+            if len(members) > 1 and affine:
+                done |= self._add(members, affine)
+        return done
+
+    def _branch(self, value, scope) -> tuple[int, Value] | None:
+        """The layer whose output a summand is, and its input; a norm that stays is one, too."""
+        while (call := self._only_call(value, scope)) is not None:
+            if call.layer in self.zero:
+                return None
+            if call.layer not in self.gone:
+                return call.layer, call.operands[0]
+            value = call.operands[0]
+        return None
+
+    def _only_call(self, value, scope):
+        call = self.program.producers.get(value)
+        if call is None or call.layer is None or value.scope is not scope or len(self.program.uses[value]) != 1:
+            return None
+        return call
+
+    def _source(self, value):
+        """The value that a norm that is gone returns."""
+        call = self.program.producers.get(value)
+        while call is not None and call.layer in self.gone:
+            value = call.operands[0]
+            call = self.program.producers.get(value)
+        return value
+
+    def _add(self, members, affine) -> bool:
+        target = max(affine, key=lambda number: (geometry.taps_of(self.layers[number]), -self.groups[number]))
+        joined: list[int] = []
+        for number in dict.fromkeys(members):
+            if number == target:
+                continue
+            try:
+                self._check_branch(number, target, [target, *joined, number])
+                joined.append(number)
+            except _KeptError as reason:
+                self.kept.setdefault(number, []).append(f"not into {self._name(target)} beside it: {reason}")
+        if not joined:
+            return False
+        step = AddBranches(target, tuple(joined))
+        try:
+            self._take(step)
+        except _KeptError as reason:
+            for number in joined:
+                self.kept.setdefault(number, []).append(f"not into {self._name(target)} beside it: {reason}")
+            return False
+        self.zero |= set(joined)
+        self.groups[target] = math.gcd(*(self.groups[number] for number in (target, *joined) if number in affine))
+        return True
+
+    def _check_branch(self, number, target, together):
+        layer, largest = self.layers[number], self.layers[target]
+        for one in (number, target):
+            if is_norm(self.layers[one]):
+                self._check_goes(one)
+            else:
+                self._check_changes(one)
+            if len(self.program.calls[one]) != 1:
+                raise _KeptError(f"{self._name(one)} is called {len(self.program.calls[one])} times")
+        if isinstance(layer, nnx.ConvTranspose | nnx.LinearGeneral) or isinstance(
+            largest, nnx.ConvTranspose | nnx.LinearGeneral
+        ):
+            raise _KeptError("it is no plain convolution or FC")
+        if is_norm(layer) and largest.in_features != largest.out_features:
+            raise _KeptError(f"{self._name(target)} changes the number of channels")
+        outputs = [self.program.calls[one][0][1].results[0] for one in (number, target)]
+        if outputs[0].dtype != outputs[1].dtype or outputs[0].shape != outputs[1].shape:
+            raise _KeptError("their outputs differ in dtype or shape")
+        for one in (layer, largest):
+            if hasattr(one, "input_dilation") and set(geometry.each(one, one.input_dilation)) != {1}:
+                raise _KeptError("one puts zeros between pixels")
+        taps = geometry.taps_within(layer, largest)
+        if isinstance(taps, str):
+            raise _KeptError(taps)
+        self._check_stacks(number, target)
+        self._check_groups(target, together)
+
+    def _check_groups(self, target, together):
+        affine = [number for number in together if is_affine(self.layers[number])]
+        groups = math.gcd(*(self.groups[number] for number in affine))
+        if any(self.groups[number] % groups for number in affine):
+            raise _KeptError("their groups differ")
+        features = self.layers[target].in_features
+
+        def work(number, groups):
+            return geometry.taps_of(self.layers[number]) * features // groups
+
+        parts = sum(work(number, self.groups[number]) for number in affine)
+        if work(target, groups) > parts and not self.dense_groups:
+            raise _KeptError(
+                f"{self._name(target)} would have {groups} groups and not {self.groups[target]}, "
+                f"which needs more multiplications; dense_groups=True folds it"
+            )
+
+    # What may change, what may go.
+
+    def _check_known(self, number):
+        layer = self.layers[number]
+        if reason := why_unknown(layer) or self.program.refused.get(number):
+            raise _KeptError(reason)
+        if number in self.program.hidden:
+            raise _KeptError(f"{self._name(number)} is called within {self.program.hidden[number]}")
+        calls = self.program.calls[number]
+        if not calls:
+            raise _KeptError(f"{self._name(number)} is not called")
+        if not self.chosen(number):
+            raise _KeptError(f"{self._name(number)} is not among what is chosen by only=")
+        for _, call in calls:
+            found = [value.parameter and value.parameter[0] for value in call.operands[1:]]
+            if found != self.arrays[number]:
+                raise _KeptError(f"the parameters of {self._name(number)} are changed before it uses them")
+            stacks = {value.parameter[1] for value in call.operands[1:] if value.parameter}
+            rank = int(call.params["name"].rsplit("_", 1)[1].removesuffix("d"))
+            if len(call.operands[0].shape) != rank:
+                raise _KeptError(f"{self._name(number)} is called under jax.vmap")
+            if stacks != {stack_of(layer)}:
+                raise _KeptError(f"{self._name(number)} is a stack whose axes are not the first")
+
+    def _check_goes(self, number):
+        self._check_known(number)
+
+    def _check_changes(self, number):
+        self._check_known(number)
+        for array in self.arrays[number]:
+            if self.readers.get(array, set()) - {number}:
+                raise _KeptError(f"the parameters of {self._name(number)} are used elsewhere, too")
+
+    def _check_stacks(self, one, other):
+        if stack_of(self.layers[one]) != stack_of(self.layers[other]):
+            raise _KeptError("one of them is a stack")
+
+    def _name(self, number):
+        return self.names[number]
+
+    # Where a value goes.
+
+    def _follow(self, value: Value, scope: Scope, channels: int | None = None, weight: float = 1.0) -> list[_End]:
+        """The calls that a value reaches through operations that keep its channels and commute with a norm."""
+        channels = channels or value.shape[-1]
+        ends: list[_End] = []
+        if not self.program.uses[value]:
+            raise _KeptError("its output is not used")
+        for where, equation in self.program.uses[value]:
+            if equation is None:
+                raise _KeptError("its output is one of the model, or goes through a loop or branch")
+            if where is not scope:
+                raise _KeptError("its output is used within a loop or branch")
+            if equation.layer is not None and equation.layer not in self.gone:
+                if not math.isclose(weight, 1):
+                    raise _KeptError("a sum that is no average lies in between")
+                if equation.operands[0] is not value or value in equation.operands[1:]:
+                    raise _KeptError(f"its output is a parameter of {self._name(equation.layer)}")
+                ends.append(_End(equation.layer, value.shape[-1] // channels, equation))
+            elif equation.layer is not None or self._adds_zero(equation, value):
+                ends += self._follow(equation.results[0], scope, channels, weight)
+            else:
+                factor = _factor(equation, value, channels)
+                ends += self._follow(equation.results[0], scope, channels, weight * factor)
+        return ends
+
+    def _adds_zero(self, equation, value):
+        if equation.name != "add" or any(one.shape != value.shape for one in equation.operands):
+            return False
+        others = [one for one in equation.operands if one is not value]
+        return len(others) == 1 and self._is_zero(others[0])
+
+    def _is_zero(self, value):
+        if value.constant is not None:
+            return np.ndim(value.constant) == 0 and value.constant == 0
+        call = self.program.producers.get(value)
+        if call is None:
+            return False
+        if call.name == "add":
+            return all(map(self._is_zero, call.operands))
+        return call.layer in self.zero or (call.layer in self.gone and self._is_zero(call.operands[0]))
+
+
+def _readers(program: Program) -> dict[int, set]:
+    """Number of an array of the model → the numbers of the layers that read it; "" for anything else that does."""
+    readers: dict[int, set] = {}
+    for value, uses in program.uses.items():
+        if value.parameter:
+            found = {"" if equation is None or equation.layer is None else equation.layer for _, equation in uses}
+            readers.setdefault(value.parameter[0], set()).update(found)
+    return readers
+
+
+def _factor(equation: Equation, value: Value, channels: int) -> float:
+    """By which an operation multiplies a constant map; raises unless it keeps the channels and is linear."""
+    name, params, result = equation.name, equation.params, equation.results[0]
+    last = len(value.shape) - 1
+    kept = _KeptError(f"{name} lies in between")
+    if len(equation.operands) == 1:
+        if name == "convert_element_type" and jnp.issubdtype(result.dtype, jnp.floating):
+            return 1
+        if name == "reshape" and params.get("dimensions") is None and result.shape and not result.shape[-1] % channels:
+            return 1
+        if name == "transpose" and params["permutation"][-1] == last:
+            return 1
+        if name == "squeeze" and last not in params["dimensions"]:
+            return 1
+        if name == "broadcast_in_dim":
+            ends = params["broadcast_dimensions"][-1:] == (len(result.shape) - 1,)
+            if ends and result.shape[-1] == value.shape[-1]:
+                return 1
+        if name == "slice" and result.shape[-1] == value.shape[-1]:
+            return 1
+        if name == "rev" and last not in params["dimensions"]:
+            return 1
+        if name in ("copy", "copy_p", "sharding_constraint", "optimization_barrier", "name"):
+            return 1
+        if name == "reduce_sum" and last not in params["axes"]:
+            return math.prod(value.shape[axis] for axis in params["axes"])
+        if name == "reduce_window_sum":
+            window, padding = params["window_dimensions"], params["padding"]
+            if any(tuple(pads) != (0, 0) for pads in padding):
+                raise _KeptError("a pool with padding lies in between")
+            if window[-1] == 1 == params["window_strides"][-1] and set(params.get("base_dilation") or (1,)) == {1}:
+                return math.prod(window)
+    elif len(equation.operands) == 2 and name in ("div", "mul"):
+        first, second = equation.operands
+        number = second.constant if first is value else first.constant if name == "mul" else None
+        if number is not None and np.ndim(number) == 0 and float(number):
+            return 1 / float(number) if name == "div" else float(number)
+    raise kept

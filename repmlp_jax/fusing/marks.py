@@ -1,0 +1,145 @@
+"""Marking the layers of a model, so that each call of one is a single equation of the model's jaxpr."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import nnx
+from flax.nnx.nn import dtypes
+from jax import lax
+
+from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
+from repmlp_jax.fusing.modules import dotted, iterate_nodes
+from repmlp_jax.fusing.program import LAYER, REFUSED, Program
+
+AFFINE = (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.LinearGeneral)
+GONE = (FoldedNorm, FoldedBranch)
+# Norms of the data itself, which the report names.
+OF_THE_DATA = (nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm)
+
+
+def layers_of(model: nnx.Module) -> list[tuple[tuple, Any]]:
+    """Paths and modules of the layers that folding is about, each once, in an order that folding does not change."""
+    return [(path, node) for path, node in iterate_nodes(model) if is_affine(node) or is_norm(node) or _is_gone(node)]
+
+
+def is_affine(module: Any) -> bool:
+    """Whether a module is a convolution or an FC of Flax."""
+    return isinstance(module, AFFINE)
+
+
+def is_norm(module: Any) -> bool:
+    """Whether a module is Flax's batch norm, or says by `normalises_last_axis` that it is one of the last axis."""
+    return isinstance(module, nnx.BatchNorm) or (
+        isinstance(module, nnx.Module) and hasattr(type(module), "normalises_last_axis")
+    )
+
+
+def _is_gone(module):
+    return isinstance(module, GONE)
+
+
+def why_unknown(module: Any) -> str | None:
+    """Why it is not known what a layer computes; None: it is known."""
+    kinds = (*AFFINE, nnx.BatchNorm)
+    defining = next(kind for kind in type(module).__mro__ if "__call__" in vars(kind))
+    if defining not in kinds and "normalises_last_axis" not in vars(defining):
+        return f"{type(module).__name__} overrides __call__"
+    if getattr(module, "mask", None) is not None:
+        return "it has a mask"
+    usual = {
+        "promote_dtype": dtypes.promote_dtype,
+        "dot_general": lax.dot_general,
+        "dot_general_cls": None,
+        "conv_general_dilated": lax.conv_general_dilated,
+    }
+    for name, value in usual.items():
+        found = getattr(module, name, value)
+        if found is not value and found is not None and not hasattr(found, "computes_as_usual"):
+            return f"it has its own {name}"
+    if getattr(module, "batch_axis", None):
+        return "it has batch axes"
+    if is_norm(module) and getattr(module, "axis", -1) != -1:
+        return f"it normalises axis {module.axis}, not the last one"
+    if is_affine(module) and not isinstance(module.kernel, nnx.Variable):
+        return "its kernel is no variable"
+    return None
+
+
+def mark(model: nnx.Module) -> nnx.Module:
+    """Gives each layer of a model a class whose `__call__` is one equation; the model is changed in place."""
+    for number, (_, module) in enumerate(layers_of(model)):
+        if _is_gone(module) or why_unknown(module) is None:
+            module.__class__ = _marked(type(module), number)  # type: ignore[arg-type]
+    return model
+
+
+@functools.cache  # JAX keeps every class of modules for ever
+def _marked(kind: type, number: int) -> type:
+    def call(self, *arguments, **options):
+        name = "x" if "x" in options else "inputs"
+        x, *others = arguments if arguments else (options.pop(name),)
+        if reason := _refusal(self, others, options):
+            return kind.__call__(self, _named(lambda x: x, f"{REFUSED}{number}_{reason}")(x), *others, **options)
+        graphdef, state = nnx.split(self)
+
+        def layer(x, state):
+            return kind.__call__(nnx.merge(graphdef, state), x)
+
+        return _named(layer, f"{LAYER}{number}_{x.ndim}d")(x, state)
+
+    marked = type(kind)(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
+    return marked
+
+
+def _named(function, name):
+    function.__name__ = function.__qualname__ = name
+    return jax.jit(function)
+
+
+def _refusal(layer, others, options) -> str | None:
+    """Why a call may not be folded."""
+    if isinstance(layer, GONE):
+        return None
+    if is_norm(layer):
+        given = others[0] if others and isinstance(layer, nnx.BatchNorm) else options.get("use_running_average")
+        others = others[1:] if isinstance(layer, nnx.BatchNorm) else others
+        options = {name: value for name, value in options.items() if name != "use_running_average"}
+        if not (layer.use_running_average if given is None else given):
+            return "it is called in training mode"
+        if options.get("mask") is not None:
+            return "it is called with a mask"
+    if any(value is not None for value in (*others, *options.values())):
+        return "it is called with more arguments"
+    return None
+
+
+def trace(
+    model: nnx.Module, call: Callable, example: Sequence[jax.ShapeDtypeStruct], **options
+) -> tuple[Program, list]:
+    """The program of one call of an abstract model, and the numbers of the arrays of each layer.
+
+    Variables that the call changes, such as those that are sown, are outputs of the program.
+    """
+    graphdef, state = nnx.split(model)
+    arrays, structure = jax.tree.flatten(state)
+    returned = 0
+
+    def function(arrays, example):
+        nonlocal returned
+        module = nnx.merge(graphdef, jax.tree.unflatten(structure, arrays))
+        outputs = jax.tree.leaves(call(module, *example))
+        returned = len(outputs)
+        return outputs, jax.tree.leaves(nnx.state(module))
+
+    with jax.disable_jit(False):  # which would remove the marks
+        jaxpr = jax.make_jaxpr(function)(arrays, list(example))
+    program = Program(jaxpr, len(arrays), returned, **options)
+    numbers = nnx.merge(graphdef, jax.tree.unflatten(structure, range(len(arrays))))
+    return program, [jax.tree.leaves(nnx.state(layer)) for _, layer in layers_of(numbers)]
+
+
+def labels(model: nnx.Module) -> list[str]:
+    """The path of each array of a model."""
+    return [dotted(path) for path, _ in nnx.to_flat_state(nnx.state(model))]

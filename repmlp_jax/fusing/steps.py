@@ -1,0 +1,204 @@
+"""The steps of folding: each changes the layers of a model, given by their numbers, as a pure function of arrays."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from repmlp_jax.fusing import geometry
+from repmlp_jax.fusing.algebra import fusing_dtype, scale_and_shift, widened
+from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
+from repmlp_jax.fusing.marks import is_affine, is_norm, layers_of
+from repmlp_jax.fusing.modules import walk_modules
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldAfter:
+    """Folds the norm after a convolution or FC into it."""
+
+    layer: int
+    norm: int
+
+    def apply(self, layers: list[Any]):
+        """Changes the layers."""
+        layer, norm = layers[self.layer], layers[self.norm]
+        outputs = _outputs(layer)
+
+        def fold(kernel, bias, norm):
+            scale, shift = scale_and_shift(norm)
+            kernel, scale, shift = _of_one_dtype(kernel, scale, shift)
+            # A transposed convolution may have its kernel as that of the convolution it transposes.
+            along = scale[:, None] if getattr(layer, "transpose_kernel", False) else scale
+            shift = jnp.broadcast_to(shift, outputs)
+            return kernel * along, (shift if bias is None else bias.astype(shift.dtype) * scale + shift)
+
+        kernel, bias = _stacked(fold, stack_of(norm))(layer.kernel[...], _bias(layer), norm)
+        _set(layer, kernel, bias)
+        layers[self.norm] = FoldedNorm(norm)
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldBefore:
+    """Folds a norm into the layers after it."""
+
+    norm: int
+    layers: tuple[int, ...]
+
+    def apply(self, layers: list[Any]):
+        """Changes the layers."""
+        norm = layers[self.norm]
+        for number in self.layers:
+            layer = layers[number]
+            if is_norm(layer):
+                _fold_into_norm(layer, norm)
+                continue
+            fold = _fold_before(geometry.groups_of(layer), _outputs(layer))
+            kernel, bias = _stacked(fold, stack_of(norm))(layer.kernel[...], _bias(layer), norm)
+            _set(layer, kernel, bias)
+        layers[self.norm] = FoldedNorm(norm)
+
+
+@dataclasses.dataclass(frozen=True)
+class AddBranches:
+    """Adds convolutions, and norms, of one input to the largest convolution beside them."""
+
+    target: int
+    members: tuple[int, ...]
+
+    def apply(self, layers: list[Any]):
+        """Changes the layers."""
+        target = layers[self.target]
+        members = [layers[number] for number in self.members]
+        groups = groups_together([target, *members])
+        axes = len(geometry.axes_of(target))
+        places = [geometry.taps_within(member, target) for member in members]
+
+        def add(kernel, bias, members):
+            kernel = geometry.with_groups(widened(kernel), geometry.groups_of(target), groups)
+            bias = jnp.zeros(kernel.shape[-1], kernel.dtype) if bias is None else bias.astype(kernel.dtype)
+            for layer, (other, other_bias), taps in zip(kinds, members, places, strict=True):
+                if is_norm(layer):
+                    scale, other_bias = scale_and_shift(other)
+                    identity = geometry.identity_kernel(scale.size, groups, axes, scale.dtype)
+                    other = identity * scale
+                else:
+                    other = geometry.with_groups(widened(other), geometry.groups_of(layer), groups)
+                kernel, other = _of_one_dtype(kernel, other)
+                kernel = kernel.at[jnp.ix_(*map(jnp.array, taps))].add(other) if taps else kernel + other
+                bias = bias if other_bias is None else bias + other_bias.astype(bias.dtype)
+            return kernel, bias
+
+        kinds = members
+        arrays = [(layer, None) if is_norm(layer) else (layer.kernel[...], _bias(layer)) for layer in members]
+        kernel, bias = _stacked(add, stack_of(target))(target.kernel[...], _bias(target), arrays)
+        _set(target, kernel, bias)
+        if hasattr(target, "feature_group_count"):
+            target.feature_group_count = groups
+            target.kernel_shape = kernel.shape[stack_of(target) :]
+        for number in self.members:
+            layers[number] = FoldedBranch(layers[number])
+
+
+Step = FoldAfter | FoldBefore | AddBranches
+
+
+def fold(model: nnx.Module, steps: Sequence[Step]) -> nnx.Module:
+    """A copy of a model with the steps done; it works under JAX's transformations."""
+    model = nnx.clone(model)
+    before = [layer for _, layer in layers_of(model)]
+    after = list(before)
+    for step in steps:
+        step.apply(after)
+    replaced = {id(old): new for old, new in zip(before, after, strict=True) if new is not old}
+    return walk_modules(model, lambda node: id(node) in replaced, lambda _, node: replaced[id(node)])
+
+
+def groups_together(layers: Sequence[Any]) -> int:
+    """The groups of the sum of convolutions; norms take any groups."""
+    return math.gcd(*(geometry.groups_of(layer) for layer in layers if is_affine(layer)))
+
+
+def stack_of(layer: Any) -> int:
+    """The number of leading axes of a stack of layers."""
+    if is_norm(layer):
+        return layer.mean.ndim - 1
+    if hasattr(layer, "kernel_size"):
+        return layer.kernel.ndim - len(layer.kernel_size) - 2
+    return layer.kernel.ndim - len(_inputs(layer)) - len(_outputs(layer))
+
+
+def _inputs(layer) -> tuple[int, ...]:
+    return layer.in_features if isinstance(layer.in_features, tuple) else (layer.in_features,)
+
+
+def _outputs(layer) -> tuple[int, ...]:
+    return layer.out_features if isinstance(layer.out_features, tuple) else (layer.out_features,)
+
+
+def _stacked(function: Callable, stack: int) -> Callable:
+    function = jax.jit(function)
+    for _ in range(stack):
+        function = jax.vmap(function)
+    return function
+
+
+def _fold_before(groups, outputs):
+    features = math.prod(outputs)
+
+    def fold(kernel, bias, norm):
+        scale, shift = scale_and_shift(norm)
+        kernel, scale, shift = _of_one_dtype(kernel, scale, shift)
+        flat = kernel.reshape(-1, scale.size // groups, features)  # taps or pixels, channels of a group, outputs
+
+        def of_each_group(values):
+            return jnp.repeat(values.reshape(groups, -1).T, features // groups, axis=1)
+
+        shifted = jnp.sum(flat * of_each_group(shift), (0, 1)).reshape(outputs)
+        folded = (flat * of_each_group(scale)).reshape(kernel.shape)
+        return folded, (shifted if bias is None else bias.astype(shifted.dtype) + shifted)
+
+    return fold
+
+
+def _fold_into_norm(layer, norm):
+    def fold(scale, bias, mean, var, norm):
+        inner_scale, inner_shift = scale_and_shift(norm)
+        dtype = jnp.result_type(inner_scale, fusing_dtype(mean.dtype))
+        mean, var, inner_scale, inner_shift = (a.astype(dtype) for a in (mean, var, inner_scale, inner_shift))
+        scale = jnp.ones_like(mean) if scale is None else scale.astype(dtype)
+        bias = jnp.zeros_like(mean) if bias is None else bias.astype(dtype)
+        # scale * (inner_scale * x + inner_shift - mean) / deviation + bias, as a norm of x with the same mean
+        factor = scale * jax.lax.rsqrt(var + layer.epsilon)
+        return scale * inner_scale, bias + factor * (mean * inner_scale + inner_shift - mean)
+
+    parameters = [None if p is None else p[...] for p in (layer.scale, layer.bias)]
+    folded = _stacked(fold, stack_of(norm))(*parameters, layer.mean[...], layer.var[...], norm)
+    for name, value in zip(("scale", "bias"), folded, strict=True):
+        _replace(layer, name, value, getattr(layer, "param_dtype", value.dtype), like=layer.scale)
+        setattr(layer, f"use_{name}", True)
+
+
+def _of_one_dtype(*arrays):
+    dtype = max((fusing_dtype(array.dtype) for array in arrays), key=lambda dtype: dtype.itemsize)
+    return [array.astype(dtype) for array in arrays]
+
+
+def _bias(layer):
+    return None if layer.bias is None else layer.bias[...]
+
+
+def _set(layer, kernel, bias):
+    dtype = layer.kernel[...].dtype
+    _replace(layer, "bias", bias, dtype if layer.bias is None else layer.bias[...].dtype, like=layer.bias)
+    _replace(layer, "kernel", kernel, dtype, like=layer.kernel)
+    layer.use_bias = True
+
+
+def _replace(layer, name, value, dtype, like):
+    """Sets a variable to a new one, since the arrays of a copied model are shared with the given one."""
+    value = value.astype(dtype)
+    setattr(layer, name, nnx.Param(value) if like is None else like.replace(value))

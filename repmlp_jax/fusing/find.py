@@ -13,7 +13,7 @@ from repmlp_jax.fusing import geometry
 from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
 from repmlp_jax.fusing.marks import is_affine, is_norm, labels, layers_of, mark, trace, why_unknown
 from repmlp_jax.fusing.modules import dotted
-from repmlp_jax.fusing.program import Equation, Program, Scope, Value
+from repmlp_jax.fusing.program import Equation, Scope, Value, readers
 from repmlp_jax.fusing.steps import AddBranches, FoldAfter, FoldBefore, Step, fold, stack_of
 
 Example = Sequence[jax.ShapeDtypeStruct]
@@ -175,7 +175,7 @@ class _Finder:
         self.gone = {number for number, layer in enumerate(self.layers) if isinstance(layer, FoldedNorm)}
         self.zero = {number for number, layer in enumerate(self.layers) if isinstance(layer, FoldedBranch)}
         self.groups = {number: geometry.groups_of(layer) for number, layer in enumerate(self.layers)}
-        self.readers = _readers(self.program)
+        self.readers = readers(self.program)
         self.kept: dict[int, list[str]] = {}
 
     def find(self) -> Found:
@@ -510,16 +510,6 @@ class _Finder:
         if call.name == "add":
             return all(map(self._is_zero, call.operands))
         return call.layer in self.zero or (call.layer in self.gone and self._is_zero(call.operands[0]))
-
-
-def _readers(program: Program) -> dict[int, set]:
-    """Number of an array of the model → the numbers of the layers that read it; "" for anything else that does."""
-    readers: dict[int, set] = {}
-    for value, uses in program.uses.items():
-        if value.parameter:
-            found = {"" if equation is None or equation.layer is None else equation.layer for _, equation in uses}
-            readers.setdefault(value.parameter[0], set()).update(found)
-    return readers
 
 
 def _factor(equation: Equation, value: Value, channels: int) -> float:

@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from repmlp_jax.fusing.algebra import fusing_dtype, scale_and_shift
 from repmlp_jax.fusing.finite import check_finite, has_values, on_this_process
-from repmlp_jax.fusing.program import LAYER, Equation, Program, Scope
+from repmlp_jax.fusing.program import LAYER, Equation, Program, Scope, readers
 from repmlp_jax.fusing.report import table
 
 Variables = TypeVar("Variables", bound=Mapping[str, Any])
@@ -203,10 +203,11 @@ def _input(args, kwargs):
 
 def _is_affine(module) -> bool:
     """Whether a module is a convolution or FC of Flax, whose output is linear in its kernel and bias."""
-    usual = dict(dot_general=None, dot_general_cls=None, conv_general_dilated=None, conv_general_dilated_cls=None)
-    usual |= dict(promote_dtype=promote_dtype, mask=None)
-    return any(type(module).__call__ is kind.__call__ for kind in AFFINE) and all(
-        getattr(module, name, value) is value for name, value in usual.items()
+    none = ("mask", "dot_general", "dot_general_cls", "conv_general_dilated", "conv_general_dilated_cls")
+    return (
+        any(type(module).__call__ is kind.__call__ for kind in AFFINE)
+        and all(getattr(module, name, None) is None for name in none)
+        and module.promote_dtype is promote_dtype
     )
 
 
@@ -292,7 +293,7 @@ class _Finder:
         self.marks = marks
         self.names = names
         self.paths = {number: path for (path, _), number in marks.numbers.items()}
-        self.readers = _readers(program)
+        self.readers = readers(program)
         self.scans = _scans(program.scope)
 
     def fold_of(self, norm: int) -> _Fold:
@@ -325,50 +326,31 @@ class _Finder:
                 raise _Kept(f"its input comes from {name}, not from a convolution or FC")
             if others := len(self.program.uses[value]) - 1:
                 raise _Kept(f"its input is used in {others} other places")
-            if is_layer:
+            if equation.layer is not None and is_layer:
                 return equation.layer
             value = equation.operands[0]
 
     def _described(self, number: int) -> _Layer:
         """A layer whose arrays are, in all of its calls, those of the variables, and nothing else's."""
         path, name = self.paths[number], self._name(number)
+        arrays, stacks = dict[str, int](), set[int]()
         for scope, call in self.program.calls[number]:
-            found = [value.parameter for value in call.operands[1:]]
-            if any(parameter is None or self.names[parameter[0]][1:-1] != path for parameter in found):
-                raise _Kept(f"the parameters of {name} are computed")
+            for value in call.operands[1:]:
+                if value.parameter is None or self.names[value.parameter[0]][1:-1] != path:
+                    raise _Kept(f"the parameters of {name} are computed")
+                array, leading = value.parameter
+                arrays[self.names[array][-1]] = array
+                stacks.add(leading)
             if [len(value.shape) for value in call.operands] != self.marks.ranks[call.params["name"]]:
                 raise _Kept(f"{name} is called under vmap")
-            stacks = {leading for _, leading in found}
             if len(stacks) > 1 or stacks - {0, self.scans[scope]}:
                 raise _Kept(f"not all loops go over the parameters of {name}")
-        if any(self.readers[array] != {number} for array, _ in found):
+        if any(self.readers[array] != {number} for array in arrays.values()):
             raise _Kept(f"the parameters of {name} are used elsewhere, too")
-        arrays = {self.names[array][-1]: array for array, _ in found}
         return _Layer(path, self.marks.modules[number], arrays, *stacks)
 
     def _name(self, number):
         return _dotted(self.paths[number])
-
-
-def _readers(program: Program) -> dict[int, set[int | None]]:
-    """Number of an array → the numbers of the layers that read it; None for anything else that does."""
-    readers: dict[int, set[int | None]] = {}
-
-    def read(values, reader):
-        for value in values:
-            if value.parameter:
-                readers.setdefault(value.parameter[0], set()).add(reader)
-            while value.origin:
-                kind, value = value.origin
-                if kind != "slice":  # the beginning of a loop's state, which changes
-                    read([value], None)
-
-    read(program.outputs, None)
-    for _, equation in program.live_equations(program.scope):
-        read(equation.operands, equation.layer)
-        for _, pairs in equation.scopes:
-            read((value for value, _ in pairs), None)
-    return readers
 
 
 def _scans(scope: Scope, around: int = 0) -> dict[Scope, int]:
@@ -414,8 +396,9 @@ def _apply(fold: _Fold, arrays: list):
     """Changes the arrays of the variables: the layer takes the scale of the norm, which keeps the shift."""
     layer, norm = ({name: arrays[number] for name, number in one.arrays.items()} for one in fold)
     module, stack = fold.norm.module, fold.norm.stack
-    values = {name: norm.get(name) for name in ("scale", "bias", "mean", "var")}
-    scale, shift = scale_and_shift(_Norm(**values, epsilon=module.epsilon))
+    scale, shift = scale_and_shift(
+        _Norm(norm.get("scale"), norm.get("bias"), norm["mean"], norm["var"], module.epsilon)
+    )
     for name, array in layer.items():
         axis = -2 if name == "kernel" and getattr(fold.layer.module, "transpose_kernel", False) else -1
         factor = jnp.expand_dims(scale, range(stack, stack + array.ndim - scale.ndim))

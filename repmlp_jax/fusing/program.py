@@ -280,6 +280,16 @@ class Program:
         return results
 
 
+def readers(program: Program) -> dict[int, set[int | None]]:
+    """Number of an array of the model → the numbers of the layers that read it; None for anything else that does."""
+    found: dict[int, set[int | None]] = {}
+    for value, uses in program.uses.items():
+        if value.parameter:
+            layers = (None if equation is None else equation.layer for _, equation in uses)
+            found.setdefault(value.parameter[0], set()).update(layers)
+    return found
+
+
 def _value(aval, scope=None) -> Value:
     return Value(tuple(getattr(aval, "shape", ())), getattr(aval, "dtype", None), scope=scope)
 

@@ -4,6 +4,7 @@ Linen's modules are frozen, and hold no arrays. So a norm that is folded away st
 variables of an identity: the layer before it takes its scale, and it keeps its shift.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from jaxtyping import Array
 
 from repmlp_jax.fusing.algebra import fusing_dtype, scale_and_shift
 from repmlp_jax.fusing.finite import check_finite, has_values, on_this_process
+from repmlp_jax.fusing.modules import dotted
 from repmlp_jax.fusing.program import LAYER, Equation, Program, Scope, readers
 from repmlp_jax.fusing.report import table
 
@@ -78,7 +80,7 @@ def fuse_variables(
     arrays, structure, names = _flat(variables)
     if any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays):
         raise TypeError("fuse_variables: the variables are abstract; jax.eval_shape of fuse_variables takes them")
-    check_finite(dict(zip(map(_dotted, names), arrays, strict=True)), "cannot fuse: variables")
+    check_finite(dict(zip(map(dotted, names), arrays, strict=True)), "cannot fuse: variables")
     folds, _ = _find(module, variables, example, method, options)
     for fold in folds:
         _check_variance(fold.norm, arrays)
@@ -115,8 +117,8 @@ def variables_report(
     """
     _check(module, variables, "variables_report")
     folds, kept = _find(module, variables, example, method, options)
-    folded = {_dotted(fold.norm.path): _dotted(fold.layer.path) for fold in folds}
-    return VariablesReport(folded, {_dotted(path): reason for path, reason in kept.items()})
+    folded = {dotted(fold.norm.path): dotted(fold.layer.path) for fold in folds}
+    return VariablesReport(folded, {dotted(path): reason for path, reason in kept.items()})
 
 
 def _check(module, variables, function):
@@ -126,10 +128,6 @@ def _check(module, variables, function):
     if not isinstance(variables, Mapping) or "params" not in variables:
         given = f"with the keys {list(variables)}" if isinstance(variables, Mapping) else type(variables).__name__
         raise TypeError(f'{function}: variables must be a dict with "params", as module.init returns it, not {given}')
-
-
-def _dotted(path: Path) -> str:
-    return ".".join(path)
 
 
 def _flat(variables) -> tuple[list, Any, list[Path]]:
@@ -350,7 +348,7 @@ class _Finder:
         return _Layer(path, self.marks.modules[number], arrays, *stacks)
 
     def _name(self, number):
-        return _dotted(self.paths[number])
+        return dotted(self.paths[number])
 
 
 def _scans(scope: Scope, around: int = 0) -> dict[Scope, int]:
@@ -378,7 +376,7 @@ def _check_variance(norm: _Layer, arrays: list):
     var = arrays[norm.arrays["var"]]
     if has_values(var) and (negative := int((on_this_process(var) < 0).sum())):
         raise ValueError(
-            f"cannot fuse {_dotted(norm.path)}: {negative} of its {var.size} running variances are negative"
+            f"cannot fuse {dotted(norm.path)}: {negative} of its {var.size} running variances are negative"
         )
 
 
@@ -393,23 +391,35 @@ class _Norm(NamedTuple):
 
 
 def _apply(fold: _Fold, arrays: list):
-    """Changes the arrays of the variables: the layer takes the scale of the norm, which keeps the shift."""
-    layer, norm = ({name: arrays[number] for name, number in one.arrays.items()} for one in fold)
-    module, stack = fold.norm.module, fold.norm.stack
-    scale, shift = scale_and_shift(
-        _Norm(norm.get("scale"), norm.get("bias"), norm["mean"], norm["var"], module.epsilon)
-    )
-    for name, array in layer.items():
-        axis = -2 if name == "kernel" and getattr(fold.layer.module, "transpose_kernel", False) else -1
-        factor = jnp.expand_dims(scale, range(stack, stack + array.ndim - scale.ndim))
-        factor = jnp.moveaxis(factor, -1, axis)
-        dtype = max(fusing_dtype(array.dtype), scale.dtype, key=lambda dtype: dtype.itemsize)
-        layer[name] = (array.astype(dtype) * factor.astype(dtype)).astype(array.dtype)
-    # In the dtype that Flax adds epsilon in, so that the sum is 1 and no bit more.
-    dtype = norm["var"].dtype if module.force_float32_reductions else module.param_dtype
-    identity = dict(scale=1, bias=shift, mean=0 if "bias" in norm else -shift, var=jnp.ones((), dtype) - module.epsilon)
-    for name, array in norm.items():
-        norm[name] = jnp.broadcast_to(jnp.asarray(identity[name]).astype(array.dtype), array.shape)
-    for one, changed in zip(fold, (layer, norm), strict=True):
-        for name, number in one.arrays.items():
-            arrays[number] = changed[name]
+    """Changes the arrays of the variables."""
+    numbers = tuple(one.arrays for one in fold)
+    norm = fold.norm.module
+    # In which Flax adds epsilon.
+    dtype = arrays[fold.norm.arrays["var"]].dtype if norm.force_float32_reductions else norm.param_dtype
+    transposed = getattr(fold.layer.module, "transpose_kernel", False)
+    given = jax.tree.map(lambda number: arrays[number], numbers)
+    folded = _folded(*given, norm.epsilon, fold.norm.stack, transposed, jnp.dtype(dtype))
+    for number, array in zip(jax.tree.leaves(numbers), jax.tree.leaves(folded), strict=True):
+        arrays[number] = array
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _folded(
+    layer: dict[str, Array], norm: dict[str, Array], epsilon: float, stack: int, transposed: bool, dtype: jnp.dtype
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The layer takes the scale of the norm, which keeps the shift."""
+    plain = _Norm(norm.get("scale"), norm.get("bias"), norm["mean"], norm["var"], epsilon)
+    scale, shift = scale_and_shift(plain)
+
+    def scaled(name, array):
+        along = jnp.expand_dims(scale, range(stack, stack + array.ndim - scale.ndim))
+        along = jnp.swapaxes(along, -1, -2) if transposed and name == "kernel" else along
+        wide = max(fusing_dtype(array.dtype), scale.dtype, key=lambda dtype: dtype.itemsize)
+        return (array.astype(wide) * along.astype(wide)).astype(array.dtype)
+
+    # The variance and epsilon add up to 1, and no bit more.
+    identity = dict(scale=1, bias=shift, mean=0 if "bias" in norm else -shift, var=jnp.ones((), dtype) - epsilon)
+    return {name: scaled(name, array) for name, array in layer.items()}, {
+        name: jnp.broadcast_to(jnp.asarray(identity[name]).astype(array.dtype), array.shape)
+        for name, array in norm.items()
+    }

@@ -6,6 +6,7 @@ variables of an identity: the layer before it takes its scale, and it keeps its 
 
 import functools
 import itertools
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,7 +42,8 @@ def fuse_variables(
     traced on abstract values. A norm is folded where this shows that its input is the output of `nn.Conv`,
     `nn.ConvTranspose`, `nn.ConvLocal`, `nn.Dense` or `nn.DenseGeneral`, through reshapes and transposes that keep the
     channels last; that nothing else uses this output; and that nothing else uses the variables of both. Everything
-    else stays, and `variables_report` says why. The result is valid for this call, at any size of the batch.
+    else stays, and `variables_report` says why. The result is valid for all calls that take the same way through the
+    model's code, at any size of the batch.
 
     The layer's kernel and bias are multiplied by the norm's scale, in float32 (float64 for float64), and rounded to
     their dtype. The norm becomes an identity and a shift: its variance is 1 - epsilon and its scale 1, so that it
@@ -246,17 +248,14 @@ def _find(module, variables, example, method, options) -> tuple[list[_Fold], dic
     return folds, kept
 
 
-_traces = itertools.count()
-
-
 def _trace(marks, module, variables, example, method, options) -> Program:
     """The program of the call. Its first inputs are the arrays of the variables."""
     arrays, structure, _ = _flat(variables)
     given, call = jax.tree.flatten((example, options))
     is_array = [isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) for leaf in given]
-    # Whatever the call stores is an output. The name, which no collection has, is for nn.jit, which keeps what it
-    # traced for the same filter: calls without marks from before, and these marks afterwards.
-    mutable = DenyList(("params", f"trace {next(_traces)}"))
+    # Whatever the call stores is an output. The second name, which no collection has, is for nn.jit: for the same
+    # filter it would take what it traced before, without these marks.
+    mutable = DenyList(("params", uuid.uuid4().hex))
     returned = 0
 
     def function(arrays, inputs):

@@ -207,6 +207,7 @@ class Left(nn.Module):
         kinds = {"vmap": nn.vmap(nn.Conv, variable_axes={"params": 0}, split_rngs={"params": True}), "own": Own}
         self.conv = kinds.get(self.case, nn.Conv)(3, (3, 3), **convs.get(self.case, {}))
         self.norm = nn.GroupNorm(3) if self.case == "group norm" else norms.get(self.case, nn.BatchNorm)()
+        self.other, self.second = nn.Conv(3, (1, 1)), nn.BatchNorm(use_running_average=True)
         self.weight_norm = nn.WeightNorm(nn.Conv(3, (3, 3)))
 
     def __call__(self, x, train=False):
@@ -219,6 +220,10 @@ class Left(nn.Module):
                 y = norm(y) + self.conv(2 * x)
             case "norm of two":
                 y = norm(y) + norm(x)
+            case "norm of two layers":
+                y = norm(y) + norm(self.other(x))
+            case "two norms":
+                y = norm(y) + self.second(y)
             case "skip":
                 y = norm(y) + y
             case "sown":
@@ -270,6 +275,8 @@ def rounded(x, kernel, *args, **kwargs):
         ("activation", "its input comes from max, not from a convolution or FC"),
         ("called twice", "conv is called 1 more times without it"),
         ("norm of two", "its input comes from outside of its loop, its branch, or the model"),
+        ("norm of two layers", "it comes after several layers: conv, other"),
+        ("two norms", "its input is used in 1 other places"),
         ("skip", "its input is used in 1 other places"),
         ("sown", "its input is used in 1 other places"),
         ("kernel used elsewhere", "the parameters of conv are used elsewhere, too"),
@@ -304,6 +311,28 @@ def test_layers_under_vmap_stay():
     axes = dict(variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True})
     net = nn.vmap(Residual, **axes, in_axes=0, out_axes=0)()
     assert variables_report(net, randomised(net), images()).kept == {"BatchNorm_0": "Conv_0 is called under vmap"}
+
+
+class Mixed(nn.Module):
+    """The inner loop goes over kernels, the outer one over statistics, in the same numbers."""
+
+    @nn.compact
+    def __call__(self, x):
+        axes = dict(variable_axes={"batch_stats": 0}, variable_broadcast="params", split_rngs={"params": False})
+        return nn.scan(Inner, **axes, length=2)()(x, None)[0]
+
+
+class Inner(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        axes = dict(variable_axes={"params": 0}, variable_broadcast="batch_stats", split_rngs={"params": True})
+        return nn.scan(Residual, **axes, length=2)()(x, None)
+
+
+def test_loops_over_different_parameters_stay():
+    report = variables_report(Mixed(), randomised(Mixed()), images())
+    assert not report.folded
+    assert [reason.startswith("not all loops go over") for reason in report.kept.values()] == [True]
 
 
 def test_a_norm_in_training_mode_stays():

@@ -203,9 +203,11 @@ class Program:
 
     def _scan(self, equation, operands, scope):
         params = equation.params
-        first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
-        fixed, state, rows = operands[:first], operands[first:second], operands[second:]
         inner = params["jaxpr"]
+        # By ranks, since the names of their numbers are others in later versions of JAX.
+        second = _same_ranks(equation.invars, inner.jaxpr.invars)
+        first = second - _same_ranks(equation.outvars, inner.jaxpr.outvars)
+        fixed, state, rows = operands[:first], operands[first:second], operands[second:]
         slices = [
             _part("slice", row, variable.aval) for row, variable in zip(rows, inner.jaxpr.invars[second:], strict=True)
         ]
@@ -305,6 +307,11 @@ def _part(kind, value, aval) -> Value:
     if kind == "slice" and value.parameter:
         part.parameter = value.parameter[0], value.parameter[1] + 1
     return part
+
+
+def _same_ranks(outside, inside) -> int:
+    """The number of inputs or outputs of a loop that its body takes or returns as they are, not row by row."""
+    return sum(one.aval.ndim == other.aval.ndim for one, other in zip(outside, inside, strict=True))
 
 
 def _called(equation) -> ClosedJaxpr | None:

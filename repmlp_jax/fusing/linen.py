@@ -386,7 +386,7 @@ class _Norm(NamedTuple):
     bias: Array | None
     mean: Array
     var: Array
-    epsilon: float
+    epsilon: float | Array
 
 
 def _apply(fold: _Fold, arrays: list):
@@ -404,7 +404,7 @@ def _apply(fold: _Fold, arrays: list):
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _folded(
-    layer: dict[str, Array], norm: dict[str, Array], epsilon: float, stack: int, transposed: bool, dtype: jnp.dtype
+    layer: dict[str, Any], norm: dict[str, Any], epsilon: float | Array, stack: int, transposed: bool, dtype: jnp.dtype
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The layer takes the scale of the norm, which keeps the shift."""
     plain = _Norm(norm.get("scale"), norm.get("bias"), norm["mean"], norm["var"], epsilon)

@@ -47,7 +47,8 @@ def fuse_variables(
 
     The layer's kernel and bias are multiplied by the norm's scale, in float32 (float64 for float64), and rounded to
     their dtype. The norm becomes an identity and a shift: its variance is 1 - epsilon and its scale 1, so that it
-    multiplies by exactly 1; its shift is its bias or, if it has none, its negative mean. Folding again changes no bit.
+    multiplies by rsqrt(1), which on a CPU is exactly 1; its shift is its bias or, if it has none, its negative mean.
+    Folding again changes no bit.
 
     This is a pure transformation: it works under `jax.jit`, `jax.vmap` over a stack of variables, and
     `jax.eval_shape`.

@@ -13,7 +13,7 @@ from repmlp_jax.fusing import geometry
 from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
 from repmlp_jax.fusing.marks import is_affine, is_norm, labels, layers_of, mark, trace, why_unknown
 from repmlp_jax.fusing.modules import dotted
-from repmlp_jax.fusing.program import Equation, Scope, Value, readers
+from repmlp_jax.fusing.program import Equation, Scope, Value, loops_over, readers
 from repmlp_jax.fusing.steps import AddBranches, FoldAfter, FoldBefore, Step, fold, stack_of
 
 Example = Sequence[jax.ShapeDtypeStruct]
@@ -410,6 +410,7 @@ class _Finder:
             raise _KeptError(taps)
         if stack_of(layer) != stack_of(largest) or self._vmapped(number) != self._vmapped(target):
             raise _KeptError("one of them is a stack")
+        self._check_loops(number, target)
         self._check_groups(target, together)
 
     def _check_groups(self, target, together):
@@ -461,8 +462,19 @@ class _Finder:
         """Each layer of a stack must read the output of the same layer of the stack before it."""
         if stack_of(self.layers[one]) != stack_of(self.layers[other]):
             raise _KeptError("one of them is a stack")
+        self._check_loops(one, other)
         if self._vmapped(one) and not all(end.direct for end in ends):
             raise _KeptError("it may read the output of another layer of the stack")
+
+    def _check_loops(self, one, other):
+        """In each of their scopes the same loops must go over the arrays of both."""
+        loops = set(self._loops(one))
+        if loops != set(self._loops(other)) or len(loops) > len({scope for scope, _ in loops}):
+            raise _KeptError("other loops go over the parameters of the one than over those of the other")
+
+    def _loops(self, number):
+        for scope, call in self.program.calls[number]:
+            yield from ((scope, loops_over(value)) for value in call.operands[1:])
 
     def _vmapped(self, number) -> int:
         """The axes of a stack over which jax.vmap goes; a loop goes over the others."""

@@ -22,7 +22,7 @@ from jaxtyping import Array
 from repmlp_jax.fusing.algebra import fusing_dtype, scale_and_shift
 from repmlp_jax.fusing.finite import check_finite, has_values, on_this_process
 from repmlp_jax.fusing.modules import dotted
-from repmlp_jax.fusing.program import LAYER, Equation, Program, Scope, readers
+from repmlp_jax.fusing.program import LAYER, Equation, Program, Scope, loops_over, readers
 from repmlp_jax.fusing.report import table
 
 Variables = TypeVar("Variables", bound=Mapping[str, Any])
@@ -292,7 +292,6 @@ class _Finder:
         self.names = names
         self.paths = {number: path for (path, _), number in marks.numbers.items()}
         self.readers = readers(program)
-        self.scans = _scans(program.scope)
 
     def fold_of(self, norm: int) -> _Fold:
         """The fold of the norm of a number; raises _Kept if there is none."""
@@ -307,10 +306,9 @@ class _Finder:
         (layer,) = before
         if others := len(self.program.calls[layer]) - len(calls):
             raise _Kept(f"{self._name(layer)} is called {others} more times without it")
-        fold = _Fold(self._described(layer), self._described(norm))
-        if fold.layer.stack != fold.norm.stack:
-            raise _Kept(f"{self._name(layer)} has other loops")
-        return fold
+        if self._loops(layer) != self._loops(norm):
+            raise _Kept(f"other loops go over its parameters than over those of {self._name(layer)}")
+        return _Fold(self._described(layer), self._described(norm))
 
     def _layer_before(self, call: Equation, scope: Scope) -> int:
         value = call.operands[0]
@@ -332,7 +330,7 @@ class _Finder:
         """A layer whose arrays are, in all of its calls, those of the variables, and nothing else's."""
         path, name = self.paths[number], self._name(number)
         arrays, stacks = dict[str, int](), set[int]()
-        for scope, call in self.program.calls[number]:
+        for _, call in self.program.calls[number]:
             for value in call.operands[1:]:
                 if value.parameter is None or self.names[value.parameter[0]][1:-1] != path:
                     raise _Kept(f"the parameters of {name} are computed")
@@ -341,23 +339,21 @@ class _Finder:
                 stacks.add(leading)
             if [len(value.shape) for value in call.operands] != self.marks.ranks[call.params["name"]]:
                 raise _Kept(f"{name} is called under vmap")
-            if len(stacks) > 1 or stacks - {0, self.scans[scope]}:
-                raise _Kept(f"not all loops go over the parameters of {name}")
         if any(self.readers[array] != {number} for array in arrays.values()):
             raise _Kept(f"the parameters of {name} are used elsewhere, too")
         return _Layer(path, self.marks.modules[number], arrays, *stacks)
 
+    def _loops(self, number: int) -> dict[Scope, tuple[Scope, ...]]:
+        """For the scope of each call, the loops that go over all arrays of a layer."""
+        loops: dict[Scope, tuple[Scope, ...]] = {}
+        for scope, call in self.program.calls[number]:
+            for value in call.operands[1:]:
+                if loops.setdefault(scope, loops_over(value)) != loops_over(value):
+                    raise _Kept(f"not the same loops go over all parameters of {self._name(number)}")
+        return loops
+
     def _name(self, number):
         return dotted(self.paths[number])
-
-
-def _scans(scope: Scope, around: int = 0) -> dict[Scope, int]:
-    """Each scope, and how many scans it lies in."""
-    found = {scope: around}
-    for equation in scope.equations:
-        for inner, _ in equation.scopes:
-            found |= _scans(inner, around + (equation.name == "scan"))
-    return found
 
 
 def _keeps_channels(equation: Equation) -> bool:

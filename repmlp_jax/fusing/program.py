@@ -35,7 +35,7 @@ class Value:
         parameter: the number of the model's array that it is, and how many leading axes of that a loop goes over.
         constant: its value, if it is written in the program.
         origin: for the inputs of a loop's body, what they are of which value outside.
-        scope: where it is computed; None for inputs.
+        scope: where it is computed, or the body of the loop that it is a slice for; None for other inputs.
     """
 
     shape: tuple[int, ...]
@@ -212,6 +212,8 @@ class Program:
             _part("slice", row, variable.aval) for row, variable in zip(rows, inner.jaxpr.invars[second:], strict=True)
         ]
         body, state, returned = self._loop(inner, fixed, state, slices, inner.jaxpr.invars[first:second])
+        for part in slices:
+            part.scope = body
         results, pairs, carried = self._carried(equation, operands[first:second], state, returned, scope)
         by_slice = {part: row for part, row in zip(slices, rows, strict=True)}
         for value, variable in zip(returned[len(state) :], equation.outvars[len(state) :], strict=True):
@@ -291,6 +293,15 @@ def readers(program: Program) -> dict[int, set[int | None]]:
             layers = (None if equation is None else equation.layer for _, equation in uses)
             found.setdefault(value.parameter[0], set()).update(layers)
     return found
+
+
+def loops_over(value: Value) -> tuple[Scope, ...]:
+    """The bodies of the loops that go over the leading axes of an array, of which a value is a slice."""
+    loops = []
+    while value.origin:
+        loops.append(value.scope)
+        value = value.origin[1]
+    return tuple(loop for loop in loops if loop is not None)
 
 
 def _value(aval, scope=None) -> Value:

@@ -332,7 +332,7 @@ class Inner(nn.Module):
 def test_loops_over_different_parameters_stay():
     report = variables_report(Mixed(), randomised(Mixed()), images())
     assert not report.folded
-    assert [reason.startswith("not all loops go over") for reason in report.kept.values()] == [True]
+    assert [reason.startswith("not the same loops go over") for reason in report.kept.values()] == [True]
 
 
 def test_a_norm_in_training_mode_stays():

@@ -38,11 +38,19 @@ class _KeptError(Exception):
 
 
 class _End(NamedTuple):
-    """A call that a value reaches: the layer's number, and the pixels that lie beside each other in its last axis."""
+    """A call that a value reaches.
+
+    Attributes:
+        layer: the layer's number.
+        pixels: how many pixels lie beside each other in the last axis of its input.
+        call: the call.
+        direct: whether it reads the value itself.
+    """
 
     layer: int
     pixels: int
     call: Equation
+    direct: bool
 
 
 def find_steps(
@@ -67,68 +75,44 @@ def find_steps(
     """
     marked = mark(nnx.clone(model))
     try:
-        trace(marked, call, example)
+        traces = [trace(marked, call, example)]
     except Exception as error:
         shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in example)
         raise ValueError(
             f"{type(model).__name__} cannot be called with an example of {shapes}: {type(error).__name__}: {error}"
         ) from error
-    sizes = list(_sizes(marked, call, example))
-    allowed: set[Step] | None = None
+    traces += _larger(marked, call, example)
+    refused: dict[Step, str] = {}
     while True:
-        found = [_Finder(model, marked, call, size, chosen, dense_groups, allowed).find() for size in sizes]
-        steps = [set(one.steps) for one in found]
-        common = set.intersection(*steps)
-        if all(one == common for one in steps):
-            break
-        allowed = common
-    if found[0].steps:
-        refused = _seen_by_the_model(model, call, example, found[0].steps)
-        if refused:
-            allowed = set(found[0].steps) - refused
-            found = [_Finder(model, marked, call, size, chosen, dense_groups, allowed).find() for size in sizes[:1]]
-            reason = "the model's code looks at its layers, and computes something else without it"
-            for step in refused:
-                for number in _removed(step):
-                    found[0].kept[number] = reason
-            if _seen_by_the_model(model, call, example, found[0].steps):
-                return Found([], {number: reason for number in _norms(model)}, found[0].pixels)
-    return found[0]
+        found = [_Finder(model, *traced, chosen, dense_groups, refused).find() for traced in traces]
+        steps: list[set[Step]] = [set(one.steps) for one in found]
+        every, common = set[Step]().union(*steps), steps[0].intersection(*steps)
+        new = dict.fromkeys(every - common, "it holds for the size of the example only")
+        if not new:
+            seen = _seen_by_the_model(model, call, example, found[0].steps)
+            new = dict.fromkeys(seen, "the model's code looks at its layers, and computes something else without it")
+        if not new:
+            return found[0]
+        refused |= new
 
 
-def _pixels(call):
-    return math.prod(call.results[0].shape[:-1])
-
-
-def _norms(model):
-    return [number for number, (_, layer) in enumerate(layers_of(model)) if is_norm(layer)]
-
-
-def _removed(step: Step) -> tuple[int, ...]:
-    return step.members if isinstance(step, AddBranches) else (step.norm,)
-
-
-def _sizes(model, call, example) -> Iterator[Example]:
-    """The example, and the first of larger ones that the model takes: constants of a size are none of another."""
-    yield example
+def _larger(marked, call, example) -> list:
+    """The trace for a larger example, if the model takes one: what is constant for a size may not be for another."""
 
     def larger(factor):
         def of(array):
-            if not array.shape:
-                return array
-            first, *others = array.shape
+            first, *others = array.shape or (0,)
             middle = [size * factor for size in others[:-1]]
-            return jax.ShapeDtypeStruct((first + 1, *middle, *others[-1:]), array.dtype)
+            return jax.ShapeDtypeStruct((first + 1, *middle, *others[-1:]) if array.shape else (), array.dtype)
 
         return [of(array) for array in example]
 
     for candidate in (larger(2), larger(1)):
         try:
-            trace(model, call, candidate)
+            return [trace(marked, call, candidate)]
         except Exception:  # whatever the model's own code raises for a size that it does not take
             continue
-        yield candidate
-        return
+    return []
 
 
 def _seen_by_the_model(model, call, example, steps) -> set[Step]:
@@ -138,38 +122,43 @@ def _seen_by_the_model(model, call, example, steps) -> set[Step]:
         return trace(model, call, example, **options)[0].text(labels(model))
 
     def differs(steps):
-        folded = abstractly_folded(model, steps)
+        folded = nnx.eval_shape(lambda model: fold(model, steps), model)
+        pair = model, folded
         try:
-            marked = [mark(nnx.clone(one)) for one in (model, folded)]
-            plain = [program(one) for one in marked]
-            inlined = [
-                (program(one, inline_layers=True), program(other))
-                for one, other in zip(marked, (model, folded), strict=True)
-            ]
+            first, second = (mark(nnx.clone(one)) for one in pair)
+            if program(first) != program(second):
+                return True
+            # The marks change the class of a layer, which code may look at, too.
+            renamed = (mark(nnx.clone(one), batched_as_usual=True) for one in pair)
+            return any(
+                program(marked, inline_layers=True) != program(one) for one, marked in zip(pair, renamed, strict=True)
+            )
         except Exception:  # the folded model does not run: its code needs what is gone
             return True
-        return plain[0] != plain[1] or any(one != other for one, other in inlined)
 
-    if not differs(steps):
-        return set()
-    return {step for step in steps if differs([step])} or set(steps)
+    def guilty(steps):
+        if len(steps) < 2:
+            return set(steps)
+        halves = steps[: len(steps) // 2], steps[len(steps) // 2 :]
+        return set().union(*(guilty(half) for half in halves if differs(half))) or set(steps)
+
+    return guilty(steps) if steps and differs(steps) else set()
 
 
-def abstractly_folded(model: nnx.Module, steps: Sequence[Step]) -> nnx.Module:
-    """What `fold` returns for an abstract model."""
-    return nnx.eval_shape(lambda model: fold(model, steps), model)
+def _pixels(call):
+    return math.prod(call.results[0].shape[:-1])
 
 
 class _Finder:
-    def __init__(self, model, marked, call, example, chosen, dense_groups, allowed):
+    def __init__(self, model, program, arrays, chosen, dense_groups, refused):
         self.names, self.layers = [], []
         for path, layer in layers_of(model):
             self.names.append(dotted(path))
             self.layers.append(layer)
-        self.program, self.arrays = trace(marked, call, example)
+        self.program, self.arrays = program, arrays
         self.chosen = chosen
         self.dense_groups = dense_groups
-        self.allowed = allowed
+        self.refused = refused
         self.steps: list[Step] = []
         # Norms that return their input by now, and branches that return zeros.
         self.gone = {number for number, layer in enumerate(self.layers) if isinstance(layer, FoldedNorm)}
@@ -190,8 +179,8 @@ class _Finder:
         return Found(self.steps, kept, {number: sum(_pixels(call) for _, call in found) for number, found in calls})
 
     def _take(self, step) -> bool:
-        if self.allowed is not None and step not in self.allowed:
-            raise _KeptError("it could be folded for the size of the example only")
+        if step in self.refused:
+            raise _KeptError(self.refused[step])
         self.steps.append(step)
         return True
 
@@ -227,7 +216,7 @@ class _Finder:
                 raise _KeptError("it is called on other values too")
             if ends[0].pixels != 1:
                 raise _KeptError(f"the channels of {self._name(number)} are spread over its features")
-            self._check_stacks(number, norm)
+            self._check_stacks(number, norm, ends)
             self._take(FoldAfter(number, norm))
             self.gone.add(norm)
             return True
@@ -267,7 +256,7 @@ class _Finder:
             for number in after:
                 self._check_changes(number)
                 self._check_takes(number, [end for end in ends if end.layer == number])
-                self._check_stacks(number, norm)
+                self._check_stacks(norm, number, [end for end in ends if end.layer == number])
                 if sum(end.layer == number for end in ends) != len(self.program.calls[number]):
                     raise _KeptError(f"{self._name(number)} is called on other values too")
             self._take(FoldBefore(norm, after))
@@ -409,7 +398,8 @@ class _Finder:
         taps = geometry.taps_within(layer, largest)
         if isinstance(taps, str):
             raise _KeptError(taps)
-        self._check_stacks(number, target)
+        if stack_of(layer) != stack_of(largest) or self._vmapped(number) != self._vmapped(target):
+            raise _KeptError("one of them is a stack")
         self._check_groups(target, together)
 
     def _check_groups(self, target, together):
@@ -446,12 +436,7 @@ class _Finder:
             found = [value.parameter and value.parameter[0] for value in call.operands[1:]]
             if found != self.arrays[number]:
                 raise _KeptError(f"the parameters of {self._name(number)} are changed before it uses them")
-            stacks = {value.parameter[1] for value in call.operands[1:] if value.parameter}
-            rank = int(call.params["name"].rsplit("_", 1)[1].removesuffix("d"))
-            if len(call.operands[0].shape) != rank:
-                raise _KeptError(f"{self._name(number)} is called under jax.vmap")
-            if stacks != {stack_of(layer)}:
-                raise _KeptError(f"{self._name(number)} is a stack whose axes are not the first")
+        self._vmapped(number)
 
     def _check_goes(self, number):
         self._check_known(number)
@@ -462,16 +447,32 @@ class _Finder:
             if self.readers.get(array, set()) - {number}:
                 raise _KeptError(f"the parameters of {self._name(number)} are used elsewhere, too")
 
-    def _check_stacks(self, one, other):
+    def _check_stacks(self, one, other, ends):
+        """Each layer of a stack must read the output of the same layer of the stack before it."""
         if stack_of(self.layers[one]) != stack_of(self.layers[other]):
             raise _KeptError("one of them is a stack")
+        if self._vmapped(one) and not all(end.direct for end in ends):
+            raise _KeptError("it may read the output of another layer of the stack")
+
+    def _vmapped(self, number) -> int:
+        """The axes of a stack over which jax.vmap goes; a loop goes over the others."""
+        found = set()
+        for _, call in self.program.calls[number]:
+            vmapped = call.params["name"].rsplit("_", 1)[1]
+            loops = {value.parameter[1] for value in call.operands[1:]}
+            if vmapped == "some" or {stack_of(self.layers[number]) - depth for depth in loops} != {int(vmapped)}:
+                raise _KeptError(f"{self._name(number)} is a stack, but not along the first axis of all its arrays")
+            found.add(int(vmapped))
+        if len(found) > 1:
+            raise _KeptError(f"{self._name(number)} is called under jax.vmap in several ways")
+        return found.pop()
 
     def _name(self, number):
         return self.names[number]
 
     # Where a value goes.
 
-    def _follow(self, value: Value, scope: Scope, channels: int | None = None, weight: float = 1.0) -> list[_End]:
+    def _follow(self, value: Value, scope: Scope, channels=None, weight=1.0, direct=True) -> list[_End]:
         """The calls that a value reaches through operations that keep its channels and commute with a norm."""
         channels = channels or value.shape[-1]
         ends: list[_End] = []
@@ -487,12 +488,12 @@ class _Finder:
                     raise _KeptError("a sum that is no average lies in between")
                 if equation.operands[0] is not value or value in equation.operands[1:]:
                     raise _KeptError(f"its output is a parameter of {self._name(equation.layer)}")
-                ends.append(_End(equation.layer, value.shape[-1] // channels, equation))
+                ends.append(_End(equation.layer, value.shape[-1] // channels, equation, direct))
             elif equation.layer is not None or self._adds_zero(equation, value):
-                ends += self._follow(equation.results[0], scope, channels, weight)
+                ends += self._follow(equation.results[0], scope, channels, weight, direct)
             else:
                 factor = _factor(equation, value, channels)
-                ends += self._follow(equation.results[0], scope, channels, weight * factor)
+                ends += self._follow(equation.results[0], scope, channels, weight * factor, False)
         return ends
 
     def _adds_zero(self, equation, value):

@@ -67,16 +67,22 @@ def why_unknown(module: Any) -> str | None:
     return None
 
 
-def mark(model: nnx.Module) -> nnx.Module:
-    """Gives each layer of a model a class whose `__call__` is one equation; the model is changed in place."""
+def mark(model: nnx.Module, *, batched_as_usual: bool = False) -> nnx.Module:
+    """Gives each layer of a model a class whose `__call__` is one equation; the model is changed in place.
+
+    Args:
+        model: a copy.
+        batched_as_usual: leave the axes of a call under `jax.vmap` to JAX; otherwise they become the first ones, and
+            the name of the call ends with the number of those that its parameters have, or "some" if not all have them.
+    """
     for number, (_, module) in enumerate(layers_of(model)):
         if _is_gone(module) or why_unknown(module) is None:
-            module.__class__ = _marked(type(module), number)  # type: ignore[arg-type]
+            module.__class__ = _marked(type(module), number, batched_as_usual)  # type: ignore[arg-type]
     return model
 
 
 @functools.cache  # JAX keeps every class of modules for ever
-def _marked(kind: type, number: int) -> type:
+def _marked(kind: type, number: int, batched_as_usual: bool) -> type:
     def call(self, *arguments, **options):
         name = "x" if "x" in options else "inputs"
         x, *others = arguments if arguments else (options.pop(name),)
@@ -87,10 +93,26 @@ def _marked(kind: type, number: int) -> type:
         def layer(x, state):
             return kind.__call__(nnx.merge(graphdef, state), x)
 
-        return _named(layer, f"{LAYER}{number}_{x.ndim}d")(x, state)
+        return (_named(layer, LAYER) if batched_as_usual else _batched(layer, number))(x, state)
 
     marked = type(kind)(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
     return marked
+
+
+def _batched(layer, number, stack=0):
+    """A call whose axes under `jax.vmap` are the first ones of its input, parameters and output."""
+    call = jax.custom_batching.custom_vmap(_named(layer, f"{LAYER}{number}_{stack}"))
+
+    @call.def_vmap
+    def rule(axis_size, in_batched, x, state):
+        of_input, of_state = in_batched
+        flags = set(jax.tree.leaves(of_state))
+        axes = jax.tree.map(lambda batched: 0 if batched else None, (of_input, of_state))
+        several = jax.vmap(layer, axes, axis_size=axis_size)
+        inner = "some" if stack == "some" or len(flags) > 1 else stack + (flags == {True})
+        return _batched(several, number, inner)(x, state), True
+
+    return call
 
 
 def _named(function, name):

@@ -20,6 +20,7 @@ CALLS = (
     "remat2",
     "custom_jvp_call",
     "custom_vjp_call",
+    "custom_vmap_call",
 )
 LAYER, REFUSED = "fuse_params_layer_", "fuse_params_refused_"
 

@@ -1,6 +1,7 @@
 """Every test runs with eight virtual CPU devices, float64 available, and no silent casts or broadcasts."""
 
 import gc
+import importlib
 import os
 from pathlib import Path
 
@@ -34,7 +35,13 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """The garbage collector passes over what the imports made: it took a tenth of the time."""
+    """The garbage collector passes over what the imports made: it took a tenth of the time.
+
+    Initial weights are the beginning of a longer draw, which here is no longer than tiny models need: the bits are the
+    same, and without optimisation the draw for a large model takes 30 ms for each array.
+    """
+    # Imported late, so that the types of its calls can be checked.
+    importlib.import_module("repmlp_jax.blocks.initializers").FEWEST_DRAWN = 2**12
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import abstract, randomised
+from cases import abstract, random_input, randomised
 from cases import evaluate as forward
 from flax import nnx
 from safetensors.numpy import save_file
@@ -100,7 +100,7 @@ def test_summary_of_a_name_and_of_a_folder(folder, tiny):
 
 @pytest.mark.slow
 def test_import_trained_and_deployed_weights(tiny, tmp_path):
-    image = jax.random.normal(jax.random.key(0), (2, *tiny.input_shape), jnp.float32)
+    image = random_input(tiny, dtype=jnp.float32)
     for name, model in (("trained", tiny), ("deployed", deployed(tiny))):
         save_file(to_torch(model), tmp_path / f"{name}.safetensors")
         result = run("import", tmp_path / f"{name}.safetensors", tmp_path / name, "--model", "tiny")
@@ -353,7 +353,7 @@ def test_predict_takes_classifiers_alone(make, shape, tmp_path):
     assert_refused(run("predict", tmp_path / "model", "sound.png"), message)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("cp1252", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("command", ["list", "summary", "fuse", "predict", "--help"])
 def test_what_the_output_cannot_hold_is_printed_as_escapes(command, encoding, folder, tmp_path, monkeypatch):
     arguments = {

@@ -28,20 +28,33 @@ def output_of(program):
     return result.stdout
 
 
+# It is not installed, as in a checkout.
 IMPORTED = """
+import importlib.metadata as metadata
+from_name = metadata.Distribution.from_name
+
+def find(name):
+    if name.replace("-", "_") == "repmlp_jax":
+        raise metadata.PackageNotFoundError(name)
+    return from_name(name)
+
+metadata.Distribution.from_name = find
 import sys, repmlp_jax
 print(*{name.partition('.')[0] for name in sys.modules})
 import repmlp_jax.plots
 print(*sys.modules)
+import repmlp_jax.cli, repmlp_jax.deploy.program, repmlp_jax.storage.models
+print(repmlp_jax.__version__)
 """
 
 
-def test_import_leaves_out_what_only_one_task_needs_and_pictures_need_no_pyplot():
-    first, with_plots = map(str.split, output_of(IMPORTED).splitlines())
+def test_import_leaves_out_what_only_one_task_needs_pictures_need_no_pyplot_and_a_checkout_no_installation():
+    first, with_plots, version = map(str.split, output_of(IMPORTED).splitlines())
     assert "flax" in first
     assert not set(first) & FOR_ONE_TASK
     assert "matplotlib.figure" in with_plots
     assert "matplotlib.pyplot" not in with_plots
+    assert version == [repmlp_jax.__version__]
 
 
 @pytest.mark.slow
@@ -55,25 +68,6 @@ def test_version_is_a_semantic_one_and_that_of_the_citation():
     assert all(number.isdecimal() for number in numbers)
     citation = (Path(__file__).parents[1] / "CITATION.cff").read_text()
     assert f"\nversion: {repmlp_jax.__version__}\n" in citation
-
-
-NOT_INSTALLED = """
-import importlib.metadata as metadata
-from_name = metadata.Distribution.from_name
-
-def find(name):
-    if name.replace("-", "_") == "repmlp_jax":
-        raise metadata.PackageNotFoundError(name)
-    return from_name(name)
-
-metadata.Distribution.from_name = find
-import repmlp_jax.cli, repmlp_jax.deploy.program, repmlp_jax.storage.models
-print(repmlp_jax.__version__)
-"""
-
-
-def test_a_checkout_needs_no_installation():
-    assert output_of(NOT_INSTALLED).strip() == repmlp_jax.__version__
 
 
 def test_every_public_name_is_there_and_in_order():

@@ -3,11 +3,10 @@
 import functools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, abstract, build, build_block, randomised
+from cases import CASES, abstract, build, build_block, random_array, randomised
 from flax import nnx
 from test_cli import assert_refused, run
 from tolerance import ROUNDING_F64, assert_close
@@ -207,7 +206,7 @@ def test_pixels_of_ones_own_choice():
 @pytest.mark.parametrize(("size", "panels"), [((1, 1), 1), ((8, 1), 3), ((1, 8), 3), ((2, 3), 6), ((20, 20), 9)])
 def test_partitions_of_every_shape(size, panels, tmp_path):
     pixels = math.prod(size)
-    kernel = jax.random.normal(jax.random.key(0), (1, pixels, pixels))
+    kernel = jnp.asarray(random_array(1, pixels, pixels))
     fc = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
     block = FusedRepMLPNetBlock(1, size, False, Gate(fc, fc), kernel, jnp.zeros((1, pixels)), None)
     figure = plots.receptive_fields(block)

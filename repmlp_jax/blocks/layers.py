@@ -68,6 +68,11 @@ class BatchNorm(nnx.Module):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
+    @property
+    def normalises_last_axis(self) -> bool:
+        """Whether it has a value for each channel of the last axis, for `fuse_params(model, example)`."""
+        return self.scale.ndim - self.batches.ndim == 1
+
     def __call__(
         self, x: Float[Array, "..."], shape: Sequence[int] | None = None, *, repeats: int = 1
     ) -> Float[Array, "..."]:
@@ -132,6 +137,9 @@ def _conv_general_dilated(x, kernel, strides, padding, *, feature_group_count, d
         feature_group_count=feature_group_count,
         options=tuple(sorted(options.items())),
     )
+
+
+_conv_general_dilated.computes_as_usual = True  # type: ignore[attr-defined]  # for `fuse_params(model, example)`
 
 
 @checked

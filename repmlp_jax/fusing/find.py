@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
     Attributes:
         steps: in their order.
-        kept: number of a norm → why it stays.
+        kept: number of a norm, or of a layer beside others, → why it stays.
         pixels: number of a layer → the pixels, or vectors, that its calls return.
     """
 
@@ -173,8 +173,9 @@ class _Finder:
             pass
         kept = {}
         for number, layer in enumerate(self.layers):
-            if is_norm(layer) and number not in self.gone | self.zero:
-                kept[number] = "; ".join(dict.fromkeys(self.kept.get(number, []))) or "nothing to fold it into"
+            reasons = "; ".join(dict.fromkeys(self.kept.get(number, [])))
+            if number not in self.gone | self.zero and (reasons or is_norm(layer)):
+                kept[number] = reasons or "nothing to fold it into"
         calls = self.program.calls.items()
         return Found(self.steps, kept, {number: sum(_pixels(call) for _, call in found) for number, found in calls})
 
@@ -302,15 +303,11 @@ class _Finder:
         return len(uses) == 1 and uses[0][1] is not None and uses[0][1].name == "add" and uses[0][0] is scope
 
     def _summands(self, value) -> Iterator[Value]:
-        producer = self.program.producers.get(value)
-        if producer is None or producer.name != "add" or any(one.shape != value.shape for one in producer.operands):
-            yield value
-            return
-        for operand in producer.operands:
+        for operand in self.program.producers[value].operands:
             inner = self.program.producers.get(operand)
             if inner is not None and inner.name == "add" and len(self.program.uses[operand]) == 1:
                 yield from self._summands(operand)
-            else:
+            elif operand.shape == value.shape:  # a number that is added is a branch of its own
                 yield operand
 
     def _add_branches(self, total, scope) -> bool:
@@ -497,7 +494,7 @@ class _Finder:
         return ends
 
     def _adds_zero(self, equation, value):
-        if equation.name != "add" or any(one.shape != value.shape for one in equation.operands):
+        if equation.name != "add":
             return False
         others = [one for one in equation.operands if one is not value]
         return len(others) == 1 and self._is_zero(others[0])

@@ -92,6 +92,16 @@ def taps_within(layer: Any, target: Any) -> list[list[int]] | str:
     return found
 
 
+def add_kernel(
+    kernel: Float[Array, "..."], other: Float[Array, "..."], taps: list[list[int]] | str
+) -> Float[Array, "..."]:
+    """Adds a kernel to the taps of another that `taps_within` returned, in the wider of their dtypes."""
+    assert not isinstance(taps, str), taps
+    dtype = jnp.promote_types(kernel.dtype, other.dtype)
+    kernel, other = kernel.astype(dtype), other.astype(dtype)
+    return kernel.at[jnp.ix_(*map(jnp.array, taps))].add(other) if taps else kernel + other
+
+
 def _strides(layer, axes):
     return each(layer, layer.strides) if hasattr(layer, "kernel_size") else (1,) * axes
 
@@ -111,7 +121,7 @@ def with_groups(kernel: Float[Array, "... c O"], groups: int, fewer: int) -> Flo
     *sides, inputs, outputs = kernel.shape
     merged = groups // fewer
     blocks = kernel.reshape(*sides, 1, inputs, fewer, merged, outputs // groups)
-    places = jnp.eye(merged, dtype=kernel.dtype)[:, None, None, :, None]
+    places = jnp.eye(merged, dtype=kernel.dtype).reshape(*(1 for _ in sides), merged, 1, 1, merged, 1)
     return (blocks * places).reshape(*sides, merged * inputs, outputs)
 
 

@@ -60,8 +60,8 @@ def why_unknown(module: Any) -> str | None:
             return f"it has its own {name}"
     if getattr(module, "batch_axis", None):
         return "it has batch axes"
-    if is_norm(module) and getattr(module, "axis", -1) != -1:
-        return f"it normalises axis {module.axis}, not the last one"
+    if is_norm(module) and (getattr(module, "axis", -1) != -1 or not getattr(module, "normalises_last_axis", True)):
+        return "it normalises other axes than the last"
     if is_affine(module) and not isinstance(module.kernel, nnx.Variable):
         return "its kernel is no variable"
     return None

@@ -144,7 +144,9 @@ def _report_call(model, folding) -> FuseReport:
 def _rows_of_layers(model, found) -> dict[tuple, BlockReport]:
     """Path → the row of each norm, and of each branch that became part of another."""
     layers = layers_of(model)
-    notes: dict[int, tuple[dict, dict]] = {number: ({}, {"norm": why}) for number, why in found.kept.items()}
+    notes: dict[int, tuple[dict, dict]] = {
+        number: ({}, {"norm" if is_norm(layers[number][1]) else "branch": why}) for number, why in found.kept.items()
+    }
     for step in found.steps:
         if isinstance(step, AddBranches):
             into = f"added to {dotted(layers[step.target][0])}"

@@ -33,8 +33,9 @@ class FoldAfter:
             kernel, scale, shift = _of_one_dtype(kernel, scale, shift)
             # A transposed convolution may have its kernel as that of the convolution it transposes.
             along = scale[:, None] if getattr(layer, "transpose_kernel", False) else scale
-            shift = jnp.broadcast_to(shift, outputs)
-            return kernel * along, (shift if bias is None else bias.astype(shift.dtype) * scale + shift)
+            scale, shift = (jnp.broadcast_to(values, outputs) for values in (scale, shift))
+            bias = shift if bias is None else bias.astype(shift.dtype) * scale + shift
+            return kernel * _with_axes(along, kernel.ndim), bias
 
         kernel, bias = _stacked(fold, stack_of(norm))(layer.kernel[...], _bias(layer), norm)
         _set(layer, kernel, bias)
@@ -84,12 +85,11 @@ class AddBranches:
                 if is_norm(layer):
                     scale, other_bias = scale_and_shift(other)
                     identity = geometry.identity_kernel(scale.size, groups, axes, scale.dtype)
-                    other = identity * scale
+                    other = identity * _with_axes(scale, identity.ndim)
                 else:
                     other = geometry.with_groups(widened(other), geometry.groups_of(layer), groups)
-                kernel, other = _of_one_dtype(kernel, other)
-                kernel = kernel.at[jnp.ix_(*map(jnp.array, taps))].add(other) if taps else kernel + other
-                bias = bias if other_bias is None else bias + other_bias.astype(bias.dtype)
+                kernel = geometry.add_kernel(kernel, other, taps)
+                bias = bias if other_bias is None else bias.astype(kernel.dtype) + other_bias.astype(kernel.dtype)
             return kernel, bias
 
         kinds = members
@@ -155,7 +155,7 @@ def _fold_before(groups, outputs):
         flat = kernel.reshape(-1, scale.size // groups, features)  # taps or pixels, channels of a group, outputs
 
         def of_each_group(values):
-            return jnp.repeat(values.reshape(groups, -1).T, features // groups, axis=1)
+            return jnp.repeat(values.reshape(groups, -1).T, features // groups, axis=1)[None]
 
         shifted = jnp.sum(flat * of_each_group(shift), (0, 1)).reshape(outputs)
         folded = (flat * of_each_group(scale)).reshape(kernel.shape)
@@ -178,13 +178,18 @@ def _fold_into_norm(layer, norm):
     parameters = [None if p is None else p[...] for p in (layer.scale, layer.bias)]
     folded = _stacked(fold, stack_of(norm))(*parameters, layer.mean[...], layer.var[...], norm)
     for name, value in zip(("scale", "bias"), folded, strict=True):
-        _replace(layer, name, value, getattr(layer, "param_dtype", value.dtype), like=layer.scale)
+        _replace(layer, name, value, layer.mean[...].dtype, like=getattr(layer, name))
         setattr(layer, f"use_{name}", True)
 
 
 def _of_one_dtype(*arrays):
     dtype = max((fusing_dtype(array.dtype) for array in arrays), key=lambda dtype: dtype.itemsize)
     return [array.astype(dtype) for array in arrays]
+
+
+def _with_axes(array, axes):
+    """The array with axes of size 1 before its own."""
+    return array.reshape((1,) * (axes - array.ndim) + array.shape)
 
 
 def _bias(layer):

@@ -6,7 +6,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import pytest
-from cases import quick_jit
+from cases import quick_jit, random_array
 from flax import nnx
 from jax import lax
 from tolerance import ROUNDING_F64, assert_close, assert_identical, assert_trees_close
@@ -27,7 +27,7 @@ from repmlp_jax.fusing.one_platform import as_compiled_for
 
 
 def random(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+    return jnp.asarray(random_array(*shape, seed=seed))
 
 
 def value_and_gradients(function, *arguments):

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,7 +109,8 @@ def test_each_batch_draws_one_of_both(batch):
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_dtypes_are_kept_and_whole_numbers_refused(batch):
-    images, targets = mix(jax.random.key(0), batch[0].astype(jnp.bfloat16), batch[1], mixup=0.4, cutmix=1.0)
+    both = functools.partial(mix, mixup=0.4, cutmix=1.0)
+    images, targets = jax.eval_shape(both, jax.random.key(0), batch[0].astype(jnp.bfloat16), batch[1])
     assert (images.dtype, targets.dtype) == (jnp.bfloat16, jnp.float32)
     with pytest.raises(ValueError, match="images are uint8, which cannot be blended"):
         mix(jax.random.key(0), batch[0].astype(jnp.uint8), batch[1], mixup=0.4)

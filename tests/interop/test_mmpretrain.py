@@ -4,11 +4,10 @@ import json
 import re
 
 import golden
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import abstract, randomised
+from cases import abstract, random_input, randomised
 from flax import nnx
 from tolerance import assert_identical
 
@@ -132,6 +131,6 @@ def test_stochastic_depth_is_no_weight(net):
     official = to_torch(net)
     loaded = from_torch(abstract(RepMLPNet, **SMALL, stochastic_depth=0.5), official)
     assert to_torch(loaded).keys() == official.keys()
-    x = jax.random.normal(jax.random.key(0), (2, *loaded.input_shape), jnp.float32)
+    x = random_input(loaded, dtype=jnp.float32)
     loaded.train()
     assert jnp.isfinite(nnx.jit(lambda model, x: model(x))(loaded, x)).all()

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import build, random_input, randomised
+from cases import apply, build, random_input, randomised
 from flax import nnx
 from tolerance import ROUNDING_F32, assert_close
 
@@ -33,7 +33,7 @@ def test_it_is_saved_and_comes_back(tmp_path, fused):
     save_model(tmp_path / "model", cast)
     loaded = load_model(tmp_path / "model")
     x = random_input(cast, dtype=jnp.bfloat16)
-    np.testing.assert_array_equal(loaded(x), cast(x))
+    np.testing.assert_array_equal(apply(loaded, x), apply(cast, x))
 
 
 def test_the_given_model_stays_and_statistics_stay_wide():
@@ -48,7 +48,7 @@ def test_a_narrower_model_computes_nearly_the_same():
     model = build(RepMLP, in_features=4, out_features=4, image_size=(6, 6), partition_size=(3, 3))
     model.eval()
     x = random_input(model)
-    assert_close(astype(model, jnp.float32)(x.astype(jnp.float32)), model(x), ROUNDING_F32)
+    assert_close(apply(astype(model, jnp.float32), x.astype(jnp.float32)), apply(model, x), ROUNDING_F32)
 
 
 def test_what_cannot_be_cast_is_refused(unchecked_types):

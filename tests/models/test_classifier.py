@@ -2,10 +2,9 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import pytest
-from cases import abstract, apply, randomised
+from cases import abstract, apply, random_input, randomised
 from flax import nnx
 from tolerance import ROUNDING_F64, assert_close, assert_identical
 
@@ -66,7 +65,7 @@ def classify(model, features):
 )
 def test_the_features_are_what_the_classifier_sees(name):
     with_classes, without = pair_of(name)
-    x = jax.random.normal(jax.random.key(1), (2, *without.input_shape), jnp.float64)
+    x = random_input(without)
     features = apply(without, x)
     assert features.shape == (2, FEATURES[name])
     assert_close(classify(with_classes, features), apply(with_classes, x), ROUNDING_F64)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from cases import random_input
 from flax import nnx
 from tolerance import ROUNDING_BF16, assert_close, assert_identical
 
@@ -51,7 +52,7 @@ def trained_for_a_step(model, images):
 @pytest.mark.parametrize("name", SMALL)
 def test_narrow_parameters(name, dtype, tmp_path):
     built = create_model(name, param_dtype=dtype, rngs=nnx.Rngs(0), **SMALL[name])
-    images = jax.random.normal(jax.random.key(1), (4, *built.input_shape), jnp.float32)
+    images = random_input(built, 4, dtype=jnp.float32)
     model = trained_for_a_step(built, images)
     before, after = (jax.tree.leaves(nnx.state(one, nnx.Param)) for one in (built, model))
     assert {array.dtype for array in (*before, *after)} == {jnp.dtype(dtype)}

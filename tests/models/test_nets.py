@@ -1,9 +1,11 @@
 """RepMLP-ResNet and RepMLPNet, small and with random weights and statistics: fusing changes nothing, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import abstract, apply, randomised, train
+from cases import abstract, apply, random_array, random_input, randomised, train
 from flax import nnx
 from tolerance import ROUNDING_F32, ROUNDING_F64, assert_close, assert_identical
 
@@ -23,12 +25,14 @@ NETS = {
 }
 
 
+@functools.cache
 def build(name, **options):
+    """A net that tests leave as it is, and images."""
     if name != "RepMLPNet":
         options = dict(groups=(2, 2)) | options
     model = randomised(abstract(NETS[name], param_dtype=jnp.float64, **options))
     model.eval()
-    return model, jax.random.normal(jax.random.key(1), (2, *model.input_shape), jnp.float64)
+    return model, random_input(model)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,7 @@ def test_official_weights_go_out_and_come_back(name):
 def test_repmlpnet_runs_at_every_resolution_that_its_partitions_divide():
     model, _ = build("RepMLPNet")
     assert model.input_shape == (16, 8, 3)
-    x = jax.random.normal(jax.random.key(1), (2, 32, 8, 3), jnp.float64)
+    x = jnp.asarray(random_array(2, 32, 8, 3))
     assert_close(apply(fuse_params(model), x), apply(model, x), ROUNDING_F64)
     with pytest.raises(ValueError, match=r"of shape \(N, 16·h, 8·w, 3\) and was called with \(1, 24, 8, 3\)"):
         model(jnp.zeros((1, 24, 8, 3)))
@@ -89,7 +93,7 @@ def test_repmlpnet_runs_at_every_resolution_that_its_partitions_divide():
 
 def test_repmlpnet_pads_maps_that_its_partitions_do_not_divide():
     model, _ = build("RepMLPNet", pad=True)
-    x = jax.random.normal(jax.random.key(1), (2, 24, 16, 3), jnp.float64)
+    x = jnp.asarray(random_array(2, 24, 16, 3))
     assert_close(apply(fuse_params(model), x), apply(model, x), ROUNDING_F64)
 
 
@@ -131,7 +135,7 @@ def test_a_published_net_runs_and_fuses_in_float32():
     # Norms that are no identities; the weights stay as they are initialised, or activations grow beyond float32.
     nnx.update(model, nnx.state(randomised(model), nnx.BatchStat))
     model.eval()
-    x = jax.random.normal(jax.random.key(1), (2, *model.input_shape), jnp.float32)
+    x = random_input(model, dtype=jnp.float32)
     forward = jax.jit(lambda model, x: model(x))
     expected, actual = forward(model, x), forward(fuse_params(model), x)
     assert expected.shape == (2, 1000)

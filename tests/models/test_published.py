@@ -1,5 +1,6 @@
 """Every published model, abstractly: its keys and shapes, parameters and multiply-accumulates are the official ones."""
 
+import functools
 import json
 import warnings
 
@@ -32,6 +33,7 @@ every_official_model = parameters(STATS, {"RepMLPNet-T224"})
 every_model = parameters(list_models(), {"pure_mlp", "wide_convnet", "RepMLPNet-T224"})
 
 
+@functools.cache
 def build(name):
     model = abstract(create_model, OFFICIAL_NAMES.get(name, name))
     model.eval()

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import abstract, evaluate, quick_jit, randomised
+from cases import abstract, evaluate, quick_jit, random_input, randomised
 from flax import nnx
 from tolerance import ROUNDING_F64, assert_close, assert_trees_close
 
@@ -41,7 +41,7 @@ def training_step(model, x):
 def build(name, **options):
     make = NETS[name]
     model = randomised(abstract(make, param_dtype=jnp.float64, **options))
-    return model, jax.random.normal(jax.random.key(1), (4, *model.input_shape), jnp.float64)
+    return model, random_input(model, 4)
 
 
 @pytest.mark.slow

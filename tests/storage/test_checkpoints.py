@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import patience
 import pytest
+from cases import random_array
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from tolerance import assert_identical
@@ -24,7 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def make_state(seed=0):
-    values = jax.random.normal(jax.random.key(seed), (30, 40), jnp.float32)
+    values = jnp.asarray(random_array(30, 40, seed=seed), jnp.float32)
     model = nnx.state(nnx.BatchNorm(3, rngs=nnx.Rngs(seed)))
     return {
         "step": jnp.int32(seed),
@@ -203,7 +204,7 @@ def data_file(checkpoint):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_warning_names_the_array(tmp_path, caplog):
-    state = {"small": jnp.zeros(3), "big": jax.random.normal(jax.random.key(0), (100, 100))}
+    state = {"small": jnp.zeros(3), "big": jnp.asarray(random_array(100, 100))}
     for damage, message in [("bit flipped in the middle", "wrong values in big"), ("truncated", "array big")]:
         folder = tmp_path / message
         with Checkpoints(folder) as checkpoints:

@@ -81,8 +81,13 @@ def compare_with_file(path, config, mesh) -> int:
     return merged
 
 
-@pytest.mark.parametrize("fsdp", [1, 4])
-@pytest.mark.parametrize("optimizer", STORED)
+@pytest.mark.parametrize(
+    ("optimizer", "fsdp"),
+    [
+        *(("sgd", 4), ("adamw", 1)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("sgd", 1), ("adamw", 4))),
+    ],
+)
 def test_the_state_in_the_file_comes_to_any_mesh_bit_for_bit(tmp_path, optimizer, fsdp):
     path, config = unpack(optimizer, tmp_path)
     assert compare_with_file(path, config, mesh_of(fsdp, fsdp)) == MERGED[optimizer]

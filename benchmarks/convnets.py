@@ -16,6 +16,7 @@ class ConvNorm(nnx.Module):
         self.norm = nnx.BatchNorm(outputs, rngs=rngs)
 
     def __call__(self, x):
+        """N, H, W, C."""
         return self.norm(self.conv(x))
 
 
@@ -29,6 +30,7 @@ class ParallelBlock(nnx.Module):
         self.identity = nnx.BatchNorm(inputs, rngs=rngs) if inputs == outputs and strides == 1 else None
 
     def __call__(self, x):
+        """The sum of the branches, and a ReLU."""
         y = sum(branch(x) for branch in self.branches)
         if self.small is not None:
             y += self.small(x)
@@ -45,6 +47,7 @@ class Classifier(nnx.Module):
         self.head = nnx.Linear(features, 1000, rngs=rngs)
 
     def __call__(self, x):
+        """Logits: N, 1000."""
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean((1, 2)))
@@ -83,6 +86,7 @@ class Bottleneck(nnx.Module):
         self.shortcut = ConvNorm(inputs, 4 * features, 1, strides, rngs=rngs) if is_other else None
 
     def __call__(self, x):
+        """N, H, W, 4·features."""
         y = self.expand(nnx.relu(self.conv(nnx.relu(self.reduce(x)))))
         return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
@@ -94,6 +98,7 @@ class Stem(nnx.Module):
         self.conv = ConvNorm(3, 64, 7, 2, rngs=rngs)
 
     def __call__(self, x):
+        """A quarter of the sides."""
         return nnx.max_pool(nnx.relu(self.conv(x)), (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 

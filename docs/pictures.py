@@ -68,10 +68,11 @@ def three_kernels(channel: int = 5) -> Figure:
     train(nnx.Conv(1, 8, (3, 3), rngs=rngs), nnx.relu, block, rngs=rngs)
     fused = fuse_params(block, jnp.zeros((1, 8, 8, 8)))
     scale, _ = scale_and_shift(block.norms[2])
-    folded = [fold_norm(conv.kernel[...], norm)[0] for conv, norm in zip((block.large, block.small), block.norms)]
+    large, _ = fold_norm(block.large.kernel[...], block.norms[0])
+    small, _ = fold_norm(block.small.kernel[...], block.norms[1])
     parts = {
-        "3×3 convolution": folded[0][..., channel, channel],
-        "1×1 convolution": jnp.pad(folded[1][..., channel, channel], 1),
+        "3×3 convolution": large[..., channel, channel],
+        "1×1 convolution": jnp.pad(small[..., channel, channel], 1),
         "identity": jnp.pad(scale[None, None, channel], 1),
         "fused convolution": fused.large.kernel[..., channel, channel],
     }

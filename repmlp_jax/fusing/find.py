@@ -26,11 +26,13 @@ class Found(NamedTuple):
         steps: in their order.
         kept: number of a norm, or of a layer beside others, → why it stays.
         pixels: number of a layer → the pixels, or vectors, that its calls return.
+        narrower: number of a norm that is folded → the narrower dtype that it is then computed in.
     """
 
     steps: list[Step]
     kept: dict[int, str]
     pixels: dict[int, int]
+    narrower: dict[int, str]
 
 
 class _KeptError(Exception):
@@ -75,12 +77,18 @@ def find_steps(
     """
     marked = mark(nnx.clone(model))
     try:
-        traces = [trace(marked, call, example)]
+        trace(model, call, example)
     except Exception as error:
         shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in example)
         raise ValueError(
             f"{type(model).__name__} cannot be called with an example of {shapes}: {type(error).__name__}: {error}"
         ) from error
+    try:
+        traces = [trace(marked, call, example)]
+    except Exception as error:  # such as reverse-mode differentiation within the call, which the marks do not take
+        reason = f"the call cannot be followed: {type(error).__name__}: {error}".splitlines()[0]
+        norms = [number for number, (_, layer) in enumerate(layers_of(model)) if is_norm(layer)]
+        return Found([], dict.fromkeys(norms, reason), {}, {})
     traces += _larger(marked, call, example)
     refused: dict[Step, str] = {}
     while True:
@@ -166,6 +174,7 @@ class _Finder:
         self.groups = {number: geometry.groups_of(layer) for number, layer in enumerate(self.layers)}
         self.readers = _readers(self.program)
         self.kept: dict[int, list[str]] = {}
+        self.narrower: dict[int, str] = {}
 
     def find(self) -> Found:
         """Looks for steps until there is none."""
@@ -177,7 +186,8 @@ class _Finder:
             if number not in self.gone | self.zero and (reasons or is_norm(layer)):
                 kept[number] = reasons or "nothing to fold it into"
         calls = self.program.calls.items()
-        return Found(self.steps, kept, {number: sum(_pixels(call) for _, call in found) for number, found in calls})
+        pixels = {number: sum(_pixels(call) for _, call in found) for number, found in calls}
+        return Found(self.steps, kept, pixels, self.narrower)
 
     def _take(self, step) -> bool:
         if step in self.refused:
@@ -220,6 +230,9 @@ class _Finder:
             self._check_stacks(number, norm, ends)
             self._take(FoldAfter(number, norm))
             self.gone.add(norm)
+            before, after = (self.program.calls[one][0][1].results[0].dtype for one in (number, norm))
+            if before.itemsize < after.itemsize:
+                self.narrower[norm] = str(before)
             return True
         except _KeptError as reason:
             for norm in norms or self._norms_reached(number):

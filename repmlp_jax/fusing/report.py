@@ -153,7 +153,10 @@ def _rows_of_layers(model, found) -> dict[tuple, BlockReport]:
             notes |= {number: ({"branch": into}, {}) for number in step.members}
         else:
             others = (step.layer,) if isinstance(step, FoldAfter) else step.layers
-            notes[step.norm] = {"norm": f"folded into {listed(dotted(layers[number][0]) for number in others)}"}, {}
+            into = f"folded into {listed(dotted(layers[number][0]) for number in others)}"
+            if step.norm in found.narrower:
+                into += f", computed in {found.narrower[step.norm]} then"
+            notes[step.norm] = {"norm": into}, {}
     rows = {}
     for number, (folded, kept) in notes.items():
         path, layer = layers[number]

@@ -26,8 +26,8 @@ def main():
     """Measures, prints and records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=tuple(CONVNETS), choices=CONVNETS)
-    parser.add_argument("--batch_sizes", nargs="+", type=int, default=(1, 16))
-    parser.add_argument("--runs", type=int, default=21)
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=(1,))
+    parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=3, help="how often the medians are taken, for their spread")
     parser.add_argument("--only_fuse", action="store_true", help="only fuse the first model, and print the seconds")
     options = parser.parse_args()

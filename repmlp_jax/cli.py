@@ -172,6 +172,9 @@ def fuse(
     Example: repmlp-jax fuse runs/digits/model fused
     """
     with one_line_errors():
+        import jax
+        import jax.numpy as jnp
+
         from repmlp_jax import fuse_params, fuse_report, save_model
         from repmlp_jax.deploy.timing import seconds_per_image
         from repmlp_jax.fusing.equal import check_equal
@@ -187,15 +190,18 @@ def fuse(
         assert report.macs is not None, "every model of list_models() has an input_shape"
         fused = fuse_params(saved.model)
         if check:
-            check_equal(saved.model, fused, Folding((((1, *saved.model.input_shape), "float32"),)))
+            image = jax.ShapeDtypeStruct((1, *saved.model.input_shape), jnp.float32)  # type: ignore[attr-defined]
+            check_equal(saved.model, fused, Folding.of("fuse", image, call=None, only=None, dense_groups=False))
         save_model(out, fused, preprocessing=saved.preprocessing, overwrite=overwrite)
         for name, (before, after) in (("parameters", report.parameters), ("multiply-accumulates", report.macs)):
             print(f"{name:22}{before:>16,} → {after:,}")
         if check:
             print("outputs for a random image are equal, up to rounding")
         if time:
-            before, after = (1000 * seconds for seconds in seconds_per_image([saved.model, fused]))
-            print(f"{'milliseconds an image':22}{before:>16,.2f} → {after:,.2f}, {before / after:.2f} times as fast")
+            trained, faster = (1000 * seconds for seconds in seconds_per_image([saved.model, fused]))
+            print(
+                f"{'milliseconds an image':22}{trained:>16,.2f} → {faster:,.2f}, {trained / faster:.2f} times as fast"
+            )
         print(f"saved: {out}")
 
 

@@ -198,10 +198,8 @@ def fuse(
         if check:
             print("outputs for a random image are equal, up to rounding")
         if time:
-            trained, faster = (1000 * seconds for seconds in seconds_per_image([saved.model, fused]))
-            print(
-                f"{'milliseconds an image':22}{trained:>16,.2f} → {faster:,.2f}, {trained / faster:.2f} times as fast"
-            )
+            old, new = (1000 * seconds for seconds in seconds_per_image([saved.model, fused]))
+            print(f"{'milliseconds an image':22}{old:>16,.2f} → {new:,.2f}, {old / new:.2f} times as fast")
         print(f"saved: {out}")
 
 

@@ -16,7 +16,7 @@ from repmlp_jax.models.astype import astype
 from repmlp_jax.models.cifar import PureMLP, WideConvNet
 from repmlp_jax.models.face import FaceResNet
 from repmlp_jax.models.pspnet import PSPNet
-from repmlp_jax.models.registry import create_model, list_models
+from repmlp_jax.models.registry import create_model, list_models, register_model, register_savable
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.residual import BottleneckBlock, LightBlock
 from repmlp_jax.models.resnet import RepMLPResNet
@@ -53,6 +53,8 @@ __all__ = [
     "load_model",
     "load_torch_file",
     "quantise_params",
+    "register_model",
+    "register_savable",
     "save_model",
     "to_torch",
     "train_and_evaluate",

@@ -180,6 +180,7 @@ def fuse(
         from repmlp_jax.fusing.equal import check_equal
         from repmlp_jax.fusing.folding import Folding
         from repmlp_jax.fusing.fuse import fusable_modules
+        from repmlp_jax.models.images import input_shape_of
         from repmlp_jax.storage.models import load
 
         _refuse_existing(out, overwrite)
@@ -190,7 +191,7 @@ def fuse(
         assert report.macs is not None, "every model of list_models() has an input_shape"
         fused = fuse_params(saved.model)
         if check:
-            image = jax.ShapeDtypeStruct((1, *saved.model.input_shape), jnp.float32)  # type: ignore[attr-defined]
+            image = jax.ShapeDtypeStruct((1, *input_shape_of(saved.model)), jnp.float32)
             check_equal(saved.model, fused, Folding.of("fuse", image, call=None, only=None, dense_groups=False))
         save_model(out, fused, preprocessing=saved.preprocessing, overwrite=overwrite)
         for name, (before, after) in (("parameters", report.parameters), ("multiply-accumulates", report.macs)):

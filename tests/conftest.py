@@ -70,3 +70,10 @@ def as_users_have_it():
     """JAX as it is without the settings of the tests: Optax's schedules mix integers and floats."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
         yield
+
+
+@pytest.fixture
+def mixed_dtypes():
+    """JAX as it is in what nets of others need: Flax's average pools divide by an integer of NumPy."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -13,7 +13,7 @@ WITH_EXAMPLES = [path for path in sorted(PACKAGE.rglob("*.py")) if ">>> " in pat
 # What a user meets first. (Exports and files of PyTorch are shown on the pages, which run, too.)
 MAIN = {
     *("RepMLP", "RepMLPNetBlock", "conv_to_fc", "create_model", "from_torch", "fuse_params", "fuse_report"),
-    *("list_models", "load_model", "quantise_params", "save_model"),
+    *("list_models", "load_model", "quantise_params", "register_model", "register_savable", "save_model"),
 }
 
 

@@ -15,6 +15,7 @@ from repmlp_jax.data import Dataset, augment, open_dataset
 from repmlp_jax.data.decoding import read_image
 from repmlp_jax.data.preprocessing import resize_and_crop
 from repmlp_jax.fusing.arguments import checked, whole_number
+from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.storage.models import SavedModel, load
 from repmlp_jax.tasks.class_order import class_order
@@ -49,7 +50,7 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
     whole_number("batch_size", batch_size, 1)
     saved = load(path)
     classes = _number_of_classes(saved, path)
-    dataset = open_dataset(dataset_name, data_dir, saved.model.input_shape[-1])  # type: ignore[attr-defined]  # as below
+    dataset = open_dataset(dataset_name, data_dir, input_shape_of(saved.model)[-1])
     names, called = saved.preprocessing.get("class_names") or (), dict(model=str(path), dataset=dataset_name)
     order = class_order(names, classes, dataset.class_names, dataset.num_classes, **called)
     mesh = sharding.make_mesh()
@@ -125,7 +126,7 @@ def predictions(
         raise TypeError(f"pictures={pictures!r:.80} must be a list of paths of files")
     whole_number("top", top, 1)
     saved = load(path)
-    height, width, channels = saved.model.input_shape  # type: ignore[attr-defined]  # all of list_models() have it
+    height, width, channels = input_shape_of(saved.model)
     if channels not in (1, 3):
         raise ValueError(f"{path} takes images of {channels} channels, and a picture has 1 or 3")
     classes = _number_of_classes(saved, path)
@@ -163,7 +164,7 @@ def _number_of_classes(saved: SavedModel, path) -> int:
     if len(shape) != 1 or not json.loads(getattr(saved.model, "arguments", "{}")).get("num_classes"):
         raise ValueError(
             f"{path} is a {type(saved.model).__name__} whose output for an image, of shape {shape}, is not a number "
-            f"for each class: it takes a classifier"
+            f"for each class: it takes a classifier, which is built with num_classes"
         )
     return shape[0]
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import operator
 import zipfile
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from repmlp_jax.fusing.finite import check_finite
 from repmlp_jax.fusing.fuse import check_concrete, fusable_modules, fuse_params
 from repmlp_jax.fusing.modules import dotted
 from repmlp_jax.local_path import local_file
+from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.randomness import weights
-from repmlp_jax.models.state import arrays_of
+from repmlp_jax.models.state import arrays_of, filled
 from repmlp_jax.storage.preprocessing import check_preprocessing_of
 from repmlp_jax.storage.whole_file import whole_file
 from repmlp_jax.version import versions
@@ -162,14 +162,7 @@ def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
     if not isinstance(model, nnx.Module):
         raise TypeError(f"export needs an nnx.Module, not {type(model).__name__}")
     name = type(model).__name__
-    if not hasattr(model, "input_shape"):
-        raise TypeError(f"{name} has no input_shape: set it to the (height, width, channels) it takes")
-    try:
-        height, width, channels = map(operator.index, model.input_shape)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"the input_shape of this {name} is {model.input_shape!r}: set it to the (height, width, channels) it takes"
-        ) from None
+    input_shape = input_shape_of(model)
     arrays = arrays_of(model)
     check_concrete(model, "export")
     if wide := [place for place, array in arrays.items() if array.dtype == jnp.float64]:
@@ -184,7 +177,7 @@ def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
     else:
         fused = nnx.clone(model)
         fused.eval()
-    return fused, (height, width, channels)
+    return fused, input_shape
 
 
 def _reason(error: Exception) -> str:
@@ -200,7 +193,7 @@ def _program(model, arrays, input_shape) -> export.Exported:
     graphdef, _, *rest = nnx.split(model, weights, ...)
 
     def forward(arrays, images):
-        state = [(place, variable.replace(arrays[dotted(place)])) for place, variable in _variables(model)]
+        state = [(place, filled(leaf, arrays[dotted(place)])) for place, leaf in _variables(model)]
         return nnx.merge(graphdef, nnx.from_flat_state(state), *rest)(images)
 
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from repmlp_jax.models.images import input_shape_of
+
 RUNS = 15
 
 
@@ -29,7 +31,7 @@ def seconds_per_image(models: Sequence[nnx.Module]) -> list[float]:
 def _compiled(model):
     """A function without arguments that calls the model, compiled and run once."""
     graphdef, state = nnx.split(model)
-    image = jnp.zeros((1, *model.input_shape), jnp.float32)
+    image = jnp.zeros((1, *input_shape_of(model)), jnp.float32)
     forward = jax.jit(lambda state, image: nnx.merge(graphdef, state)(image))
     jax.block_until_ready(forward(state, image))
     return lambda: forward(state, image)

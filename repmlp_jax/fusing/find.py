@@ -105,22 +105,25 @@ def find_steps(
 
 
 def _larger(marked, call, example) -> list:
-    """The trace for a larger example, if the model takes one: what is constant for a size may not be for another."""
+    """The traces for larger examples that the model takes: what is constant for a size may not be for another."""
 
-    def larger(factor):
+    def larger(factor, more=0):
         def of(array):
             first, *others = array.shape or (0,)
-            middle = [size * factor for size in others[:-1]]
+            middle = [size * factor + more for size in others[:-1]]
             return jax.ShapeDtypeStruct((first + 1, *middle, *others[-1:]) if array.shape else (), array.dtype)
 
         return [of(array) for array in example]
 
-    for candidate in (larger(2), larger(1)):
+    def traces(candidate):
         try:
             return [trace(marked, call, candidate)]
         except Exception:  # whatever the model's own code raises for a size that it does not take
-            continue
-    return []
+            return []
+
+    # Odd sizes show which pools are padded; one of these is odd once halved, too, be it rounded up or down.
+    odd = traces(larger(2, 1)) + traces(larger(2, 3))
+    return odd or traces(larger(2)) or traces(larger(1))
 
 
 def _seen_by_the_model(model, call, example, steps) -> set[Step]:
@@ -211,6 +214,9 @@ class _Finder:
             self._check_changes(number)
             ends = []
             for scope, call in self.program.calls[number]:
+                uses = len(self.program.uses[call.results[0]])
+                if uses > 1:
+                    raise _KeptError(f"the output of {self._name(number)} is used {uses} times")
                 found = self._follow(call.results[0], scope)
                 norms |= {end.layer for end in found if is_norm(self.layers[end.layer])}
                 ends += found

@@ -72,6 +72,7 @@ def selection(model: nnx.Module, only: Any) -> Callable[[tuple, Any], bool]:
     """
     if only is None:
         return lambda path, module: True
+    only = tuple(only) if isinstance(only, list) else only
     paths = (only,) if isinstance(only, str) else only
     if isinstance(paths, tuple) and paths and all(isinstance(path, str) for path in paths):
         for path in paths:
@@ -80,7 +81,7 @@ def selection(model: nnx.Module, only: Any) -> Callable[[tuple, Any], bool]:
         return lambda path, module: any(_lies_below(dotted(path), chosen) for chosen in paths)
     try:
         predicate = nnx.filterlib.to_predicate(only)
-    except TypeError:
+    except (TypeError, ValueError):  # a ValueError where Flax fails to write the message
         raise TypeError(f"only must be dotted paths of modules or a filter of NNX, not {only!r}") from None
     if not any(predicate(path, node) for path, node in iterate_nodes(model) if isinstance(node, nnx.Module)):
         raise ValueError(f"only: the filter chooses no module of this {type(model).__name__}")

@@ -195,9 +195,12 @@ def _fold_norms(epsilon):
 def _fold_into_norm(layer, norm):
     parameters = [None if p is None else p[...] for p in (layer.scale, layer.bias)]
     folded = _stacked(_fold_norms(layer.epsilon), stack_of(norm))(*parameters, layer.mean[...], layer.var[...], norm)
+    kept = next((p for p in (layer.scale, layer.bias) if p is not None), None)
+    dtype = layer.mean[...].dtype if kept is None else kept[...].dtype
     for name, value in zip(("scale", "bias"), folded, strict=True):
-        _replace(layer, name, value, layer.mean[...].dtype, like=getattr(layer, name))
-        setattr(layer, f"use_{name}", True)
+        _replace(layer, name, value, dtype, like=getattr(layer, name))
+        if hasattr(layer, f"use_{name}"):
+            setattr(layer, f"use_{name}", True)
 
 
 def _of_one_dtype(*arrays):

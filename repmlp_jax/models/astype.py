@@ -1,6 +1,7 @@
 """A model in another dtype."""
 
 import json
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +10,7 @@ from jax.typing import DTypeLike
 from repmlp_jax.fusing.algebra import fusing_dtype
 from repmlp_jax.fusing.finite import check_finite
 from repmlp_jax.fusing.fuse import check_concrete, check_module
+from repmlp_jax.models.arguments import DTYPES
 from repmlp_jax.models.precision import check_precision
 from repmlp_jax.models.state import arrays_of
 from repmlp_jax.quantisation.quantise import quantisation
@@ -46,16 +48,16 @@ def astype(model: nnx.Module, dtype: DTypeLike) -> nnx.Module:
     if quantisation(model):
         raise ValueError(f"astype: this {type(model).__name__} is quantised: cast it before quantise_params")
     dtype = jnp.dtype(dtype)
-    copy = nnx.clone(model)
+    copy: Any = nnx.clone(model)
     for _, node in nnx.iter_graph(copy):
         if isinstance(node, nnx.Param | nnx.BatchStat) and jnp.issubdtype(node.dtype, jnp.floating):
             node.set_value(node.get_value().astype(dtype if isinstance(node, nnx.Param) else fusing_dtype(dtype)))
         elif isinstance(node, nnx.Module):
-            for name in ("dtype", "param_dtype"):
+            for name in DTYPES:
                 if hasattr(node, name):
                     setattr(node, name, dtype)
-    if hasattr(copy, "arguments"):
-        arguments = json.loads(copy.arguments) | dict(dtype=dtype.name, param_dtype=dtype.name)
-        copy.arguments = json.dumps(arguments)
+    if isinstance(arguments := getattr(copy, "arguments", None), str):
+        known = json.loads(arguments)
+        copy.arguments = json.dumps(known | {name: dtype.name for name in DTYPES if name in known})
     check_finite(arrays_of(copy), f"astype: in {dtype.name} this {type(model).__name__}")
     return copy

@@ -1,11 +1,30 @@
 """The images that a model is called with, checked by their shape and dtype alone."""
 
+import operator
 from typing import Any
 
 from repmlp_jax.blocks.partition import check_floating
 
 # Name of a published model → its class, and (height, width) of its images; the registry fills it.
 PUBLISHED_SIZES: dict[str, tuple[type, tuple[int, int]]] = {}
+
+
+def input_shape_of(model: Any) -> tuple[int, int, int]:
+    """The (height, width, channels) of a model's images, which is its `input_shape`.
+
+    Raises:
+        TypeError: if it has none, or this is something else.
+    """
+    name = type(model).__name__
+    if not hasattr(model, "input_shape"):
+        raise TypeError(f"{name} has no input_shape: set it to the (height, width, channels) it takes")
+    try:
+        height, width, channels = map(operator.index, model.input_shape)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"the input_shape of this {name} is {model.input_shape!r}: set it to the (height, width, channels) it takes"
+        ) from None
+    return height, width, channels
 
 
 def check_images(model: Any, x: Any, multiples: tuple[int, int] | None = None):

@@ -20,9 +20,19 @@ def abstract(make: Callable, *arguments, **options) -> Any:
         # A count of NumPy is not traced. At every draw Flax asks a traced one for its sharding, and JAX writes an error
         # of all operations so far, which took half of the time.
         rngs.default.count.set_raw_value(np.zeros((), np.uint32))
-        return make(*arguments, **options, rngs=rngs)
+        return _with_arrays_as_data(make(*arguments, **options, rngs=rngs))
 
     return nnx.eval_shape(build)
+
+
+def _with_arrays_as_data(model):
+    """The model, whose attributes that are arrays are told to Flax, which takes them for constants while it traces."""
+    for _, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Module):
+            arrays = {name: value for name, value in vars(node).items() if isinstance(value, jax.core.Tracer)}
+            for name, array in arrays.items():
+                setattr(node, name, nnx.data(array))
+    return model
 
 
 def seeded(model: nnx.Module, seed: int = 0) -> nnx.Module:

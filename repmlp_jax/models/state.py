@@ -67,7 +67,13 @@ class MisfitError(ValueError):
 
 def arrays_of(model: nnx.Module) -> dict[str, Any]:
     """Dotted path → weight or statistic of a model, which may be abstract."""
-    return {dotted(place): variable.get_value() for place, variable in nnx.to_flat_state(nnx.state(model, weights))}
+    flat = nnx.to_flat_state(nnx.state(model, weights))
+    return {dotted(place): leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf for place, leaf in flat}
+
+
+def filled(leaf: Any, array: Any) -> Any:
+    """A leaf of a state, which is a Variable or, as the mask of Flax's layers, an array, with another array."""
+    return leaf.replace(array) if isinstance(leaf, nnx.Variable) else array
 
 
 def load_state(
@@ -111,7 +117,7 @@ def load_state(
         elif misfit := _misfit(array, here):
             misfits.append(f"{leaf.key} holds {misfit}")
         else:
-            here = here.replace(jnp.asarray(leaf.restored(array, shape), here.dtype))
+            here = filled(here, jnp.asarray(leaf.restored(array, shape), here.dtype))
         loaded.append((place, here))
     unused = [f"not used by the model: {key}" for key in arrays.keys() - {leaf.key for leaf in leaves.values()}]
     if problems := sorted(misfits) + sorted(missing) + sorted(unused):

@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,17 +15,19 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from repmlp_jax.fusing.finite import check_finite
-from repmlp_jax.fusing.fuse import check_concrete, check_module, fuse_params
+from repmlp_jax.fusing.fuse import check_concrete, check_module, fusable_modules, fuse_params
 from repmlp_jax.listing import listed
 from repmlp_jax.local_path import local_path
-from repmlp_jax.models.arguments import arguments_from_text
+from repmlp_jax.models.arguments import NotSavable, arguments_from_text
 from repmlp_jax.models.precision import check_precision
 from repmlp_jax.models.randomness import abstract
-from repmlp_jax.models.registry import MODELS
+from repmlp_jax.models.registry import registered_classes
 from repmlp_jax.models.state import arrays_of, load_state
 from repmlp_jax.quantisation.quantise import quantisation, quantise_params
 from repmlp_jax.storage import earlier_formats
 from repmlp_jax.storage.digest import describe, digests
+from repmlp_jax.storage.folding import arguments_of_folding, folding_of
+from repmlp_jax.storage.outline import differences
 from repmlp_jax.storage.preprocessing import check_preprocessing_of
 from repmlp_jax.storage.whole_folder import put_back, whole_folder
 from repmlp_jax.version import versions
@@ -38,7 +41,9 @@ CONTENTS = {1: SHARED | {"digests"}, 2: SHARED | {"weights_sha256"}, 3: SHARED |
 
 
 def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | None = None, overwrite: bool = False):
-    """Saves a trained, fused or quantised model of `list_models()` in a folder that `load_model` reads.
+    """Saves a trained, fused or quantised model of a registered class in a folder that `load_model` reads.
+
+    All classes of `list_models()` are registered, and yours once `register_model` or `register_savable` got them.
 
     The folder is written as a whole: a process that is killed while it replaces a model leaves the old one or the new
     one, which the next `save_model` or `load_model` puts back to `path` where necessary. What the killed process had
@@ -54,8 +59,9 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off, or is nothing that may be replaced.
-        TypeError: if the model is not one of `list_models()`, or its modules were changed after it was built; as
-            `check_preprocessing`.
+        TypeError: if the class of the model is not registered, an argument that it was built with, or `call` or `only`
+            of `fuse_params`, is nothing that a file can hold, or its modules, their numbers, flags and strings, or the
+            shapes of its arrays were changed after it was built; as `check_preprocessing`.
         ValueError: if weights or statistics are NaN or infinite, the preprocessing does not fit the model, or `path` is
             no path of this machine.
 
@@ -73,14 +79,11 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
     check_may_write(path, overwrite)
     check_module(model, "save_model")
     check_concrete(model, "save_model")
-    is_fused, arrays = _is_fused(model), arrays_of(model)
+    making, arrays = _making(model), arrays_of(model)
     check_finite(arrays, f"this {type(model).__name__}")
     description = {
         "format": FORMAT,
-        "model": type(model).__name__,
-        "arguments": json.loads(getattr(model, "arguments", "{}")),
-        "fused": is_fused,
-        "quantised": quantisation(model),
+        **making,
         "preprocessing": preprocessing or {},
         "arrays": describe(arrays),
         "versions": versions(),
@@ -142,20 +145,19 @@ def _identity(path: Path) -> int | None:
 
 def _load(path: Path) -> SavedModel:
     description = _read_description(path)
-    model_class = _model_classes()[description["model"]]
+    model_class = registered_classes()[description["model"]]
     described = [array.partition("[")[0] for array in description["arrays"].values()]
     check_precision([*described, description["arguments"].get("dtype")], f"the model in {path}")
+    misfit = f"{path} is damaged, or its {description['model']} is another than {model_class.__module__} has now"
     try:
-        abstract = _abstract(
-            model_class, json.dumps(description["arguments"]), description["fused"], description.get("quantised")
-        )
+        abstract = _abstract(model_class, description)
     except Exception as error:
-        raise ValueError(f"{path} is damaged: {description['model']} does not take its arguments ({error})") from error
+        raise ValueError(f"{misfit}: this does not take its arguments ({error})") from error
     wanted = arrays_of(abstract)
     is_earlier = description["format"] in earlier_formats.MODELS
     expected = earlier_formats.as_stored(wanted, description["arrays"]) if is_earlier else wanted
     if describe(expected) != description["arrays"]:
-        raise ValueError(f"{path} is damaged: its arrays are not those of the {description['model']} that it names")
+        raise ValueError(f"{misfit}: the arrays of the two differ")
     if not (path / WEIGHTS).is_file():  # a pipe might never end
         raise ValueError(f"{path} is damaged: its weights cannot be read (there is no file {WEIGHTS})")
     try:
@@ -232,39 +234,66 @@ def _read_description(path):
         raise ValueError(f"{path} is damaged: {DESCRIPTION} cannot be read ({error})") from error
     if found[0] not in CONTENTS:
         raise ValueError(f"{path} holds a {found[1]} of format {found[0]}; this version reads formats 1 to {FORMAT}")
-    if found[1] not in _model_classes():
+    if found[1] not in registered_classes():
+        of_module = f" of the module {description['module']}" if "module" in description else ""
         raise ValueError(
-            f"{path} holds a {found[1]}, and no class of this name is registered: import {found[1]} and set "
-            f'repmlp_jax.models.registry.MODELS["a name"] = ({found[1]}, {{}}) before it is loaded'
+            f"{path} holds a {found[1]}{of_module}, and no class of this name is registered: import it and call "
+            f"repmlp_jax.register_savable({found[1]}) before load_model"
         )
     return description
 
 
-def _model_classes():
-    return {model_class.__name__: model_class for model_class, _ in MODELS.values()}
+def _abstract(model_class, making):
+    """The model that was made so, without its arrays."""
 
-
-def _abstract(model_class, arguments_text, fused, quantised):
     def build(rngs):
-        model = model_class(**arguments_from_text(arguments_text), rngs=rngs)
-        model = fuse_params(model) if fused else model
-        return quantise_params(model, **quantised) if quantised else model
+        model = model_class(**arguments_from_text(json.dumps(making["arguments"])), rngs=rngs)
+        if folding := making.get("folding"):
+            model = fuse_params(model, **arguments_of_folding(folding))
+        elif making["fused"]:
+            model = fuse_params(model)
+        return quantise_params(model, **making["quantised"]) if making.get("quantised") else model
 
-    return abstract(build)
-
-
-def _is_fused(model) -> bool:
-    model_class = _model_classes().get(type(model).__name__)
-    if model_class is not type(model):
-        raise TypeError(f"save_model takes models of list_models(), and a {type(model).__name__} is not one of them")
-    found, quantised = _modules_and_arrays(model), quantisation(model)
-    for fused in (True,) if quantised else (False, True):
-        if found == _modules_and_arrays(_abstract(model_class, model.arguments, fused, quantised)):
-            return fused
-    raise TypeError(f"the modules of this {type(model).__name__} were changed since it was built: it cannot be saved")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "nothing to fuse")  # That was said when the model was fused.
+        return abstract(build)
 
 
-def _modules_and_arrays(model):
-    """The class of every module, since another may have the same arrays, and a description of the arrays."""
-    modules = {path: type(node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Module)}
-    return modules, describe(arrays_of(model))
+def check_savable(model: Any):
+    """Raises TypeError, as `save_model`, if a model is of no registered class, or its arguments cannot be saved."""
+    name, arguments = type(model).__name__, getattr(model, "arguments", None)
+    if registered_classes().get(name) is not type(model):
+        raise TypeError(
+            f"save_model takes models of registered classes, and {name} of {type(model).__module__} is not one of "
+            f"them: call repmlp_jax.register_savable({name}) before the model is built"
+        )
+    if isinstance(arguments, NotSavable):
+        raise TypeError(f"this {name} cannot be saved: {arguments.reason}")
+    if not isinstance(arguments, str):
+        raise TypeError(f"this {name} was built before its class was registered, so its arguments are not known")
+
+
+def _making(model) -> dict[str, Any]:
+    """How a model was made: what a file has to hold, besides its arrays, to make it again."""
+    check_savable(model)
+    model_class, name, arguments = type(model), type(model).__name__, model.arguments
+    folding = folding_of(model)
+    making = {
+        "model": name,
+        "module": model_class.__module__,
+        "arguments": json.loads(arguments),
+        "fused": False,
+        "folding": folding,
+        "quantised": quantisation(model),
+    }
+    try:
+        trained = _abstract(model_class, making | {"folding": None, "quantised": None})
+    except Exception as error:
+        raise TypeError(
+            f"this {name} cannot be saved: its class does not take the arguments as a file holds them, {arguments} "
+            f"with lists as tuples ({error})"
+        ) from error
+    making["fused"] = folding is not None or bool(fusable_modules(trained) and not fusable_modules(model))
+    if changed := differences(model, _abstract(model_class, making)):
+        raise TypeError(f"this {name} was changed since it was built, so it cannot be saved: {changed}")
+    return making

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.output_shape import output_shape
 
 Statistics = Sequence[float] | Float[Array | np.ndarray, " channels"]
@@ -51,7 +52,7 @@ def check_preprocessing_of(model: Any, preprocessing: Mapping[str, Any] | None):
         return
     has_names = isinstance(preprocessing, Mapping) and preprocessing.get("class_names") is not None
     classes = output_shape(model)[-1] if has_names else None
-    check_preprocessing(preprocessing, channels=model.input_shape[-1], classes=classes)
+    check_preprocessing(preprocessing, channels=input_shape_of(model)[-1], classes=classes)
 
 
 def check_class_names(names: Sequence[str]):

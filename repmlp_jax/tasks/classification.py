@@ -12,6 +12,7 @@ import optax
 from repmlp_jax.data import LOADERS, augment, load_dataset, open_dataset
 from repmlp_jax.data.mixing import mix
 from repmlp_jax.local_path import local_path
+from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.models.randomness import abstract
 from repmlp_jax.models.state import head_places
@@ -45,7 +46,7 @@ class Classification(ConfiguredTask):
         self._config = config
         net: Any = abstract(self.make_model)
         load = self._load_resident if config.dataset in LOADERS else self._load_streamed
-        dataset, self.feed, batches = load(config, net.input_shape, mesh, order_key)
+        dataset, self.feed, batches = load(config, input_shape_of(net), mesh, order_key)
         self._mean, self._std = dataset.mean, dataset.std
         self.preprocessing = dict(mean=dataset.mean, std=dataset.std, class_names=dataset.class_names)
         self._classes = _check_classes(config, net, dataset.num_classes)

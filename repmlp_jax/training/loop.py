@@ -15,6 +15,7 @@ from tqdm import tqdm
 from repmlp_jax.fusing.host import host
 from repmlp_jax.local_path import local_path
 from repmlp_jax.storage.checkpoints import Checkpoints
+from repmlp_jax.storage.models import check_savable
 from repmlp_jax.training import sharding
 from repmlp_jax.training.config import check_config
 from repmlp_jax.training.environment import environment
@@ -55,6 +56,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         The content of `results.json`, see `results.fuse_and_save`.
 
     Raises:
+        TypeError: if `save_model` would not take the model, see `check_savable`.
         ValueError: if the configuration is not valid, `workdir` holds a run of another configuration or other flags of
             JAX, or more than 5 % of at least 1,000 examples are damaged.
         FileExistsError: if `model` or `fused` in `workdir` is nothing that `save_model` wrote.
@@ -90,7 +92,9 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
     def make_state(key):
         return init_state(make_model(key), optimizer, task.correct_dtype)
 
-    graphdef = nnx.graphdef(nnx.eval_shape(make_model, init_key))
+    abstract_model = nnx.eval_shape(make_model, init_key)
+    check_savable(task.result(abstract_model))  # before it is trained
+    graphdef = nnx.graphdef(abstract_model)
     abstract_state = jax.eval_shape(make_state, init_key)
     shardings = sharding.state_shardings(abstract_state, mesh)
     sizes = dict(batch_size=config.batch_size, steps_per_epoch=steps_per_epoch, accumulate=config.accumulate)

@@ -12,9 +12,15 @@ from repmlp_jax.nearest import nearest
 
 
 def arguments_of(model_class: type) -> dict[str, Any]:
-    """The arguments of a model's constructor: name → annotation."""
+    """The arguments of a model's constructor: name → annotation; what `**options` takes is not known."""
     parameters = inspect.signature(model_class.__init__).parameters.values()  # type: ignore[misc]
-    return {parameter.name: parameter.annotation for parameter in parameters if parameter.name not in ("self", "rngs")}
+    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    return {parameter.name: parameter.annotation for parameter in named if parameter.name not in ("self", "rngs")}
+
+
+def _takes_others(model_class) -> bool:
+    parameters = inspect.signature(model_class.__init__).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def problems_of_arguments(model: Any, arguments: ConfigDict) -> Iterator[str]:
@@ -25,7 +31,8 @@ def problems_of_arguments(model: Any, arguments: ConfigDict) -> Iterator[str]:
     known = arguments_of(model_class)
     for name in sorted(arguments):
         if name not in known:
-            yield f"{model_class.__name__} has no argument {name!r}; the nearest is {nearest(name, known)!r}"
+            if not _takes_others(model_class):
+                yield f"{model_class.__name__} has no argument {name!r}; the nearest is {nearest(name, known)!r}"
         else:
             try:
                 converted(f"model_arguments.{name}", arguments[name], known[name])

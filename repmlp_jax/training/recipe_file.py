@@ -148,7 +148,8 @@ def all_arguments() -> dict[str, Any]:
     from repmlp_jax.models.registry import MODELS
     from repmlp_jax.training.model_arguments import arguments_of
 
-    classes = {model_class for model_class, _ in MODELS.values()}
+    # What a published model means by an argument counts more than what a class of your own does.
+    classes = reversed(dict.fromkeys(model_class for model_class, _ in MODELS.values()))
     return {name: annotation for model_class in classes for name, annotation in arguments_of(model_class).items()}
 
 

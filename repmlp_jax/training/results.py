@@ -36,7 +36,7 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
     model.eval()
     fused = fuse_params(model)
     report = fuse_report(model)
-    assert report.macs is not None, "every model of list_models() has an input_shape"
+    assert report.macs is not None, "tasks read the input_shape of their models"
     comparison = task.evaluator.compare(model, fused)
     results: dict = {}
     for index, name in enumerate(("trained", "fused")):

@@ -34,7 +34,7 @@ class Task(Protocol):
         """Builds the model that is trained."""
 
     def result(self, model: nnx.Module) -> nnx.Module:
-        """The part of the trained model that is saved, fused and evaluated."""
+        """The part of the trained model that is saved, fused and evaluated; its class has to be registered."""
         return model
 
     def loss(self, model: nnx.Module, batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:

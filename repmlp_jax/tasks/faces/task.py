@@ -10,6 +10,7 @@ from flax import nnx
 from repmlp_jax import plots
 from repmlp_jax.data import augment
 from repmlp_jax.models.face import unit_length
+from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.randomness import abstract
 from repmlp_jax.tasks.faces.data import centred_pixels, load_faces, load_test_faces, pixels
 from repmlp_jax.tasks.faces.margin import FaceClassifier, am_softmax
@@ -43,9 +44,10 @@ class Faces(ConfiguredTask):
         net: Any = abstract(super().make_model)
         if not hasattr(net, "embedding_features"):
             raise ValueError(f"task='faces' needs a model that gives embeddings, and {config.model!r} gives none")
-        check_crop_padding(config, net.input_shape[:2])
+        input_shape = input_shape_of(net)
+        check_crop_padding(config, input_shape[:2])
         load = self._load_streamed if config.num_people else self._load_resident
-        load(config, net.input_shape, mesh, order_key)
+        load(config, input_shape, mesh, order_key)
         self.preprocessing = dict(mean=self._mean, std=self._std)
         _check_channels(config, net, self._test_images.shape[-1])
         batches = ResidentBatches(dict(image=self._test_images), config.eval_batch_size, mesh)

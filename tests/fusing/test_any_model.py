@@ -1,0 +1,455 @@
+"""`fuse_params(model, example)` on nets that know nothing of it: what goes, what stays and why."""
+
+import contextlib
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import nets
+import numpy as np
+import pytest
+from cases import quick_jit
+from flax import nnx
+from nets import ConvNorm, build
+from same import IMAGES, array, assert_same, fused_and_same, norms_left, paths, places, run, shapes
+from tolerance import ROUNDING_BF16, ROUNDING_F64, assert_close, assert_identical, assert_trees_close
+
+from repmlp_jax import fuse_params, fuse_report
+from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
+from repmlp_jax.models.randomness import abstract
+
+pytestmark = pytest.mark.usefixtures("mixed_dtypes")
+
+
+def expand(text: str) -> set[str]:
+    """'a.{b,c}.d e' → {'a.b.d', 'a.c.d', 'e'}."""
+    found = set()
+    for word in text.split():
+        head, brace, rest = word.partition("{")
+        if not brace:
+            found.add(word)
+            continue
+        options, _, tail = rest.partition("}")
+        found |= {end for option in options.split(",") for end in expand(head + option + tail)}
+    return found
+
+
+@dataclasses.dataclass
+class Case:
+    """A net and what becomes of it.
+
+    Attributes:
+        make: its class.
+        shape: of its input, or inputs.
+        norms: what is folded into another layer.
+        branches: what became a part of a parallel convolution.
+        kept: norm that stays → why.
+        others: shapes of further inputs, by default three images of 12 × 12.
+    """
+
+    make: type
+    shape: tuple = (2, 8, 8, 4)
+    norms: str = ""
+    branches: str = ""
+    kept: dict[str, str] = dataclasses.field(default_factory=dict)
+    others: tuple = None
+
+    def inputs(self):
+        larger = (3, 12, 12, self.shape[-1]) if len(self.shape) == 4 else (3, *self.shape[1:])
+        return [(array(*shape, seed=seed),) for seed, shape in enumerate((self.shape, self.others or larger))]
+
+
+ACTIVATION = "relu|activation|no convolution|max"
+USED_TWICE = "used|several|twice|another"
+RGB = (2, 8, 8, 3)
+NETS = {
+    "RepVGG": Case(
+        nets.RepVGG,
+        RGB,
+        "blocks.{0,1,2}.{conv3x3,conv1x1}.norm",
+        "blocks.{0,1,2}.conv1x1.conv blocks.2.identity",
+    ),
+    "RepVGG with SE": Case(
+        functools.partial(nets.RepVGG, attention=True),
+        RGB,
+        "blocks.{0,1,2}.{conv3x3,conv1x1}.norm",
+        "blocks.{0,1,2}.conv1x1.conv blocks.2.identity",
+    ),
+    "MobileOne": Case(
+        nets.MobileOne,
+        norms="depthwise.{branches.0,branches.1,scale}.norm pointwise.branches.{0,1}.norm",
+        branches="depthwise.{branches.1,scale}.conv depthwise.skip pointwise.branches.1.conv",
+    ),
+    "ACNet": Case(nets.ACNet, norms="{square,upright,flat}.norm", branches="{upright,flat}.conv"),
+    "RepLKNet": Case(
+        nets.RepLKNet,
+        RGB,
+        "block.norm block.{enter,large,small,leave}.norm ffn.norm ffn.{expand,project}.norm",
+        "block.small.conv",
+    ),
+    "dilated": Case(nets.DilatedReparam, norms="large.norm dilated.{0,1,2}.norm", branches="dilated.{0,1,2}.conv"),
+    "ResNet": Case(nets.ResNet, RGB, "stem.norm stages.{0,1,2}.{bn1,bn2,bn3} stages.{0,2}.shortcut.layers.1"),
+    "pre-activation ResNet": Case(
+        nets.PreActivationResNet,
+        RGB,
+        "blocks.layers.{0,1}.norm2",
+        kept=dict.fromkeys(expand("blocks.layers.{0,1}.norm1 norm"), ACTIVATION),
+    ),
+    "DenseNet": Case(
+        nets.DenseNet,
+        RGB,
+        "stem.norm first.{0,1}.norm2 second.norm2",
+        kept=dict.fromkeys(expand("first.{0,1}.norm1 transition_norm second.norm1 norm"), ACTIVATION),
+    ),
+    "SE": Case(nets.SEResNet, norms="{conv1,conv2}.norm"),
+    "EfficientNet": Case(nets.EfficientNet, RGB, "stem.norm blocks.{0,1}.{expand,depthwise,project}.norm top.norm"),
+    "U-Net": Case(nets.UNet, RGB, "{down.0,down.1,bottom,merge.0,merge.1}.layers.layers.{1,4} up_norms.{0,1}"),
+    "tied weights": Case(
+        nets.TiedAutoencoder, (4, 6), "norm3", kept=dict.fromkeys(("norm1", "norm2"), "parameters|shared|elsewhere")
+    ),
+    "one norm for two convs": Case(nets.OneNormForTwoConvs, kept={"norm": "called"}),
+    "one conv for two norms": Case(nets.OneConvForTwoNorms, kept=dict.fromkeys(("norm1", "norm2"), "called")),
+    "two norms of one value": Case(nets.TwoNormsOfOneValue, kept=dict.fromkeys(("norm1", "norm2"), USED_TWICE)),
+    "recurrent": Case(nets.Recurrent, norms="cell.norm"),
+    "odd norms": Case(nets.OddNorms, norms="norm1 norm2 norm3 norm4"),
+    "norms in a row": Case(nets.NormsInARow, norms="norm1 norm2 norm3", kept={"norm4": "relu|max|no"}),
+    "MLP": Case(nets.MLP, (4, 6), "norm_in norm1 norm2"),
+    "norm before several": Case(nets.NormBeforeSeveral, (2, 5, 6), "norm"),
+    "average pools": Case(nets.PoolsBetween, norms="norm1 norm2"),
+    "max pools": Case(nets.MaxPoolsBetween, kept=dict.fromkeys(("norm1", "norm2"), ACTIVATION)),
+    "patches": Case(nets.Patches, RGB, "norm", kept={"mixed_norm": "reshape|channels|output"}),
+    "heads": Case(nets.Heads, (2, 5, 6), "split_norm norm"),
+    "others": Case(nets.Others, kept={"norm1": "GroupNorm|no|comes", "norm2": "WeightNorm|parameter|kernel|no"}),
+    "containers": Case(nets.Containers, norms="norms.{0,1} pair.1 net.layers.1"),
+    "scan": Case(nets.Scanned, norms="blocks.norm last.norm"),
+    "scanned RepVGG": Case(
+        nets.ScannedRepVGG,
+        norms="blocks.{conv3x3,conv1x1}.norm last.norm",
+        branches="blocks.conv1x1.conv blocks.identity",
+    ),
+    "ensemble": Case(nets.Ensemble, norms="members.norm"),
+    "remat": Case(nets.Rematerialised, norms="{first,second,third}.norm"),
+    "cond": Case(nets.Conditional, norms="inner.norm", kept={"norm": "branch|cond"}),
+    "auxiliary head": Case(nets.AuxiliaryHead, norms="body.norm", kept={"norm": USED_TWICE}),
+    "padding": Case(nets.NormBeforePadding, norms="norm2", kept={"norm1": "pad"}),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_goes_and_what_stays(name):
+    case = NETS[name]
+    model, inputs = build(case.make), case.inputs()
+    example = shapes(*inputs[0])
+    fused = fuse_params(model, example)
+    assert paths(fused, FoldedNorm) == expand(case.norms)
+    assert paths(fused, FoldedBranch) == expand(case.branches)
+    assert norms_left(fused) == set(case.kept)
+    rows = {row.path: row for row in fuse_report(model, example).blocks}
+    assert {path for path, row in rows.items() if row.folded} >= expand(case.norms) | expand(case.branches)
+    for path, reason in case.kept.items():
+        said = " ".join(rows[path].kept.values())
+        assert re.search(reason, said, re.IGNORECASE), f"{path}: {said}"
+    assert_same(model, fused, *inputs)
+
+
+# A pure function.
+
+
+MODEL = functools.cache(lambda: build(nets.ScannedRepVGG))
+
+
+def test_within_jit():
+    fused = nnx.jit(lambda model: fuse_params(model, IMAGES))(MODEL())
+    assert_identical(fused, fuse_params(MODEL(), IMAGES))
+
+
+@pytest.mark.slow
+def test_within_jax_jit():
+    fused = jax.jit(lambda model: fuse_params(model, IMAGES))(MODEL())
+    assert_same(MODEL(), fused, (IMAGES,))
+
+
+def test_the_input_may_be_traced():
+    def both(model, x):
+        return fuse_params(model, x)(x), model(x)
+
+    assert_trees_close(*quick_jit(both)(build(nets.ACNet), IMAGES), ROUNDING_F64)
+
+
+def test_abstract_models():
+    make = abstract(nets.ACNet)
+    make.eval()
+    example = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
+    fused = nnx.eval_shape(lambda model: fuse_params(model, example), make)
+    concrete = fuse_params(build(nets.ACNet, dtype=jnp.float32), example)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), nnx.state(fused)) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), nnx.state(concrete)
+    )
+    assert nnx.graphdef(fused) == nnx.graphdef(concrete)
+    assert str(fuse_report(make, example)) == str(fuse_report(build(nets.ACNet, dtype=jnp.float32), example))
+
+
+def test_a_stack_of_models():
+    models = [build(nets.ACNet, seed=seed) for seed in range(2)]
+    graphdef = nnx.graphdef(models[0])
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, models))
+
+    def fuse(state):
+        return nnx.state(fuse_params(nnx.merge(graphdef, state), IMAGES))
+
+    found = jax.vmap(fuse)(states)
+    for number, model in enumerate(models):
+        expected = nnx.state(fuse_params(model, IMAGES))
+        assert_trees_close(jax.tree.map(lambda leaf, number=number: leaf[number], found), expected, ROUNDING_F64)
+
+
+def test_gradients_flow_through():
+    model = build(nets.ACNet)
+
+    def loss(model, fused):
+        y = fuse_params(model, IMAGES)(IMAGES) if fused else model(IMAGES)
+        return jnp.mean(jnp.sin(y))
+
+    gradients = [quick_jit(jax.grad(functools.partial(loss, fused=fused)))(model) for fused in (True, False)]
+    assert_trees_close(*(nnx.state(gradient, nnx.Param) for gradient in gradients), 1e-10)
+
+
+def test_shardings_are_kept():
+    mesh = jax.make_mesh((4,), ("model",))
+    model = build(nets.ACNet)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    graphdef, state = nnx.split(model)
+    placed = nnx.merge(graphdef, jax.device_put(state, sharding))
+    fused = fuse_params(placed, IMAGES)
+    assert {leaf.sharding.device_set == sharding.device_set for leaf in jax.tree.leaves(nnx.state(fused))} == {True}
+    assert_trees_close(nnx.state(fused), nnx.state(fuse_params(model, IMAGES)), ROUNDING_F64)
+
+
+def test_the_given_model_is_unchanged():
+    model, twin = build(nets.ScannedRepVGG), build(nets.ScannedRepVGG)
+    model.train()
+    twin.train()
+    fuse_params(model, IMAGES)
+    fuse_report(model, IMAGES)
+    assert_identical(model, twin)
+
+
+def test_a_training_model_is_fused_as_in_evaluation():
+    model = build(nets.MBConv, 4, 4, 3)
+    training = nnx.clone(model)
+    training.train()
+    fused = fuse_params(training, IMAGES)
+    assert fused.dropout.deterministic
+    assert_identical(fused, fuse_params(model, IMAGES))
+
+
+def test_fusing_a_fused_model_changes_nothing():
+    fused = fuse_params(build(nets.PreActivationResNet), array(2, 8, 8, 3))
+    assert_identical(fuse_params(fused, array(2, 8, 8, 3)), fused)
+
+
+def test_a_model_with_nothing_to_fold_warns():
+    class Plain(nnx.Module):
+        def __init__(self, *, rngs):
+            self.linear = nnx.Linear(4, 4, rngs=rngs)
+
+        def __call__(self, x):
+            return self.linear(x)
+
+    with pytest.warns(UserWarning, match="nothing to fuse"):
+        fuse_params(build(Plain), array(2, 4))
+
+
+def test_the_model_itself_is_a_layer():
+    norm = build(functools.partial(nnx.BatchNorm, 4))
+    with contextlib.suppress(UserWarning), pytest.warns(UserWarning, match="nothing"):
+        fused = fuse_params(norm, array(2, 4))
+    assert_same(norm, fused, (array(2, 4),))
+
+
+def test_without_an_example_all_is_as_before():
+    model = build(nets.WithOurs)
+    fused = fuse_params(model)
+    assert norms_left(fused) == {"stem.norm", "norm"}
+    assert not hasattr(fused, "folding")
+
+
+# Dtypes.
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("param_dtype", [jnp.float32, None])
+def test_a_model_of_16_bits(dtype, param_dtype):
+    model = build(nets.LowPrecision, dtype, param_dtype or dtype, dtype=None)
+    x = array(2, 8, 8, 4, dtype=dtype)
+    fused = fuse_params(model, shapes(x))
+    assert norms_left(fused) == set()
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(fused))} == {jnp.dtype(param_dtype or dtype)}
+    actual, expected = jax.jit(run)(fused, x), jax.jit(run)(model, x)
+    assert actual.dtype == expected.dtype
+    assert_close(actual, expected, ROUNDING_BF16)
+
+
+def test_float32_is_folded_at_the_highest_precision():
+    model = build(nets.MobileOne, dtype=jnp.float32)
+    x = array(2, 8, 8, 4, dtype=jnp.float32)
+    fused = fuse_params(model, x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(fused))} == {jnp.dtype(jnp.float32)}
+    assert_same(model, fused, (x,), tolerance=1e-5)
+
+
+# A part of a model.
+
+
+@pytest.mark.parametrize(
+    ("only", "gone"),
+    [
+        ("conv1", {"conv1.norm"}),
+        (("conv1.conv", "conv1.norm"), {"conv1.norm"}),
+        (("conv1", "conv2"), {"conv1.norm", "conv2.norm"}),
+        (nnx.PathContains("conv1"), {"conv1.norm"}),
+    ],
+    ids=["path", "layers", "paths", "filter"],
+)
+def test_only_a_part_is_folded(only, gone):
+    model = build(nets.SEResNet)
+    fused = fused_and_same(model, IMAGES, only=only)
+    assert paths(fused, FoldedNorm) == gone
+    assert set(places(model, IMAGES, only=only)) == gone
+
+
+def test_the_rest_stays_trainable():
+    x = array(2, 8, 8, 4, dtype=jnp.float32)
+    fused = fuse_params(build(nets.SEResNet, dtype=jnp.float32), x, only="conv1")
+    fused.train()
+    before = fused.conv2.norm.mean[...]
+    gradients = nnx.jit(nnx.grad(lambda model: jnp.sum(model(x))))(fused)
+    assert not np.allclose(before, fused.conv2.norm.mean[...])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("only", ["conv1.nrm", ("conv1", "stages.7"), "head"])
+def test_a_path_that_the_model_lacks(only):
+    with pytest.raises(ValueError, match="only: SEResNet has no module"):
+        fuse_params(build(nets.SEResNet), IMAGES, only=only)
+
+
+# Shown to be right.
+
+
+@pytest.mark.parametrize("name", ["ACNet", "MLP", "scan"])
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_a_check_that_agrees(name, dtype):
+    case = NETS[name]
+    x = array(*case.shape, dtype=dtype)
+    model = build(case.make, dtype=dtype)
+    assert_identical(fuse_params(model, x, check=True), fuse_params(model, x))
+
+
+def test_a_check_under_tracing_has_no_effect():
+    nnx.jit(lambda model: fuse_params(model, IMAGES, check=True))(build(nets.ACNet))
+
+
+class Impure(nnx.Module):
+    """Another program at every call."""
+
+    calls = 0
+
+    def __init__(self, *, rngs):
+        self.pair = ConvNorm(4, 4, (3, 3), rngs=rngs)
+
+    def __call__(self, x):
+        Impure.calls += 1
+        return Impure.calls * self.pair(x)
+
+
+def test_a_check_finds_a_model_that_is_no_function():
+    with pytest.raises(ValueError, match=r"differ|same"):
+        fuse_params(build(Impure), IMAGES, check=True)
+
+
+# Wrong arguments.
+
+
+@pytest.mark.parametrize(
+    ("example", "error"),
+    [
+        ("an image", TypeError),
+        ([[1.0]], TypeError),
+        (4, TypeError),
+        ((8, 8, 4), TypeError),
+        ((IMAGES, "label"), TypeError),
+        (jnp.float32, TypeError),
+        ((), (TypeError, ValueError)),
+        (array(2, 8, 8, 5), ValueError),
+        (array(2, 4), ValueError),
+        ((IMAGES, IMAGES), (TypeError, ValueError)),
+    ],
+    ids=["text", "list", "number", "input shape", "text in a tuple", "dtype", "empty", "channels", "axes", "two"],
+)
+def test_a_wrong_example(example, error, unchecked_types):
+    with pytest.raises(error, match=r"example|ACNet"):
+        fuse_params(build(nets.ACNet), example)
+
+
+def test_a_model_that_refuses_its_example_is_named():
+    with pytest.raises(ValueError, match=r"(?s)example.*2, ?8, ?8, ?5"):
+        fuse_params(build(nets.ACNet), array(2, 8, 8, 5))
+
+
+@pytest.mark.parametrize("options", [dict(call=3), dict(call="encode"), dict(only=3.0)], ids=str)
+def test_wrong_options(options, unchecked_types):
+    with pytest.raises(TypeError, match=next(iter(options))):
+        fuse_params(build(nets.ACNet), IMAGES, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(call=run), dict(check=True), dict(dense_groups=True)], ids=lambda options: next(iter(options))
+)
+def test_options_without_an_example(options):
+    with pytest.raises((TypeError, ValueError), match="example"):
+        fuse_params(build(nets.ACNet), **options)
+
+
+@pytest.mark.parametrize("model", [nets.ACNet, 3, None])
+def test_what_is_no_model(model, unchecked_types):
+    with pytest.raises(TypeError, match=r"model must be an nnx\.Module"):
+        fuse_params(model, IMAGES)
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -1.0])
+def test_statistics_that_are_no_statistics(value):
+    model = build(nets.ACNet)
+    model.flat.norm.var[...] = model.flat.norm.var[...].at[2].set(value)
+    with pytest.raises(ValueError, match=r"flat.norm"):
+        fuse_params(model, IMAGES)
+
+
+# The report.
+
+
+def test_the_report_of_a_net():
+    model = build(nets.ACNet)
+    found = fuse_report(model, shapes(IMAGES))
+    before, after = found.parameters
+    assert before == 6 * 4 * (9 + 3 + 3) + 3 * 2 * 6
+    assert after == 6 * 4 * 9 + 6
+    assert found.macs == (2 * 64 * 6 * 4 * 15, 2 * 64 * 6 * 4 * 9) or found.macs == (64 * 6 * 4 * 15, 64 * 6 * 4 * 9)
+    text = str(found)
+    for word in ("square.norm", "flat.conv", "square.conv"):
+        assert word in text
+
+
+def test_a_shape_of_an_image_is_an_input_shape_in_the_report():
+    model = build(nets.WithOurs, jnp.float32, dtype=jnp.float32)
+    by_position, by_name = fuse_report(model, (8, 8, 3)), fuse_report(model, input_shape=(8, 8, 3))
+    assert by_position == by_name
+    assert by_position.macs is not None
+
+
+def test_places_are_named():
+    said = places(build(nets.ACNet), shapes(IMAGES))
+    assert "square.conv" in said["square.norm"]
+    assert "square.conv" in said["flat.conv"]

@@ -40,7 +40,11 @@ RECIPE = types.SimpleNamespace(
 def ours(name: str, **arguments) -> nnx.Module:
     """One of our models in evaluation mode, with random norms, so that folding them makes a difference."""
     with jax.default_device(host()):
-        model = create_model(name, rngs=nnx.Rngs(0), **arguments)
+        return with_random_norms(create_model(name, rngs=nnx.Rngs(0), **arguments))
+
+
+def with_random_norms(model: nnx.Module) -> nnx.Module:
+    """A model in evaluation mode, with random scales and statistics in its norms."""
     random = np.random.default_rng(0)
 
     def draw(path, leaf):

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from tolerance import ROUNDING_F32, assert_close, assert_identical
 from typer.testing import CliRunner
 
+import repmlp_jax.deploy.timing
 import repmlp_jax.storage.models
 from repmlp_jax import (
     FaceResNet,
@@ -28,6 +29,7 @@ from repmlp_jax import (
     RepMLPNet,
     __version__,
     fuse_params,
+    fuse_report,
     load_model,
     save_model,
     to_torch,
@@ -35,6 +37,8 @@ from repmlp_jax import (
 from repmlp_jax.cli import app, main
 from repmlp_jax.data import digits
 from repmlp_jax.deploy.predict import evaluate, predict
+from repmlp_jax.deploy.timing import seconds_per_image
+from repmlp_jax.fusing.fuse import fusable_modules
 from repmlp_jax.interop.torch import deployed
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.storage.models import load
@@ -89,6 +93,8 @@ def test_summary_of_a_name_and_of_a_folder(folder, tiny):
     result = run("summary", folder)
     assert result.exit_code == 0
     assert "partition_perceptron.norm folded into fc3" in result.stdout
+    report = json.loads(run("summary", folder, "--json").stdout)
+    assert report == json.loads(fuse_report(load_model(folder)).to_json())
     assert_refused(run("summary", "RepMLPNet-T24"), "the nearest is 'RepMLPNet-T224'")
 
 
@@ -147,6 +153,31 @@ def test_fuse(folder, tmp_path):
     assert run("fuse", folder, tmp_path / "fused", "--overwrite").exit_code == 0
     assert_refused(run("fuse", tmp_path / "fused", tmp_path / "again"), "is fused already")
     assert_refused(run("fuse", tmp_path / "nothing", tmp_path / "again"), "holds no model.json")
+
+
+def test_fuse_compares_the_outputs_unless_told_otherwise(folder, tmp_path, monkeypatch):
+    compared = "outputs for a random image are equal, up to rounding"
+    assert compared in run("fuse", folder, tmp_path / "fused").stdout
+    assert compared not in run("fuse", folder, tmp_path / "other", "--no-check").stdout
+
+    def wrong(model):
+        return jax.tree.map(lambda array: array * 1.01, fuse_params(model))
+
+    monkeypatch.setattr(repmlp_jax, "fuse_params", wrong)
+    assert_refused(run("fuse", folder, tmp_path / "wrong"), "the fused PureMLP differs from the trained one by")
+    assert not (tmp_path / "wrong").exists()
+    assert run("fuse", folder, tmp_path / "wrong", "--no-check").exit_code == 0
+
+
+def test_fuse_measures_both_models(folder, tmp_path, monkeypatch):
+    def seconds(models):
+        assert [bool(fusable_modules(model)) for model in models] == [True, False]
+        return [0.003, 0.002]
+
+    assert all(0 < found < 60 for found in seconds_per_image([load_model(folder)] * 2))
+    monkeypatch.setattr(repmlp_jax.deploy.timing, "seconds_per_image", seconds)
+    lines = run("fuse", folder, tmp_path / "fused", "--time").stdout.splitlines()
+    assert lines[-2].split() == ["milliseconds", "an", "image", "3.00", "→", "2.00,", "1.50", "times", "as", "fast"]
 
 
 def test_a_path_may_start_at_the_home_folder_and_is_no_address(folder, tmp_path, monkeypatch):

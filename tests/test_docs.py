@@ -49,8 +49,8 @@ def test_links_lead_somewhere(page):
     inline = [child for token in tokens(page) for child in token.children or []]
     links = [token.attrs[name] for token in inline for name in ("href", "src") if name in token.attrs]
     files = [link.partition("#")[0] for link in links if "://" not in link]
-    drawn = [folder / "pictures" / name for name in pictures()] if page.startswith("docs/") else []
-    missing = [file for file in files if not (folder / file).exists() and folder / file not in drawn]
+    drawn = [ROOT / "docs" / "pictures" / name for name in pictures()] if page.startswith("docs/") else []
+    missing = [file for file in files if not (folder / file).exists() and (folder / file).resolve() not in drawn]
     assert not missing
 
 

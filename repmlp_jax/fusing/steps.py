@@ -1,6 +1,7 @@
 """The steps of folding: each changes the layers of a model, given by their numbers, as a pure function of arrays."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,17 +27,7 @@ class FoldAfter:
     def apply(self, layers: list[Any]):
         """Changes the layers."""
         layer, norm = layers[self.layer], layers[self.norm]
-        outputs = _outputs(layer)
-
-        def fold(kernel, bias, norm):
-            scale, shift = scale_and_shift(norm)
-            kernel, scale, shift = _of_one_dtype(kernel, scale, shift)
-            # A transposed convolution may have its kernel as that of the convolution it transposes.
-            along = scale[:, None] if getattr(layer, "transpose_kernel", False) else scale
-            scale, shift = (jnp.broadcast_to(values, outputs) for values in (scale, shift))
-            bias = shift if bias is None else bias.astype(shift.dtype) * scale + shift
-            return kernel * _with_axes(along, kernel.ndim), bias
-
+        fold = _fold_after(_outputs(layer), getattr(layer, "transpose_kernel", False))
         kernel, bias = _stacked(fold, stack_of(norm))(layer.kernel[...], _bias(layer), norm)
         _set(layer, kernel, bias)
         layers[self.norm] = FoldedNorm(norm)
@@ -76,23 +67,8 @@ class AddBranches:
         members = [layers[number] for number in self.members]
         groups = groups_together([target, *members])
         axes = len(geometry.axes_of(target))
-        places = [geometry.taps_within(member, target) for member in members]
-
-        def add(kernel, bias, members):
-            kernel = geometry.with_groups(widened(kernel), geometry.groups_of(target), groups)
-            bias = jnp.zeros(kernel.shape[-1], kernel.dtype) if bias is None else bias.astype(kernel.dtype)
-            for layer, (other, other_bias), taps in zip(kinds, members, places, strict=True):
-                if is_norm(layer):
-                    scale, other_bias = scale_and_shift(other)
-                    identity = geometry.identity_kernel(scale.size, groups, axes, scale.dtype)
-                    other = identity * _with_axes(scale, identity.ndim)
-                else:
-                    other = geometry.with_groups(widened(other), geometry.groups_of(layer), groups)
-                kernel = geometry.add_kernel(kernel, other, taps)
-                bias = bias if other_bias is None else bias.astype(kernel.dtype) + other_bias.astype(kernel.dtype)
-            return kernel, bias
-
-        kinds = members
+        places = tuple(tuple(map(tuple, geometry.taps_within(member, target))) for member in members)
+        add = _add(axes, tuple(map(geometry.groups_of, (target, *members))), groups, places)
         arrays = [(layer, None) if is_norm(layer) else (layer.kernel[...], _bias(layer)) for layer in members]
         kernel, bias = _stacked(add, stack_of(target))(target.kernel[...], _bias(target), arrays)
         _set(target, kernel, bias)
@@ -139,6 +115,9 @@ def _outputs(layer) -> tuple[int, ...]:
     return layer.out_features if isinstance(layer.out_features, tuple) else (layer.out_features,)
 
 
+# Of functions that are jitted there is one for each way to fold, so that equal layers are compiled once.
+
+
 def _stacked(function: Callable, stack: int) -> Callable:
     function = jax.jit(function)
     for _ in range(stack):
@@ -146,6 +125,21 @@ def _stacked(function: Callable, stack: int) -> Callable:
     return function
 
 
+@functools.cache
+def _fold_after(outputs, transposed):
+    def fold(kernel, bias, norm):
+        scale, shift = scale_and_shift(norm)
+        kernel, scale, shift = _of_one_dtype(kernel, scale, shift)
+        # A transposed convolution may have its kernel as that of the convolution it transposes.
+        along = scale[:, None] if transposed else scale
+        scale, shift = (jnp.broadcast_to(values, outputs) for values in (scale, shift))
+        bias = shift if bias is None else bias.astype(shift.dtype) * scale + shift
+        return kernel * _with_axes(along, kernel.ndim), bias
+
+    return fold
+
+
+@functools.cache
 def _fold_before(groups, outputs):
     features = math.prod(outputs)
 
@@ -164,7 +158,27 @@ def _fold_before(groups, outputs):
     return fold
 
 
-def _fold_into_norm(layer, norm):
+@functools.cache
+def _add(axes, groups_of, groups, places):
+    def add(kernel, bias, members):
+        kernel = geometry.with_groups(widened(kernel), groups_of[0], groups)
+        bias = jnp.zeros(kernel.shape[-1], kernel.dtype) if bias is None else bias.astype(kernel.dtype)
+        for (other, other_bias), own_groups, taps in zip(members, groups_of[1:], places, strict=True):
+            if is_norm(other):
+                scale, other_bias = scale_and_shift(other)
+                identity = geometry.identity_kernel(scale.size, groups, axes, scale.dtype)
+                other = identity * _with_axes(scale, identity.ndim)
+            else:
+                other = geometry.with_groups(widened(other), own_groups, groups)
+            kernel = geometry.add_kernel(kernel, other, taps)
+            bias = bias if other_bias is None else bias.astype(kernel.dtype) + other_bias.astype(kernel.dtype)
+        return kernel, bias
+
+    return add
+
+
+@functools.cache
+def _fold_norms(epsilon):
     def fold(scale, bias, mean, var, norm):
         inner_scale, inner_shift = scale_and_shift(norm)
         dtype = jnp.result_type(inner_scale, fusing_dtype(mean.dtype))
@@ -172,11 +186,15 @@ def _fold_into_norm(layer, norm):
         scale = jnp.ones_like(mean) if scale is None else scale.astype(dtype)
         bias = jnp.zeros_like(mean) if bias is None else bias.astype(dtype)
         # scale * (inner_scale * x + inner_shift - mean) / deviation + bias, as a norm of x with the same mean
-        factor = scale * jax.lax.rsqrt(var + layer.epsilon)
+        factor = scale * jax.lax.rsqrt(var + epsilon)
         return scale * inner_scale, bias + factor * (mean * inner_scale + inner_shift - mean)
 
+    return fold
+
+
+def _fold_into_norm(layer, norm):
     parameters = [None if p is None else p[...] for p in (layer.scale, layer.bias)]
-    folded = _stacked(fold, stack_of(norm))(*parameters, layer.mean[...], layer.var[...], norm)
+    folded = _stacked(_fold_norms(layer.epsilon), stack_of(norm))(*parameters, layer.mean[...], layer.var[...], norm)
     kept = next((p for p in (layer.scale, layer.bias) if p is not None), None)
     dtype = layer.mean[...].dtype if kept is None else kept[...].dtype
     for name, value in zip(("scale", "bias"), folded, strict=True):

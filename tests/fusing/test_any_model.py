@@ -20,7 +20,8 @@ from repmlp_jax import fuse_params, fuse_report
 from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
 from repmlp_jax.models.randomness import abstract
 
-pytestmark = pytest.mark.usefixtures("mixed_dtypes")
+# Many of these models are such that nothing may be folded.
+pytestmark = [pytest.mark.usefixtures("mixed_dtypes"), pytest.mark.filterwarnings("ignore:nothing to fuse")]
 
 
 def expand(text: str) -> set[str]:
@@ -406,7 +407,9 @@ def test_wrong_options(options, unchecked_types):
         fuse_params(build(nets.ACNet), IMAGES, **options)
 
 
-@pytest.mark.parametrize("options", [dict(call=run), dict(check=True), dict(dense_groups=True)], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(call=run), dict(check=True), dict(dense_groups=True)], ids=lambda options: next(iter(options))
+)
 def test_options_without_an_example(options):
     with pytest.raises((TypeError, ValueError), match="example"):
         fuse_params(build(nets.ACNet), **options)

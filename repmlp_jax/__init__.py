@@ -9,6 +9,7 @@ from repmlp_jax.deploy.program import export_model, load_exported
 from repmlp_jax.deploy.torch import export_torch
 from repmlp_jax.fusing.algebra import conv_to_fc
 from repmlp_jax.fusing.fuse import fuse_params
+from repmlp_jax.fusing.linen import fuse_variables
 from repmlp_jax.interop.report import fuse_report
 from repmlp_jax.interop.torch import from_torch, to_torch
 from repmlp_jax.interop.torch_file import load_torch_file
@@ -48,6 +49,7 @@ __all__ = [
     "from_torch",
     "fuse_params",
     "fuse_report",
+    "fuse_variables",
     "list_models",
     "load_exported",
     "load_model",

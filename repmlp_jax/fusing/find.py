@@ -13,7 +13,7 @@ from repmlp_jax.fusing import geometry
 from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
 from repmlp_jax.fusing.marks import is_affine, is_norm, labels, layers_of, mark, trace, why_unknown
 from repmlp_jax.fusing.modules import dotted
-from repmlp_jax.fusing.program import Equation, Program, Scope, Value
+from repmlp_jax.fusing.program import Equation, Scope, Value, loops_over, readers
 from repmlp_jax.fusing.steps import AddBranches, FoldAfter, FoldBefore, Step, fold, stack_of
 
 Example = Sequence[jax.ShapeDtypeStruct]
@@ -175,7 +175,7 @@ class _Finder:
         self.gone = {number for number, layer in enumerate(self.layers) if isinstance(layer, FoldedNorm)}
         self.zero = {number for number, layer in enumerate(self.layers) if isinstance(layer, FoldedBranch)}
         self.groups = {number: geometry.groups_of(layer) for number, layer in enumerate(self.layers)}
-        self.readers = _readers(self.program)
+        self.readers = readers(self.program)
         self.kept: dict[int, list[str]] = {}
         self.narrower: dict[int, str] = {}
 
@@ -416,6 +416,7 @@ class _Finder:
             raise _KeptError(taps)
         if stack_of(layer) != stack_of(largest) or self._vmapped(number) != self._vmapped(target):
             raise _KeptError("one of them is a stack")
+        self._check_loops(number, target)
         self._check_groups(target, together)
 
     def _check_groups(self, target, together):
@@ -467,8 +468,19 @@ class _Finder:
         """Each layer of a stack must read the output of the same layer of the stack before it."""
         if stack_of(self.layers[one]) != stack_of(self.layers[other]):
             raise _KeptError("one of them is a stack")
+        self._check_loops(one, other)
         if self._vmapped(one) and not all(end.direct for end in ends):
             raise _KeptError("it may read the output of another layer of the stack")
+
+    def _check_loops(self, one, other):
+        """In each of their scopes the same loops must go over the arrays of both."""
+        loops = set(self._loops(one))
+        if loops != set(self._loops(other)) or len(loops) > len({scope for scope, _ in loops}):
+            raise _KeptError("other loops go over the parameters of the one than over those of the other")
+
+    def _loops(self, number):
+        for scope, call in self.program.calls[number]:
+            yield from ((scope, loops_over(value)) for value in call.operands[1:])
 
     def _vmapped(self, number) -> int:
         """The axes of a stack over which jax.vmap goes; a loop goes over the others."""
@@ -527,16 +539,6 @@ class _Finder:
         if call.name == "add":
             return all(map(self._is_zero, call.operands))
         return call.layer in self.zero or (call.layer in self.gone and self._is_zero(call.operands[0]))
-
-
-def _readers(program: Program) -> dict[int, set]:
-    """Number of an array of the model → the numbers of the layers that read it; "" for anything else that does."""
-    readers: dict[int, set] = {}
-    for value, uses in program.uses.items():
-        if value.parameter:
-            found = {"" if equation is None or equation.layer is None else equation.layer for _, equation in uses}
-            readers.setdefault(value.parameter[0], set()).update(found)
-    return readers
 
 
 def _factor(equation: Equation, value: Value, channels: int) -> float:

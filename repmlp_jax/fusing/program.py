@@ -35,7 +35,7 @@ class Value:
         parameter: the number of the model's array that it is, and how many leading axes of that a loop goes over.
         constant: its value, if it is written in the program.
         origin: for the inputs of a loop's body, what they are of which value outside.
-        scope: where it is computed; None for inputs.
+        scope: where it is computed, or the body of the loop that it is a slice for; None for other inputs.
     """
 
     shape: tuple[int, ...]
@@ -203,13 +203,17 @@ class Program:
 
     def _scan(self, equation, operands, scope):
         params = equation.params
-        first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
-        fixed, state, rows = operands[:first], operands[first:second], operands[second:]
         inner = params["jaxpr"]
+        # By ranks, since the names of their numbers are others in later versions of JAX.
+        second = _same_ranks(equation.invars, inner.jaxpr.invars)
+        first = second - _same_ranks(equation.outvars, inner.jaxpr.outvars)
+        fixed, state, rows = operands[:first], operands[first:second], operands[second:]
         slices = [
             _part("slice", row, variable.aval) for row, variable in zip(rows, inner.jaxpr.invars[second:], strict=True)
         ]
         body, state, returned = self._loop(inner, fixed, state, slices, inner.jaxpr.invars[first:second])
+        for part in slices:
+            part.scope = body
         results, pairs, carried = self._carried(equation, operands[first:second], state, returned, scope)
         by_slice = {part: row for part, row in zip(slices, rows, strict=True)}
         for value, variable in zip(returned[len(state) :], equation.outvars[len(state) :], strict=True):
@@ -281,6 +285,25 @@ class Program:
         return results
 
 
+def readers(program: Program) -> dict[int, set[int | None]]:
+    """Number of an array of the model → the numbers of the layers that read it; None for anything else that does."""
+    found: dict[int, set[int | None]] = {}
+    for value, uses in program.uses.items():
+        if value.parameter:
+            layers = (None if equation is None else equation.layer for _, equation in uses)
+            found.setdefault(value.parameter[0], set()).update(layers)
+    return found
+
+
+def loops_over(value: Value) -> tuple[Scope, ...]:
+    """The bodies of the loops that go over the leading axes of an array, of which a value is a slice."""
+    loops = []
+    while value.origin:
+        loops.append(value.scope)
+        value = value.origin[1]
+    return tuple(loop for loop in loops if loop is not None)
+
+
 def _value(aval, scope=None) -> Value:
     return Value(tuple(getattr(aval, "shape", ())), getattr(aval, "dtype", None), scope=scope)
 
@@ -295,6 +318,11 @@ def _part(kind, value, aval) -> Value:
     if kind == "slice" and value.parameter:
         part.parameter = value.parameter[0], value.parameter[1] + 1
     return part
+
+
+def _same_ranks(outside, inside) -> int:
+    """The number of inputs or outputs of a loop that its body takes or returns as they are, not row by row."""
+    return sum(one.aval.ndim == other.aval.ndim for one, other in zip(outside, inside, strict=True))
 
 
 def _called(equation) -> ClosedJaxpr | None:

@@ -20,7 +20,8 @@ from repmlp_jax import fuse_params, fuse_report
 from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
 from repmlp_jax.models.randomness import abstract
 
-pytestmark = pytest.mark.usefixtures("mixed_dtypes")
+# Many of these models are such that nothing may be folded.
+pytestmark = [pytest.mark.usefixtures("mixed_dtypes"), pytest.mark.filterwarnings("ignore:nothing to fuse")]
 
 
 def expand(text: str) -> set[str]:

@@ -18,7 +18,8 @@ from repmlp_jax import fuse_params, fuse_report
 from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
 from repmlp_jax.fusing.folding import Folding
 
-pytestmark = pytest.mark.usefixtures("mixed_dtypes")
+# Many of these models are such that nothing may be folded.
+pytestmark = [pytest.mark.usefixtures("mixed_dtypes"), pytest.mark.filterwarnings("ignore:nothing to fuse")]
 
 
 class Closing(nnx.Module):

@@ -102,3 +102,28 @@ def test_quantising_a_stack_says_what_to_do(activations):
 def test_exporting_a_stack_says_what_to_do():
     with pytest.raises(ValueError, match=r"to_torch: global_perceptron.norm is a stack of \(3,\) modules"):
         to_torch(stacked(KINDS["block"]))
+
+
+class Crossed(nnx.Module):
+    """A loop over norms, and in it a loop over as many convolutions."""
+
+    def __init__(self):
+        self.convs, self.norms = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(self.pair, range(2)))
+        self.gains = nnx.Param(jnp.ones(2))
+
+    @staticmethod
+    def pair(seed):
+        block = build(ConvBN, seed, in_features=4, out_features=4, kernel_size=3)
+        return block.conv, block.norm
+
+    def __call__(self, x):
+        def over_norms(x, row):
+            norm, gain = row
+            return jax.lax.scan(lambda x, conv: (gain * nnx.relu(norm(conv(x))) + x, None), x, self.convs)[0], None
+
+        return jax.lax.scan(over_norms, x, (self.norms, self.gains[...]))[0]
+
+
+def test_a_norm_stays_out_of_a_layer_that_another_loop_goes_over():
+    (norm,) = fuse_report(Crossed(), X).blocks
+    assert "other loops go over the parameters" in norm.kept["norm"]

@@ -1,5 +1,6 @@
 """Finding what can be folded: reading, from the program of one call, where the outputs of layers go."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -27,12 +28,14 @@ class Found(NamedTuple):
         kept: number of a norm, or of a layer beside others, → why it stays.
         pixels: number of a layer → the pixels, or vectors, that its calls return.
         narrower: number of a norm that is folded → the narrower dtype that it is then computed in.
+        pooled: whether a step reads through a pool, which may be padded for other sizes, four halvings deep.
     """
 
     steps: list[Step]
     kept: dict[int, str]
     pixels: dict[int, int]
     narrower: dict[int, str]
+    pooled: bool
 
 
 class _KeptError(Exception):
@@ -88,11 +91,16 @@ def find_steps(
     except Exception as error:  # such as reverse-mode differentiation within the call, which the marks do not take
         reason = f"the call cannot be followed: {type(error).__name__}: {error}".splitlines()[0]
         norms = [number for number, (_, layer) in enumerate(layers_of(model)) if is_norm(layer)]
-        return Found([], dict.fromkeys(norms, reason), {}, {})
+        return Found([], dict.fromkeys(norms, reason), {}, {}, False)
     traces += _larger(marked, call, example)
     refused: dict[Step, str] = {}
+    seen_pools = False
     while True:
         found = [_Finder(model, *traced, chosen, dense_groups, refused).find() for traced in traces]
+        if found[0].pooled and not seen_pools:
+            seen_pools = True
+            traces += _of_sizes(marked, call, example, range(5, 33, 2))
+            continue
         steps: list[set[Step]] = [set(one.steps) for one in found]
         every, common = set[Step]().union(*steps), steps[0].intersection(*steps)
         new = dict.fromkeys(every - common, "it holds for the size of the example only")
@@ -106,24 +114,25 @@ def find_steps(
 
 def _larger(marked, call, example) -> list:
     """The traces for larger examples that the model takes: what is constant for a size may not be for another."""
-
-    def larger(factor, more=0):
-        def of(array):
-            first, *others = array.shape or (0,)
-            middle = [size * factor + more for size in others[:-1]]
-            return jax.ShapeDtypeStruct((first + 1, *middle, *others[-1:]) if array.shape else (), array.dtype)
-
-        return [of(array) for array in example]
-
-    def traces(candidate):
-        try:
-            return [trace(marked, call, candidate)]
-        except Exception:  # whatever the model's own code raises for a size that it does not take
-            return []
-
     # Odd sizes show which pools are padded; one of these is odd once halved, too, be it rounded up or down.
-    odd = traces(larger(2, 1)) + traces(larger(2, 3))
-    return odd or traces(larger(2)) or traces(larger(1))
+    odd = _of_sizes(marked, call, example, (1, 3))
+    return odd or _of_sizes(marked, call, example, (0,)) or _of_sizes(marked, call, example, (0,), factor=1)
+
+
+def _of_sizes(marked, call, example, more, factor=2) -> list:
+    """The traces for a larger batch and for sides that are `factor` times as long, and longer by each of `more`."""
+
+    def larger(array, more):
+        first, *others = array.shape or (0,)
+        middle = [size * factor + more for size in others[:-1]]
+        return jax.ShapeDtypeStruct((first + 1, *middle, *others[-1:]) if array.shape else (), array.dtype)
+
+    found = []
+    for addend in more:
+        # Whatever the model's own code raises for a size that it does not take.
+        with contextlib.suppress(Exception):
+            found.append(trace(marked, call, [larger(array, addend) for array in example]))
+    return found
 
 
 def _seen_by_the_model(model, call, example, steps) -> set[Step]:
@@ -178,6 +187,7 @@ class _Finder:
         self.readers = readers(self.program)
         self.kept: dict[int, list[str]] = {}
         self.narrower: dict[int, str] = {}
+        self.pooled = False
 
     def find(self) -> Found:
         """Looks for steps until there is none."""
@@ -190,7 +200,7 @@ class _Finder:
                 kept[number] = reasons or "nothing to fold it into"
         calls = self.program.calls.items()
         pixels = {number: sum(_pixels(call) for _, call in found) for number, found in calls}
-        return Found(self.steps, kept, pixels, self.narrower)
+        return Found(self.steps, kept, pixels, self.narrower, self.pooled)
 
     def _take(self, step) -> bool:
         if step in self.refused:
@@ -521,6 +531,7 @@ class _Finder:
                 ends += self._follow(equation.results[0], scope, channels, weight, direct)
             else:
                 factor = _factor(equation, value, channels)
+                self.pooled |= equation.name == "reduce_window_sum"
                 ends += self._follow(equation.results[0], scope, channels, weight * factor, False)
         return ends
 

@@ -1,6 +1,7 @@
 """Where the taps of a convolution fall on its input, and which convolutions of one input add up to one."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -93,7 +94,7 @@ def taps_within(layer: Any, target: Any) -> list[list[int]] | str:
 
 
 def add_kernel(
-    kernel: Float[Array, "..."], other: Float[Array, "..."], taps: list[list[int]] | str
+    kernel: Float[Array, "..."], other: Float[Array, "..."], taps: Sequence[Sequence[int]] | str
 ) -> Float[Array, "..."]:
     """Adds a kernel to the taps of another that `taps_within` returned, in the wider of their dtypes."""
     assert not isinstance(taps, str), taps

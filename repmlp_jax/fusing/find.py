@@ -422,6 +422,10 @@ class _Finder:
         outputs = [self.program.calls[one][0][1].results[0] for one in (number, target)]
         if outputs[0].dtype != outputs[1].dtype or outputs[0].shape != outputs[1].shape:
             raise _KeptError("their outputs differ in dtype or shape")
+        if is_affine(layer):
+            sizes = [self._sizes(one) for one in (number, target)]
+            if sizes[0][0] != sizes[1][0] or min(sizes[0]) > sizes[1][1]:
+                raise _KeptError(f"{self._name(target)} has another precision")
         for one in (layer, largest):
             if hasattr(one, "input_dilation") and set(geometry.each(one, one.input_dilation)) != {1}:
                 raise _KeptError("one puts zeros between pixels")
@@ -431,6 +435,12 @@ class _Finder:
         if stack_of(layer) != stack_of(largest) or self._vmapped(number) != self._vmapped(target):
             raise _KeptError("one of them is a stack")
         self._check_groups(target, together)
+
+    def _sizes(self, number):
+        """The bytes of the numbers that a convolution or FC computes with, and of those of its kernel."""
+        layer, kernel = self.layers[number], self.layers[number].kernel.get_raw_value().dtype
+        computes = layer.dtype or jnp.promote_types(self.program.calls[number][0][1].operands[0].dtype, kernel)
+        return jnp.dtype(computes).itemsize, kernel.itemsize
 
     def _check_groups(self, target, together):
         affine = [number for number in together if is_affine(self.layers[number])]

@@ -587,3 +587,17 @@ class OfRegistered(nnx.Module):
 
 def test_a_class_whose_subclasses_need_arguments():
     assert norms_left(fused_and_same(build(OfRegistered), IMAGES)) == set()
+
+
+class OfTwoPrecisions(nnx.Module):
+    def __init__(self, *, rngs):
+        self.large = nnx.Conv(4, 4, (3, 3), param_dtype=jnp.float32, rngs=rngs)
+        self.small = nnx.Conv(4, 4, (1, 1), param_dtype=jnp.float64, rngs=rngs)
+
+    def __call__(self, x):
+        return self.large(x) + self.small(x)
+
+
+def test_a_branch_of_wider_parameters_stays():
+    fused = fused_and_same(build(OfTwoPrecisions, dtype=None), IMAGES)
+    assert paths(fused, FoldedBranch) == set()

@@ -114,17 +114,47 @@ def find_steps(
 
 def _larger(marked, call, example) -> list:
     """The traces for larger examples that the model takes: what is constant for a size may not be for another."""
-    # Odd sizes show which pools are padded; one of these is odd once halved, too, be it rounded up or down.
-    odd = _of_sizes(marked, call, example, (1, 3))
-    return odd or _of_sizes(marked, call, example, (0,)) or _of_sizes(marked, call, example, (0,), factor=1)
+    rank = max((len(array.shape) for array in example), default=0)
+
+    def trace_if_taken(factor, more, batch, axes):
+        def of(array):
+            last = len(array.shape) - 1
+            grown = range(1, last) if axes is None else axes
+            shape = [size * factor + more if axis in grown else size for axis, size in enumerate(array.shape)]
+            return jax.ShapeDtypeStruct((shape[0] + batch, *shape[1:]) if shape else (), array.dtype)
+
+        candidate = [of(array) for array in example]
+        try:
+            return [trace(marked, call, candidate)] if candidate != list(example) else []
+        except Exception:  # whatever the model's own code raises for a size that it does not take
+            return []
+
+    def grown(batch, axes=None):
+        # Odd sizes show which pools are padded; one of these is odd once halved, too, be it rounded up or down.
+        odd = [traced for more in (1, 3) for traced in trace_if_taken(2, more, batch, axes)]
+        if odd or not (twice := trace_if_taken(2, 0, batch, axes)):
+            return odd
+        # Only the multiples of a number: three times the size, and the nearest that it takes.
+        nearest = (trace_if_taken(1, more, batch, axes) for more in (2, 4, 8, 16, 32))
+        return twice + trace_if_taken(3, 0, batch, axes) + next(filter(None, nearest), [])
+
+    for batch in (1, 0):  # a model may be written for a batch of one
+        found = grown(batch)
+        # The last axis need not be that of the channels: tokens have none.
+        found += grown(batch, range(1, rank)) if found else []
+        found = found or [traced for axis in range(1, rank) for traced in grown(batch, {axis})]
+        found = found or trace_if_taken(1, 0, batch, ())
+        if found:
+            return found
+    return []
 
 
-def _of_sizes(marked, call, example, more, factor=2) -> list:
-    """The traces for a larger batch and for sides that are `factor` times as long, and longer by each of `more`."""
+def _of_sizes(marked, call, example, more) -> list:
+    """The traces for a larger batch and for sides that are twice as long, and longer by each of `more`."""
 
     def larger(array, more):
         first, *others = array.shape or (0,)
-        middle = [size * factor + more for size in others[:-1]]
+        middle = [size * 2 + more for size in others[:-1]]
         return jax.ShapeDtypeStruct((first + 1, *middle, *others[-1:]) if array.shape else (), array.dtype)
 
     found = []
@@ -141,18 +171,14 @@ def _seen_by_the_model(model, call, example, steps) -> set[Step]:
     def program(model, **options):
         return trace(model, call, example, **options)[0].text(labels(model))
 
+    def sees_marks(model):
+        """Whether its code looks at the class of a layer, which the marks change."""
+        return program(mark(nnx.clone(model), batched_as_usual=True), inline_layers=True) != program(model)
+
     def differs(steps):
         folded = nnx.eval_shape(lambda model: fold(model, steps), model)
-        pair = model, folded
         try:
-            first, second = (mark(nnx.clone(one)) for one in pair)
-            if program(first) != program(second):
-                return True
-            # The marks change the class of a layer, which code may look at, too.
-            renamed = (mark(nnx.clone(one), batched_as_usual=True) for one in pair)
-            return any(
-                program(marked, inline_layers=True) != program(one) for one, marked in zip(pair, renamed, strict=True)
-            )
+            return program(mark(nnx.clone(folded))) != expected or sees_marks(folded)
         except Exception:  # the folded model does not run: its code needs what is gone
             return True
 
@@ -162,7 +188,10 @@ def _seen_by_the_model(model, call, example, steps) -> set[Step]:
         halves = steps[: len(steps) // 2], steps[len(steps) // 2 :]
         return set().union(*(guilty(half) for half in halves if differs(half))) or set(steps)
 
-    return guilty(steps) if steps and differs(steps) else set()
+    if not steps or sees_marks(model):
+        return set(steps)
+    expected = program(mark(nnx.clone(model)))
+    return guilty(steps) if differs(steps) else set()
 
 
 def _pixels(call):
@@ -418,6 +447,10 @@ class _Finder:
         outputs = [self.program.calls[one][0][1].results[0] for one in (number, target)]
         if outputs[0].dtype != outputs[1].dtype or outputs[0].shape != outputs[1].shape:
             raise _KeptError("their outputs differ in dtype or shape")
+        if is_affine(layer):
+            sizes = [self._sizes(one) for one in (number, target)]
+            if sizes[0][0] != sizes[1][0] or min(sizes[0]) > sizes[1][1]:
+                raise _KeptError(f"{self._name(target)} has another precision")
         for one in (layer, largest):
             if hasattr(one, "input_dilation") and set(geometry.each(one, one.input_dilation)) != {1}:
                 raise _KeptError("one puts zeros between pixels")
@@ -428,6 +461,12 @@ class _Finder:
             raise _KeptError("one of them is a stack")
         self._check_loops(number, target)
         self._check_groups(target, together)
+
+    def _sizes(self, number):
+        """The bytes of the numbers that a convolution or FC computes with, and of those of its kernel."""
+        layer, kernel = self.layers[number], self.layers[number].kernel.get_raw_value().dtype
+        computes = layer.dtype or jnp.promote_types(self.program.calls[number][0][1].operands[0].dtype, kernel)
+        return jnp.dtype(computes).itemsize, kernel.itemsize
 
     def _check_groups(self, target, together):
         affine = [number for number in together if is_affine(self.layers[number])]
@@ -522,7 +561,7 @@ class _Finder:
             if where is not scope:
                 raise _KeptError("its output is used within a loop or branch")
             if equation.layer is not None and equation.layer not in self.gone:
-                if not math.isclose(weight, 1):
+                if not math.isclose(weight, 1, rel_tol=1e-13):
                     raise _KeptError("a sum that is no average lies in between")
                 if equation.operands[0] is not value or value in equation.operands[1:]:
                     raise _KeptError(f"its output is a parameter of {self._name(equation.layer)}")

@@ -101,7 +101,8 @@ def fuse_params(
         found = find_foldable(fused, folding)
         steps.extend(found.steps)
         folded = fold(fused, found.steps)
-        vars(folded)["folding"] = folding
+        if isinstance(getattr(folded, "folding", folding), Folding):  # not an attribute of the model's own
+            vars(folded)["folding"] = folding
         return folded
 
     fused = transformed_on_host(transform, model)

@@ -34,6 +34,7 @@ def axes_of(layer: Any) -> list[tuple[Padding, int, int]]:
 
 
 def _named_padding(name, reach, stride):
+    name = name.upper()  # as lax does
     if name in ("CIRCULAR", "REFLECT"):
         return reach // 2, (reach + 1) // 2
     if name == "CAUSAL":

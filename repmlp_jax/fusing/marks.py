@@ -1,5 +1,6 @@
 """Marking the layers of a model, so that each call of one is a single equation of the model's jaxpr."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from flax.nnx.nn import dtypes
 from jax import lax
 
 from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
-from repmlp_jax.fusing.modules import dotted, iterate_nodes
+from repmlp_jax.fusing.modules import iterate_nodes
 from repmlp_jax.fusing.program import LAYER, REFUSED, Program
 
 AFFINE = (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.LinearGeneral)
@@ -64,7 +65,16 @@ def why_unknown(module: Any) -> str | None:
         return "it normalises other axes than the last"
     if is_affine(module) and not isinstance(module.kernel, nnx.Variable):
         return "its kernel is no variable"
+    for name, value in vars(module).items():
+        if isinstance(value, nnx.Variable) and _changes_when_read(value):
+            return f"its {name} changes its value when it is read"
     return None
+
+
+def _changes_when_read(variable):
+    kind = type(variable)
+    plain = all(getattr(kind, name) is getattr(nnx.Variable, name) for name in ("get_value", "__getitem__"))
+    return not plain or bool(variable.get_metadata().get("on_get_value"))
 
 
 def mark(model: nnx.Module, *, batched_as_usual: bool = False) -> nnx.Module:
@@ -77,7 +87,8 @@ def mark(model: nnx.Module, *, batched_as_usual: bool = False) -> nnx.Module:
     """
     for number, (_, module) in enumerate(layers_of(model)):
         if _is_gone(module) or why_unknown(module) is None:
-            module.__class__ = _marked(type(module), number, batched_as_usual)  # type: ignore[arg-type]
+            with contextlib.suppress(TypeError):  # a class whose subclasses need arguments is left
+                module.__class__ = _marked(type(module), number, batched_as_usual)  # type: ignore[arg-type]
     return model
 
 
@@ -146,22 +157,28 @@ def trace(
     """
     graphdef, state = nnx.split(model)
     arrays, structure = jax.tree.flatten(state)
-    returned = 0
+    numbers_of = {path: number for number, path in enumerate(_paths(state))}
+    before: list[int | None] = []
 
     def function(arrays, example):
-        nonlocal returned
+        nonlocal before
         module = nnx.merge(graphdef, jax.tree.unflatten(structure, arrays))
         outputs = jax.tree.leaves(call(module, *example))
-        returned = len(outputs)
-        return outputs, jax.tree.leaves(nnx.state(module))
+        after = nnx.state(module)
+        before = [*(None for _ in outputs), *map(numbers_of.get, _paths(after))]
+        return outputs, jax.tree.leaves(after)
 
     with jax.disable_jit(False):  # which would remove the marks
         jaxpr = jax.make_jaxpr(function)(arrays, list(example))
-    program = Program(jaxpr, len(arrays), returned, **options)
+    program = Program(jaxpr, len(arrays), before, **options)
     numbers = nnx.merge(graphdef, jax.tree.unflatten(structure, range(len(arrays))))
     return program, [jax.tree.leaves(nnx.state(layer)) for _, layer in layers_of(numbers)]
 
 
 def labels(model: nnx.Module) -> list[str]:
     """The path of each array of a model."""
-    return [dotted(path) for path, _ in nnx.to_flat_state(nnx.state(model))]
+    return _paths(nnx.state(model))
+
+
+def _paths(state):
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(state)]

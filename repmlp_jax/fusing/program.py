@@ -80,7 +80,7 @@ class Program:
     Args:
         jaxpr: its inputs are the arrays of a model and then those of a call.
         arrays: the number of arrays of the model.
-        returned: the number of outputs of the call; those after them are what the model's arrays are afterwards.
+        before: for each output, the number of the model's array that it is the later value of; None: another output.
         inline_layers: also inline the calls of marked layers.
 
     Attributes:
@@ -92,7 +92,7 @@ class Program:
         hidden: numbers of layers that are called within a primitive that is not looked into, and its name.
     """
 
-    def __init__(self, jaxpr: ClosedJaxpr, arrays: int, returned: int, *, inline_layers: bool = False):
+    def __init__(self, jaxpr: ClosedJaxpr, arrays: int, before: Sequence[int | None], *, inline_layers: bool = False):
         self.refused: dict[int, str] = {}
         self.hidden: dict[int, str] = {}
         self._inline_layers = inline_layers
@@ -102,7 +102,11 @@ class Program:
             value.parameter = number, 0
         self.inputs = inputs
         outputs = self._read(jaxpr.jaxpr, jaxpr.consts, inputs, self.scope)
-        self.outputs = outputs[:returned] + [value for value in outputs[returned:] if value.parameter is None]
+        self.outputs = [
+            value
+            for value, number in zip(outputs, before, strict=True)
+            if number is None or value.parameter != (number, 0)
+        ]
         self._live: set[Value] = set(self.outputs)
         self._find_live(self.scope)
         self.uses: dict[Value, list[tuple[Scope, Equation | None]]] = defaultdict(list)

@@ -455,3 +455,151 @@ def test_places_are_named():
     said = places(build(nets.ACNet), shapes(IMAGES))
     assert "square.conv" in said["square.norm"]
     assert "square.conv" in said["flat.conv"]
+
+
+# Sizes that the model takes.
+
+
+class Sized(nnx.Module):
+    """A convolution and its norm on what `before` makes of the input, with `between` them."""
+
+    def __init__(self, channels, before, between, *, rngs):
+        self.conv = nnx.Conv(channels, 4, (3,), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.before, self.between = before, between
+
+    def __call__(self, x):
+        return self.norm(self.between(self.conv(self.before(x))))
+
+
+def pool_of_three(x):
+    return nnx.avg_pool(x, (3,), (3,), padding="SAME")
+
+
+SIZED = {
+    "pairs": (8, lambda x: x.reshape(len(x), -1, 8), pool_of_three, (2, 6, 4), (2, 8, 4)),
+    "a batch of one": (4, lambda x: x.squeeze(0), lambda x: x.sum(0) / 8, (1, 8, 4), (1, 12, 4)),
+    "frequencies": (15, lambda x: x.reshape(*x.shape[:2], 15), lambda x: x.sum(1) / 9, (2, 9, 5, 3), (2, 12, 5, 3)),
+    "samples": (1, lambda x: x[..., None], pool_of_three, (2, 15), (2, 16)),
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_a_constant_of_a_size_that_not_all_axes_share(name):
+    channels, before, between, shape, other = SIZED[name]
+    model = build(functools.partial(Sized, channels, before, between))
+    fused = fused_and_same(model, array(*shape), others=[(array(*other),)])
+    assert norms_left(fused) == {"norm"}
+
+
+class Tokens(nnx.Module):
+    def __init__(self, *, rngs):
+        self.embed = nnx.Embed(7, 4, rngs=rngs)
+        self.sized = Sized(4, lambda x: x, pool_of_three, rngs=rngs)
+
+    def __call__(self, tokens):
+        return self.sized(self.embed(tokens))
+
+
+def test_tokens_of_another_length():
+    tokens, others = (jnp.arange(2 * length).reshape(2, length) % 7 for length in (15, 16))
+    fused = fused_and_same(build(Tokens), tokens, others=[(others,)])
+    assert norms_left(fused) == {"sized.norm"}
+
+
+# Layers with something of their own.
+
+
+class OneByOneBeside(nnx.Module):
+    def __init__(self, padding, *, rngs):
+        self.large, self.small = (
+            nnx.Conv(4, 4, (side, side), strides=2, padding=padding, rngs=rngs) for side in (3, 1)
+        )
+
+    def __call__(self, x):
+        return self.large(x) + self.small(x)
+
+
+def test_names_of_paddings_in_lower_case():
+    with contextlib.suppress(UserWarning), pytest.warns(UserWarning, match="nothing"):
+        fused = fuse_params(build(OneByOneBeside, "same"), IMAGES)
+    assert_same(build(OneByOneBeside, "same"), fused, (IMAGES,))
+
+
+class Centred(nnx.Param):
+    def get_value(self, **options):
+        value = super().get_value(**options)
+        return value if isinstance(value, jax.ShapeDtypeStruct) else value - jnp.mean(value)
+
+
+def test_a_kernel_that_changes_when_it_is_read():
+    model = build(ConvNorm, 4, 4, (3, 3))
+    model.conv.kernel = Centred(model.conv.kernel.get_raw_value())
+    with pytest.warns(UserWarning, match="nothing"):
+        fused = fuse_params(model, IMAGES)
+    assert_same(model, fused, (IMAGES,))
+
+
+class KeepsItsKernel(nnx.Module):
+    def __init__(self, *, rngs):
+        self.pair = ConvNorm(4, 4, (3, 3), rngs=rngs)
+        self.kept = nnx.Cache(jnp.zeros((3, 3, 4, 4)))
+
+    def __call__(self, x):
+        self.kept[...] = self.pair.conv.kernel[...]
+        return self.pair(x)
+
+
+def test_a_kernel_that_the_call_keeps():
+    model = build(KeepsItsKernel)
+    with pytest.warns(UserWarning, match="nothing"):
+        fused = fuse_params(model, IMAGES)
+    for one in (model, fused):
+        one(IMAGES)
+    assert_identical(model.kept, fused.kept)
+
+
+class Protein(nnx.Module):
+    """With an attribute `folding` of its own."""
+
+    def __init__(self, *, rngs):
+        self.folding = ConvNorm(4, 4, (3, 3), rngs=rngs)
+
+    def __call__(self, x):
+        return self.folding(x)
+
+
+def test_an_attribute_of_the_models_own():
+    assert norms_left(fused_and_same(build(Protein), IMAGES)) == set()
+
+
+class Registered(nnx.Conv):
+    def __init_subclass__(cls, *, tag, **options):
+        super().__init_subclass__(**options)
+
+
+class OfRegistered(nnx.Module):
+    def __init__(self, *, rngs):
+        self.conv = Registered(4, 4, (3, 3), rngs=rngs)
+        self.pair = ConvNorm(4, 4, (3, 3), rngs=rngs)
+
+    def __call__(self, x):
+        return self.pair(self.conv(x))
+
+
+def test_a_class_whose_subclasses_need_arguments():
+    assert norms_left(fused_and_same(build(OfRegistered), IMAGES)) == set()
+
+
+class OfTwoPrecisions(nnx.Module):
+    def __init__(self, *, rngs):
+        self.large = nnx.Conv(4, 4, (3, 3), param_dtype=jnp.float32, rngs=rngs)
+        self.small = nnx.Conv(4, 4, (1, 1), param_dtype=jnp.float64, rngs=rngs)
+
+    def __call__(self, x):
+        return self.large(x) + self.small(x)
+
+
+def test_a_branch_of_wider_parameters_stays():
+    fused = fused_and_same(build(OfTwoPrecisions, dtype=None), IMAGES)
+    assert paths(fused, FoldedBranch) == set()

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jax import lax
@@ -286,7 +287,7 @@ def _fold_norm_before(norm, kernel, bias):
 
 
 def fuse_fc3(
-    fc3: tuple[Float[Array, "groups K J"], BatchNorm] | None,
+    fc3: tuple[Float[Array | np.ndarray, "groups K J"], BatchNorm] | None,
     convolutions: Sequence[ConvBN],
     partition_size: Sequence[int],
     groups: int,

@@ -257,10 +257,9 @@ def _trace(marks, module, variables, example, method, options) -> Program:
     # Whatever the call stores is an output. The second name, which no collection has, is for nn.jit: for the same
     # filter it would take what it traced before, without these marks.
     mutable = DenyList(("params", uuid.uuid4().hex))
-    returned = 0
+    before: list[int | None] = []
 
     def function(arrays, inputs):
-        nonlocal returned
         inputs = iter(inputs)
         leaves = [next(inputs) if here else leaf for leaf, here in zip(given, is_array, strict=True)]
         arguments, keywords = jax.tree.unflatten(call, leaves)
@@ -268,7 +267,8 @@ def _trace(marks, module, variables, example, method, options) -> Program:
         with nn.intercept_methods(marks):
             outputs, stored = module.apply(everything, *arguments, method=method, mutable=mutable, **keywords)
         outputs = jax.tree.leaves(outputs)
-        returned = len(outputs)
+        numbers = {path: number for number, path in enumerate(_paths(everything))}
+        before[:] = [None] * len(outputs) + [numbers.get(path) for path in _paths(stored)]
         return outputs, jax.tree.leaves(stored)
 
     def abstract(leaves):
@@ -276,7 +276,11 @@ def _trace(marks, module, variables, example, method, options) -> Program:
 
     with jax.disable_jit(False):  # which would remove the marks
         jaxpr = jax.make_jaxpr(function)(abstract(arrays), abstract(itertools.compress(given, is_array)))
-    return Program(jaxpr, len(arrays), returned)
+    return Program(jaxpr, len(arrays), before)
+
+
+def _paths(tree) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 class _Kept(Exception):  # noqa: N818 - no error

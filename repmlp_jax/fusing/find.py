@@ -12,6 +12,7 @@ from flax import nnx
 
 from repmlp_jax.fusing import geometry
 from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
+from repmlp_jax.fusing.folding import transformed_abstractly
 from repmlp_jax.fusing.marks import is_affine, is_norm, labels, layers_of, mark, trace, why_unknown
 from repmlp_jax.fusing.modules import dotted
 from repmlp_jax.fusing.program import Equation, Scope, Value, loops_over, readers
@@ -176,7 +177,7 @@ def _seen_by_the_model(model, call, example, steps) -> set[Step]:
         return program(mark(nnx.clone(model), batched_as_usual=True), inline_layers=True) != program(model)
 
     def differs(steps):
-        folded = nnx.eval_shape(lambda model: fold(model, steps), model)
+        folded = transformed_abstractly(lambda model: fold(model, steps), model)
         try:
             return program(mark(nnx.clone(folded))) != expected or sees_marks(folded)
         except Exception:  # the folded model does not run: its code needs what is gone

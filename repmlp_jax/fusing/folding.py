@@ -93,10 +93,35 @@ def _lies_below(path, chosen):
 
 
 def abstractly(model: nnx.Module) -> nnx.Module:
-    """The model with shapes and dtypes in place of its arrays, which may be traced."""
+    """The model with shapes and dtypes in place of the arrays of its variables, which may be traced.
+
+    Arrays that are no variables are arrays of zeros, since NNX takes no shape for an array there.
+    """
     graphdef, state = nnx.split(model)
-    return nnx.merge(graphdef, jax.tree.map(_abstract, state))
+    return nnx.merge(graphdef, _abstract(state))
 
 
-def _abstract(array):
-    return jax.ShapeDtypeStruct(np.shape(array), array.dtype)
+def transformed_abstractly(transform: Callable[[nnx.Module], nnx.Module], model: nnx.Module) -> nnx.Module:
+    """What `transform` would return for a model that `abstractly` returned, abstractly."""
+    graphdef, state = nnx.split(model)
+    transformed = None
+
+    def pure(state):
+        nonlocal transformed
+        transformed, state = nnx.split(transform(nnx.merge(graphdef, state)))
+        return state
+
+    state = jax.eval_shape(pure, state)
+    assert transformed is not None
+    return nnx.merge(transformed, _abstract(state))
+
+
+def _abstract(state):
+    def of(leaf):
+        if isinstance(leaf, nnx.Variable):
+            return jax.tree.map(lambda array: jax.ShapeDtypeStruct(np.shape(array), array.dtype), leaf)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        return np.broadcast_to(np.zeros((), leaf.dtype), np.shape(leaf))
+
+    return jax.tree.map(of, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from repmlp_jax.fusing.folding import Folding, abstractly, selection
+from repmlp_jax.fusing.folding import Folding, abstractly, selection, transformed_abstractly
 from repmlp_jax.fusing.fuse import (
     check_module,
     find_foldable,
@@ -128,10 +128,9 @@ def _report_call(model, folding) -> FuseReport:
     inputs = _inputs_of_blocks(model, None)
     blocks = [(path, block) for path, block in fusable_modules(model) if chosen(path, block)]
     rows = {path: _report_block(path, block, inputs.get(path)) for path, block in blocks}
-    # nnx.eval_shape loses the arrays of nnx.WeightNorm, so it is left out where nothing is fused.
-    with_own = nnx.eval_shape(lambda model: with_fused_modules(model, folding.only), model) if blocks else model
+    with_own = transformed_abstractly(lambda model: with_fused_modules(model, folding.only), model)
     found = find_foldable(with_own, folding)
-    fused = nnx.eval_shape(lambda model: fold(model, found.steps), with_own) if found.steps else with_own
+    fused = transformed_abstractly(lambda model: fold(model, found.steps), with_own)
     rows |= _rows_of_layers(with_own, found)
     order = [path for path, _ in iterate_nodes(model)]
     macs = [count_macs(folding.apply, one, *folding.inputs) for one in (model, fused)]

@@ -5,14 +5,14 @@ import dataclasses
 import functools
 import re
 
+import flax_nets as nets
 import jax
 import jax.numpy as jnp
-import nets
 import numpy as np
 import pytest
 from cases import quick_jit
 from flax import nnx
-from nets import ConvNorm, build
+from flax_nets import ConvNorm, build
 from same import IMAGES, array, assert_same, fused_and_same, norms_left, paths, places, run, shapes
 from tolerance import ROUNDING_BF16, ROUNDING_F64, assert_close, assert_identical, assert_trees_close
 
@@ -603,3 +603,25 @@ class OfTwoPrecisions(nnx.Module):
 def test_a_branch_of_wider_parameters_stays():
     fused = fused_and_same(build(OfTwoPrecisions, dtype=None), IMAGES)
     assert paths(fused, FoldedBranch) == set()
+
+
+class WithTables(nnx.Module):
+    """Arrays that are no variables: of its own, a mask, and the scales of a weight norm."""
+
+    def __init__(self, rngs):
+        self.table = jnp.linspace(0, 1, 64).reshape(1, 8, 8, 1)
+        self.first = ConvNorm(4, 4, (3, 3), rngs=rngs)
+        self.normed = nnx.WeightNorm(nnx.Conv(4, 4, (3, 3), rngs=rngs), rngs=rngs)
+        self.masked = nnx.Conv(4, 4, (3, 3), mask=jnp.ones((3, 3, 4, 4)), rngs=rngs)
+
+    def __call__(self, x):
+        return self.masked(self.normed(nnx.relu(self.first(x)) * self.table))
+
+
+def test_arrays_that_are_no_variables_stay():
+    model = WithTables(rngs=nnx.Rngs(0))
+    model.eval()
+    fused = fuse_params(model, shapes(IMAGES))
+    assert isinstance(fused.first.norm, FoldedNorm)
+    assert_identical(fused.table, model.table)
+    assert fuse_report(model, shapes(IMAGES)).blocks

@@ -4,13 +4,13 @@ import contextlib
 import functools
 import re
 
+import flax_nets as nets
 import jax
 import jax.numpy as jnp
-import nets
 import numpy as np
 import pytest
 from flax import nnx
-from nets import ConvNorm, build, randomised
+from flax_nets import ConvNorm, build, randomised
 from same import IMAGES, array, assert_same, fused_and_same, norms_left, paths, places, reasons, run, shapes
 from tolerance import ROUNDING_BF16, ROUNDING_F64, assert_close, assert_trees_close
 

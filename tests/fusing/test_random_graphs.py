@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 from cases import quick_jit, random_array
 from flax import nnx
+from flax_nets import build
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from nets import build
 from tolerance import ROUNDING_F64, worst_error
 
 from repmlp_jax import fuse_params

@@ -139,7 +139,10 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+LARGE = ("DenseNet", "EfficientNet", "RepLKNet", "RepVGG with SE", "ResNet")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in NETS])
 def test_what_goes_and_what_stays(name):
     case = NETS[name]
     model, inputs = build(case.make), case.inputs()

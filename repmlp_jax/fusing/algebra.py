@@ -70,7 +70,7 @@ def fold_norm(kernel: Float[Array, "... O"], norm: Norm) -> tuple[Array, Array]:
     Raises:
         ValueError: if the norm has not O features.
     """
-    kernel, scale, shift = _of_one_dtype(kernel, *_of_features(norm, kernel.shape[-1], kernel.shape))
+    kernel, scale, shift = of_one_dtype(kernel, *_of_features(norm, kernel.shape[-1], kernel.shape))
     return kernel * scale.reshape((1,) * (kernel.ndim - 1) + (-1,)), shift
 
 
@@ -85,7 +85,8 @@ def _of_features(norm, features, kernel_shape) -> tuple[Array, Array]:
     return scale, shift
 
 
-def _of_one_dtype(*arrays):
+def of_one_dtype(*arrays: Array) -> list[Array]:
+    """Casts arrays to the widest of the dtypes that they are fused in."""
     dtype = max((fusing_dtype(array.dtype) for array in arrays), key=lambda dtype: dtype.itemsize)
     return [array.astype(dtype) for array in arrays]
 
@@ -101,7 +102,7 @@ def fold_norm_before(norm: Norm, kernel: Float[Array, "... C O"], bias: Float[Ar
         ValueError: if the norm has not C features.
     """
     scale, shift = _of_features(norm, kernel.shape[-2], kernel.shape)
-    kernel, bias, scale, shift = _of_one_dtype(kernel, bias, scale, shift)
+    kernel, bias, scale, shift = of_one_dtype(kernel, bias, scale, shift)
     shift = jnp.tile(shift, math.prod(kernel.shape[:-2]))
     shifted = jnp.matmul(shift, kernel.reshape(-1, kernel.shape[-1]), precision="highest")
     return kernel * scale[:, None].reshape((1,) * (kernel.ndim - 2) + (-1, 1)), bias + shifted

@@ -82,7 +82,7 @@ def _differ(output, other, tolerance):
 
 
 def _recorded(model, folding, inputs) -> list[tuple[str, Any]]:
-    """Paths and outputs of the modules that hold others, in the order in which their calls return."""
+    """Paths and outputs of the modules below the model, in the order in which their calls return."""
     found: list[tuple[str, Any]] = []
     model = nnx.clone(model)
     model.eval()

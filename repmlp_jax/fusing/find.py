@@ -1,6 +1,5 @@
 """Finding what can be folded: reading, from the program of one call, where the outputs of layers go."""
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -100,13 +99,15 @@ def find_steps(
         found = [_Finder(model, *traced, chosen, dense_groups, refused).find() for traced in traces]
         if found[0].pooled and not seen_pools:
             seen_pools = True
-            traces += _of_sizes(marked, call, example, range(5, 33, 2))
+            for more in range(5, 33, 2):
+                traces += _traced_larger(marked, call, example, 2, more, 1)
             continue
         steps: list[set[Step]] = [set(one.steps) for one in found]
         every, common = set[Step]().union(*steps), steps[0].intersection(*steps)
         new = dict.fromkeys(every - common, "it holds for the size of the example only")
         if not new:
-            seen = _seen_by_the_model(model, call, example, found[0].steps)
+            expected = traces[0][0].text(labels(model))
+            seen = _seen_by_the_model(model, call, example, found[0].steps, expected)
             new = dict.fromkeys(seen, "the model's code looks at its layers, and computes something else without it")
         if not new:
             return found[0]
@@ -117,57 +118,50 @@ def _larger(marked, call, example) -> list:
     """The traces for larger examples that the model takes: what is constant for a size may not be for another."""
     rank = max((len(array.shape) for array in example), default=0)
 
-    def trace_if_taken(factor, more, batch, axes):
-        def of(array):
-            last = len(array.shape) - 1
-            grown = range(1, last) if axes is None else axes
-            shape = [size * factor + more if axis in grown else size for axis, size in enumerate(array.shape)]
-            return jax.ShapeDtypeStruct((shape[0] + batch, *shape[1:]) if shape else (), array.dtype)
-
-        candidate = [of(array) for array in example]
-        try:
-            return [trace(marked, call, candidate)] if candidate != list(example) else []
-        except Exception:  # whatever the model's own code raises for a size that it does not take
-            return []
+    def traced(factor, more, batch, axes):
+        return _traced_larger(marked, call, example, factor, more, batch, axes)
 
     def grown(batch, axes=None):
         # Odd sizes show which pools are padded; one of these is odd once halved, too, be it rounded up or down.
-        odd = [traced for more in (1, 3) for traced in trace_if_taken(2, more, batch, axes)]
-        if odd or not (twice := trace_if_taken(2, 0, batch, axes)):
+        odd = [one for more in (1, 3) for one in traced(2, more, batch, axes)]
+        if odd or not (twice := traced(2, 0, batch, axes)):
             return odd
         # Only the multiples of a number: three times the size, and the nearest that it takes.
-        nearest = (trace_if_taken(1, more, batch, axes) for more in (2, 4, 8, 16, 32))
-        return twice + trace_if_taken(3, 0, batch, axes) + next(filter(None, nearest), [])
+        nearest = (traced(1, more, batch, axes) for more in (2, 4, 8, 16, 32))
+        return twice + traced(3, 0, batch, axes) + next(filter(None, nearest), [])
 
     for batch in (1, 0):  # a model may be written for a batch of one
         found = grown(batch)
         # The last axis need not be that of the channels: tokens have none.
         found += grown(batch, range(1, rank)) if found else []
-        found = found or [traced for axis in range(1, rank) for traced in grown(batch, {axis})]
-        found = found or trace_if_taken(1, 0, batch, ())
+        found = found or [one for axis in range(1, rank) for one in grown(batch, {axis})]
+        found = found or traced(1, 0, batch, ())
         if found:
             return found
     return []
 
 
-def _of_sizes(marked, call, example, more) -> list:
-    """The traces for a larger batch and for sides that are twice as long, and longer by each of `more`."""
+def _traced_larger(marked, call, example, factor, more, batch, axes=None) -> list:
+    """The trace for a larger example, if the model takes it.
 
-    def larger(array, more):
-        first, *others = array.shape or (0,)
-        middle = [size * 2 + more for size in others[:-1]]
-        return jax.ShapeDtypeStruct((first + 1, *middle, *others[-1:]) if array.shape else (), array.dtype)
+    An axis of n becomes one of n * factor + more, if it is among `axes` (None: all but the first and the last); `batch`
+    is added to the first.
+    """
 
-    found = []
-    for addend in more:
-        # Whatever the model's own code raises for a size that it does not take.
-        with contextlib.suppress(Exception):
-            found.append(trace(marked, call, [larger(array, addend) for array in example]))
-    return found
+    def larger(array):
+        grown = range(1, len(array.shape) - 1) if axes is None else axes
+        shape = [size * factor + more if axis in grown else size for axis, size in enumerate(array.shape)]
+        return jax.ShapeDtypeStruct((shape[0] + batch, *shape[1:]) if shape else (), array.dtype)
+
+    candidate = [larger(array) for array in example]
+    try:
+        return [trace(marked, call, candidate)] if candidate != list(example) else []
+    except Exception:  # whatever the model's own code raises for a size that it does not take
+        return []
 
 
-def _seen_by_the_model(model, call, example, steps) -> set[Step]:
-    """The steps after which the model computes something else around its layers, as its code looks at them."""
+def _seen_by_the_model(model, call, example, steps, expected) -> set[Step]:
+    """The steps after which the program around the layers is not the expected one, as the model looks at them."""
 
     def program(model, **options):
         return trace(model, call, example, **options)[0].text(labels(model))
@@ -191,7 +185,6 @@ def _seen_by_the_model(model, call, example, steps) -> set[Step]:
 
     if not steps or sees_marks(model):
         return set(steps)
-    expected = program(mark(nnx.clone(model)))
     return guilty(steps) if differs(steps) else set()
 
 
@@ -268,7 +261,7 @@ class _Finder:
             if len(norms_after) > 1:
                 raise _KeptError(f"{self._name(number)} is called with different layers after it")
             (norm,) = norms
-            self._check_goes(norm)
+            self._check_known(norm)
             if len(self.program.calls[norm]) != len(ends):
                 raise _KeptError("it is called on other values too")
             if ends[0].pixels != 1:
@@ -306,7 +299,7 @@ class _Finder:
 
     def _into_layers_after(self, norm) -> bool:
         try:
-            self._check_goes(norm)
+            self._check_known(norm)
             ends = []
             for scope, call in self.program.calls[norm]:
                 ends += self._follow(call.results[0], scope)
@@ -434,7 +427,7 @@ class _Finder:
         layer, largest = self.layers[number], self.layers[target]
         for one in (number, target):
             if is_norm(self.layers[one]):
-                self._check_goes(one)
+                self._check_known(one)
             else:
                 self._check_changes(one)
             if len(self.program.calls[one]) != 1:
@@ -504,9 +497,6 @@ class _Finder:
             if found != self.arrays[number]:
                 raise _KeptError(f"the parameters of {self._name(number)} are changed before it uses them")
         self._vmapped(number)
-
-    def _check_goes(self, number):
-        self._check_known(number)
 
     def _check_changes(self, number):
         self._check_known(number)

@@ -22,7 +22,7 @@ from jaxtyping import Array
 from repmlp_jax.fusing.algebra import fusing_dtype, scale_and_shift
 from repmlp_jax.fusing.finite import check_finite, has_values, on_this_process
 from repmlp_jax.fusing.modules import dotted
-from repmlp_jax.fusing.program import LAYER, Equation, Program, Scope, loops_over, readers
+from repmlp_jax.fusing.program import LAYER, Equation, Program, Scope, array_paths, loops_over, readers
 from repmlp_jax.fusing.report import table
 
 Variables = TypeVar("Variables", bound=Mapping[str, Any])
@@ -267,8 +267,8 @@ def _trace(marks, module, variables, example, method, options) -> Program:
         with nn.intercept_methods(marks):
             outputs, stored = module.apply(everything, *arguments, method=method, mutable=mutable, **keywords)
         outputs = jax.tree.leaves(outputs)
-        numbers = {path: number for number, path in enumerate(_paths(everything))}
-        before[:] = [None] * len(outputs) + [numbers.get(path) for path in _paths(stored)]
+        numbers = {path: number for number, path in enumerate(array_paths(everything))}
+        before[:] = [None] * len(outputs) + [numbers.get(path) for path in array_paths(stored)]
         return outputs, jax.tree.leaves(stored)
 
     def abstract(leaves):
@@ -277,10 +277,6 @@ def _trace(marks, module, variables, example, method, options) -> Program:
     with jax.disable_jit(False):  # which would remove the marks
         jaxpr = jax.make_jaxpr(function)(abstract(arrays), abstract(itertools.compress(given, is_array)))
     return Program(jaxpr, len(arrays), before)
-
-
-def _paths(tree) -> list[str]:
-    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 class _Kept(Exception):  # noqa: N818 - no error

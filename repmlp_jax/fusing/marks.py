@@ -12,7 +12,7 @@ from jax import lax
 
 from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
 from repmlp_jax.fusing.modules import iterate_nodes
-from repmlp_jax.fusing.program import LAYER, REFUSED, Program
+from repmlp_jax.fusing.program import LAYER, REFUSED, Program, array_paths
 
 AFFINE = (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.LinearGeneral)
 GONE = (FoldedNorm, FoldedBranch)
@@ -157,7 +157,7 @@ def trace(
     """
     graphdef, state = nnx.split(model)
     arrays, structure = jax.tree.flatten(state)
-    numbers_of = {path: number for number, path in enumerate(_paths(state))}
+    numbers_of = {path: number for number, path in enumerate(array_paths(state))}
     before: list[int | None] = []
 
     def function(arrays, example):
@@ -165,7 +165,7 @@ def trace(
         module = nnx.merge(graphdef, jax.tree.unflatten(structure, arrays))
         outputs = jax.tree.leaves(call(module, *example))
         after = nnx.state(module)
-        before = [*(None for _ in outputs), *map(numbers_of.get, _paths(after))]
+        before = [*(None for _ in outputs), *map(numbers_of.get, array_paths(after))]
         return outputs, jax.tree.leaves(after)
 
     with jax.disable_jit(False):  # which would remove the marks
@@ -177,8 +177,4 @@ def trace(
 
 def labels(model: nnx.Module) -> list[str]:
     """The path of each array of a model."""
-    return _paths(nnx.state(model))
-
-
-def _paths(state):
-    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(state)]
+    return array_paths(nnx.state(model))

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
@@ -225,7 +226,7 @@ class Program:
             if value not in by_slice:
                 pairs.append((value, results[-1]))
         shown = {name: params[name] for name in ("length", "reverse")}
-        return self._append_loop(scope, "scan", shown, [], results, carried, [(body, pairs)])
+        return self._append_loop(scope, "scan", shown, results, carried, [(body, pairs)])
 
     def _while(self, equation, operands, scope):
         params = equation.params
@@ -237,7 +238,7 @@ class Program:
         condition = Scope()
         (answer,) = self._read(asked.jaxpr, asked.consts, [*operands[:first], *state], condition)
         scopes = [(condition, [(answer, None)]), (body, pairs)]
-        return self._append_loop(scope, "while", {}, [], results, carried, scopes)
+        return self._append_loop(scope, "while", {}, results, carried, scopes)
 
     def _loop(self, inner, fixed, state, slices, variables):
         """Reads a loop's body; what it hands on unchanged from turn to turn is the value from before the loop."""
@@ -262,9 +263,9 @@ class Program:
                 pairs.append((after, results[-1]))
         return results, pairs, [result for _, result in pairs]
 
-    def _append_loop(self, scope, name, shown, operands, results, carried, scopes):
+    def _append_loop(self, scope, name, shown, results, carried, scopes):
         own = [result for _, pairs in scopes for _, result in pairs if result is not None]
-        scope.equations.append(Equation(name, shown | {"carried_": carried}, operands, own, None, scopes))
+        scope.equations.append(Equation(name, shown | {"carried_": carried}, [], own, None, scopes))
         return results
 
     def _cond(self, equation, operands, scope):
@@ -287,6 +288,11 @@ class Program:
         own = [result for _, result in pairs[0] if result is not None]
         scope.equations.append(Equation("cond", {}, [index], own, None, scopes))
         return results
+
+
+def array_paths(tree: Any) -> list[str]:
+    """The path of each array of a tree."""
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tree)]
 
 
 def readers(program: Program) -> dict[int, set[int | None]]:

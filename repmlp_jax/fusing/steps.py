@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from repmlp_jax.fusing import geometry
-from repmlp_jax.fusing.algebra import fusing_dtype, scale_and_shift, widened
+from repmlp_jax.fusing.algebra import fusing_dtype, of_one_dtype, scale_and_shift, widened
 from repmlp_jax.fusing.folded import FoldedBranch, FoldedNorm
 from repmlp_jax.fusing.marks import is_affine, is_norm, layers_of
 from repmlp_jax.fusing.modules import walk_modules
@@ -129,7 +129,7 @@ def _stacked(function: Callable, stack: int) -> Callable:
 def _fold_after(outputs, transposed):
     def fold(kernel, bias, norm):
         scale, shift = scale_and_shift(norm)
-        kernel, scale, shift = _of_one_dtype(kernel, scale, shift)
+        kernel, scale, shift = of_one_dtype(kernel, scale, shift)
         # A transposed convolution may have its kernel as that of the convolution it transposes.
         along = scale[:, None] if transposed else scale
         scale, shift = (jnp.broadcast_to(values, outputs) for values in (scale, shift))
@@ -145,7 +145,7 @@ def _fold_before(groups, outputs):
 
     def fold(kernel, bias, norm):
         scale, shift = scale_and_shift(norm)
-        kernel, scale, shift = _of_one_dtype(kernel, scale, shift)
+        kernel, scale, shift = of_one_dtype(kernel, scale, shift)
         flat = kernel.reshape(-1, scale.size // groups, features)  # taps or pixels, channels of a group, outputs
 
         def of_each_group(values):
@@ -201,11 +201,6 @@ def _fold_into_norm(layer, norm):
         _replace(layer, name, value, dtype, like=getattr(layer, name))
         if hasattr(layer, f"use_{name}"):
             setattr(layer, f"use_{name}", True)
-
-
-def _of_one_dtype(*arrays):
-    dtype = max((fusing_dtype(array.dtype) for array in arrays), key=lambda dtype: dtype.itemsize)
-    return [array.astype(dtype) for array in arrays]
 
 
 def _with_axes(array, axes):

@@ -129,6 +129,16 @@ def test_a_file_holds_the_forms_of_every_platform(files):
     assert "stablehlo.case" in module
 
 
+@pytest.mark.parametrize("name", ["pure_mlp", "repmlpnet"])
+@pytest.mark.parametrize("version", ["0.10.2", "0.12.0.1"])
+def test_files_of_an_older_and_of_a_newer_jax_are_read(version, name, tmp_path):
+    with zipfile.ZipFile(Path(__file__).with_name("exported_models.zip")) as archive:
+        archive.extractall(tmp_path)
+    exported = load_exported(tmp_path / version / f"{name}.zip")
+    images = np.linspace(-1, 1, 2 * np.prod(exported.input_shape), dtype=np.float32).reshape(2, *exported.input_shape)
+    assert_close(exported(images), json.loads((tmp_path / version / "logits.json").read_text())[name], ROUNDING_F32)
+
+
 def test_it_runs_in_a_process_that_has_jax_alone(expected, files, tmp_path):
     for package in ("jax", "jaxlib", "ml_dtypes", "numpy", "opt_einsum", "scipy", "flatbuffers"):
         installed = Path(importlib.util.find_spec(package).origin).parent

@@ -65,7 +65,7 @@ def test_it_is_initial_weights(file, model):
 
 def test_it_is_replaced_on_demand(file, model):
     before = file.read_bytes()
-    with pytest.raises(FileExistsError, match="net.safetensors exists; pass overwrite=True to replace it"):
+    with pytest.raises(FileExistsError, match=r"net\.safetensors exists; pass overwrite=True to replace it"):
         save_model(file, model)
     assert file.read_bytes() == before
     save_model(file, fuse_params(model), overwrite=True)
@@ -77,7 +77,7 @@ def test_another_file_is_not_replaced(tmp_path, model, overwrite):
     save_file({"kernel": np.zeros(3)}, tmp_path / "net.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
     for name, kind in (("net", "file"), ("folder", "folder")):
-        with pytest.raises(FileExistsError, match=f"{name}.safetensors is a {kind}: save_model replaces only"):
+        with pytest.raises(FileExistsError, match=rf"{name}\.safetensors is a {kind}: save_model replaces only"):
             save_model(tmp_path / f"{name}.safetensors", model, overwrite=overwrite)
     assert load_torch_file(tmp_path / "net.safetensors").keys() == {"kernel"}
 
@@ -86,20 +86,20 @@ def test_a_changed_array_is_damage(file):
     content = bytearray(file.read_bytes())
     content[-3] ^= 4
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="net.safetensors is damaged: .* does not hold what was saved"):
+    with pytest.raises(ValueError, match=r"net\.safetensors is damaged: .* does not hold what was saved"):
         load_model(file)
 
 
 def test_a_changed_description_is_damage(file):
     file.write_bytes(file.read_bytes().replace(b"PureMLP", b"PureMLQ"))
-    with pytest.raises(ValueError, match="net.safetensors is damaged: its metadata cannot be read"):
+    with pytest.raises(ValueError, match=r"net\.safetensors is damaged: its metadata cannot be read"):
         load_model(file)
 
 
 @pytest.mark.parametrize("content", [b"", b"weights", None], ids=["empty", "text", "half"])
 def test_another_file_is_no_model(file, content):
     file.write_bytes(file.read_bytes()[:-100] if content is None else content)
-    with pytest.raises(ValueError, match="net.safetensors is no file that save_model wrote, or it is damaged"):
+    with pytest.raises(ValueError, match=r"net\.safetensors is no file that save_model wrote, or it is damaged"):
         load_model(file)
-    with pytest.raises(FileNotFoundError, match="none.safetensors holds no model.json"):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors holds no model\.json"):
         load_model(file.with_name("none.safetensors"))

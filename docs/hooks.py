@@ -1,31 +1,49 @@
-"""What MkDocs adds to the pages: their pictures, and the files of the repository that they link to."""
+"""What MkDocs adds to the pages: pictures, tables made from the code, formulas, and files of the repository."""
 
+import html
 import io
 import posixpath
 import re
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pictures import PICTURES
+from tables import TABLES
 
 LINK = re.compile(r"(?<=\]\()((?:\.\./)+[^)#\s]+)")
+DRAWING = re.compile(r"!\[[^]]*\]\((\S+\.svg)\)")
+# What pymdownx.arithmatex makes of $…$ and $$…$$.
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+# Pages that lie outside of the docs.
+OUTSIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Draws the pictures."""
+    """Draws the pictures, and adds the pages that lie outside of the docs."""
     for name, draw in PICTURES.items():
         picture = io.BytesIO()
         draw().savefig(picture, format="png", dpi=110)
         files.append(File.generated(config, f"pictures/{name}", content=picture.getvalue()))
+    for name, source in OUTSIDE.items():
+        text = (Path(config.docs_dir).parent / source).read_text().replace("](docs/", "](")
+        for page, path in OUTSIDE.items():
+            text = text.replace(f"]({path}", f"]({page}")
+        files.append(File.generated(config, name, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Takes files outside of the docs into the site, and lets links lead to them there."""
+    """Puts in tables and drawings. Takes files outside of the docs into the site, and lets links lead to them there."""
     repository = Path(config.docs_dir).parent
-    folder = Path(page.file.abs_src_path).parent
+    folder = (Path(config.docs_dir) / page.file.src_uri).parent
+    for line, table in TABLES.items():
+        if line in markdown:
+            markdown = markdown.replace(line, table())
+    # Within the page a drawing has the colour of the text, light or dark.
+    markdown = DRAWING.sub(lambda drawing: (folder / drawing[1]).read_text(), markdown)
 
     def moved(link: re.Match) -> str:
         target = (folder / link[1]).resolve()
@@ -38,3 +56,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".")
 
     return LINK.sub(moved, markdown)
+
+
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Writes formulas as MathML, which browsers show without a script."""
+
+    def as_mathml(formula: re.Match) -> str:
+        return convert(html.unescape(formula[2]), display="block" if formula[1] == "div" else "inline")
+
+    return FORMULA.sub(as_mathml, content)

@@ -12,6 +12,8 @@ import pytest
 from pages import PAGES, ROOT, steps, tokens
 
 import repmlp_jax
+from repmlp_jax.cli import app, plot
+from repmlp_jax.training import default_config
 
 # Less than three seconds each.
 QUICK = ["docs/faq.md"]
@@ -56,12 +58,29 @@ def test_links_lead_somewhere(page):
 
 def pictures():
     """The names of the pictures that are drawn when the docs are built."""
-    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return list(module.PICTURES)
+    return list(module("pictures").PICTURES)
+
+
+def module(name):
+    """A module in the folder of the docs."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 def test_the_reference_has_every_public_name():
     shown = re.findall(r"^::: repmlp_jax\.(?:\w+\.)*(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
     assert not {name for name in repmlp_jax.__all__ if not name.startswith("__")} - set(shown)
+
+
+def test_the_docs_describe_every_command():
+    commands = [line for line in module("tables").commands().splitlines() if line.startswith("## ")]
+    registered = [*app.registered_commands, *plot.registered_commands]
+    assert len(commands) == len(registered)
+    assert "## repmlp-jax plot kernels" in commands
+
+
+def test_the_docs_describe_every_field_of_a_recipe():
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", module("tables").fields(), re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(default_config())

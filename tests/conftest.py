@@ -1,5 +1,6 @@
 """Every test runs with eight virtual CPU devices, float64 available, and no silent casts or broadcasts."""
 
+import functools
 import gc
 import importlib
 import os
@@ -16,6 +17,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Errors within JAX are raised and caught many times while a net is traced: their tracebacks stay as they are.
+jax.config.update("jax_traceback_filtering", "off")
 
 
 def pytest_configure(config):
@@ -32,6 +35,11 @@ def pytest_configure(config):
         # By a variable, for the processes that tests start, and so that CI can have it otherwise.
         quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", quick == "1")
+    # JAX makes an MLIR context for each program, which takes longer than all else that a small one needs: one serves
+    # all programs of a process. JAX's own code makes it, so a version that does it elsewhere is only slower.
+    lowering = importlib.import_module("jax._src.interpreters.mlir")
+    if hasattr(lowering, "make_ir_context"):
+        lowering.make_ir_context = functools.cache(lowering.make_ir_context)
 
 
 def pytest_collection_finish():

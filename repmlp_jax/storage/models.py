@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from repmlp_jax.fusing.finite import check_finite
+from repmlp_jax.fusing.folding import transformed_abstractly
 from repmlp_jax.fusing.fuse import check_concrete, check_module, fusable_modules, fuse_params
 from repmlp_jax.listing import listed
 from repmlp_jax.local_path import local_path
@@ -245,18 +246,28 @@ def _read_description(path):
 
 def _abstract(model_class, making):
     """The model that was made so, without its arrays."""
+    return _as_made(_abstract_trained(model_class, making), making)
 
-    def build(rngs):
-        model = model_class(**arguments_from_text(json.dumps(making["arguments"])), rngs=rngs)
-        if folding := making.get("folding"):
-            model = fuse_params(model, **arguments_of_folding(folding))
-        elif making["fused"]:
-            model = fuse_params(model)
-        return quantise_params(model, **making["quantised"]) if making.get("quantised") else model
 
+def _abstract_trained(model_class, making):
+    """The model as its class builds it, without its arrays."""
+    return abstract(model_class, **arguments_from_text(json.dumps(making["arguments"])))
+
+
+def _as_made(trained, making):
+    """What became of an abstract model: it was folded for an example, fused or quantised."""
+    folding, fused, quantised = (making.get(name) for name in ("folding", "fused", "quantised"))
+
+    def make(model):
+        if folding or fused:
+            model = fuse_params(model, **arguments_of_folding(folding) if folding else {})
+        return quantise_params(model, **quantised) if quantised else model
+
+    if not (folding or fused or quantised):
+        return trained
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "nothing to fuse")  # That was said when the model was fused.
-        return abstract(build)
+        return transformed_abstractly(make, trained)
 
 
 def check_savable(model: Any):
@@ -287,13 +298,13 @@ def _making(model) -> dict[str, Any]:
         "quantised": quantisation(model),
     }
     try:
-        trained = _abstract(model_class, making | {"folding": None, "quantised": None})
+        trained = _abstract_trained(model_class, making)
     except Exception as error:
         raise TypeError(
             f"this {name} cannot be saved: its class does not take the arguments as a file holds them, {arguments} "
             f"with lists as tuples ({error})"
         ) from error
     making["fused"] = folding is not None or bool(fusable_modules(trained) and not fusable_modules(model))
-    if changed := differences(model, _abstract(model_class, making)):
+    if changed := differences(model, _as_made(trained, making)):
         raise TypeError(f"this {name} was changed since it was built, so it cannot be saved: {changed}")
     return making

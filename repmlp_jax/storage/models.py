@@ -246,28 +246,23 @@ def _read_description(path):
 
 def _abstract(model_class, making):
     """The model that was made so, without its arrays."""
-    return _as_made(_abstract_trained(model_class, making), making)
+    return abstract(lambda rngs: _as_made(_trained(model_class, making, rngs=rngs), making))
 
 
-def _abstract_trained(model_class, making):
-    """The model as its class builds it, without its arrays."""
-    return abstract(model_class, **arguments_from_text(json.dumps(making["arguments"])))
+def _trained(model_class, making, *, rngs):
+    """The model as its class builds it."""
+    return model_class(**arguments_from_text(json.dumps(making["arguments"])), rngs=rngs)
 
 
-def _as_made(trained, making):
-    """What became of an abstract model: it was folded for an example, fused or quantised."""
-    folding, fused, quantised = (making.get(name) for name in ("folding", "fused", "quantised"))
-
-    def make(model):
-        if folding or fused:
-            model = fuse_params(model, **arguments_of_folding(folding) if folding else {})
-        return quantise_params(model, **quantised) if quantised else model
-
-    if not (folding or fused or quantised):
-        return trained
+def _as_made(model, making):
+    """What became of a model: it was folded for an example, fused or quantised."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "nothing to fuse")  # That was said when the model was fused.
-        return transformed_abstractly(make, trained)
+        if folding := making.get("folding"):
+            model = fuse_params(model, **arguments_of_folding(folding))
+        elif making["fused"]:
+            model = fuse_params(model)
+    return quantise_params(model, **making["quantised"]) if making.get("quantised") else model
 
 
 def check_savable(model: Any):
@@ -298,13 +293,15 @@ def _making(model) -> dict[str, Any]:
         "quantised": quantisation(model),
     }
     try:
-        trained = _abstract_trained(model_class, making)
+        trained = abstract(_trained, model_class, making)
     except Exception as error:
         raise TypeError(
             f"this {name} cannot be saved: its class does not take the arguments as a file holds them, {arguments} "
             f"with lists as tuples ({error})"
         ) from error
     making["fused"] = folding is not None or bool(fusable_modules(trained) and not fusable_modules(model))
-    if changed := differences(model, _as_made(trained, making)):
+    is_trained = not (making["fused"] or making["quantised"])
+    expected = trained if is_trained else transformed_abstractly(lambda model: _as_made(model, making), trained)
+    if changed := differences(model, expected):
         raise TypeError(f"this {name} was changed since it was built, so it cannot be saved: {changed}")
     return making

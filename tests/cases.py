@@ -64,8 +64,9 @@ def build(make, seed: int = 0, **options) -> nnx.Module:
     # The abstract model, which takes longer to build than to fill, is never changed.
     known = repr((make, options, jax.config.jax_enable_x64))
     if known not in ABSTRACT:
-        ABSTRACT[known] = make, abstract(make, **options)  # the class is kept, so that no other gets its address
-    return randomised(ABSTRACT[known][1], seed)
+        # All are kept, so that nothing else gets the address of one.
+        ABSTRACT[known] = abstract(make, **options), make, options
+    return randomised(ABSTRACT[known][0], seed)
 
 
 def build_block(name: str = "plain", seed: int = 0, **options) -> RepMLP:

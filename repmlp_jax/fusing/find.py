@@ -80,7 +80,7 @@ def find_steps(
     """
     marked = mark(nnx.clone(model))
     try:
-        trace(model, call, example)
+        unmarked, _ = trace(model, call, example)
     except Exception as error:
         shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in example)
         raise ValueError(
@@ -108,8 +108,7 @@ def find_steps(
         every, common = set[Step]().union(*steps), steps[0].intersection(*steps)
         new = dict.fromkeys(every - common, "it holds for the size of the example only")
         if not new:
-            expected = traces[0][0].text(labels(model))
-            seen = _seen_by_the_model(model, call, example, found[0].steps, expected)
+            seen = _seen_by_the_model(model, call, example, found[0].steps, unmarked, traces[0][0])
             new = dict.fromkeys(seen, "the model's code looks at its layers, and computes something else without it")
         if not new:
             return found[0]
@@ -162,20 +161,26 @@ def _traced_larger(marked, call, example, factor, more, batch, axes=None) -> lis
         return []
 
 
-def _seen_by_the_model(model, call, example, steps, expected) -> set[Step]:
-    """The steps after which the program around the layers is not the expected one, as the model looks at them."""
+def _seen_by_the_model(model, call, example, steps, unmarked, marked) -> set[Step]:
+    """The steps after which the program around the layers is not the marked one, as the model looks at them."""
 
-    def program(model, **options):
-        return trace(model, call, example, **options)[0].text(labels(model))
+    def program(model):
+        return trace(model, call, example)[0]
 
-    def sees_marks(model):
+    def sees_marks(model, unmarked, marked):
         """Whether its code looks at the class of a layer, which the marks change."""
-        return program(mark(nnx.clone(model), batched_as_usual=True), inline_layers=True) != program(model)
+        names = labels(model)
+        expected = unmarked.text(names)
+        if marked.inlined().text(names) == expected:
+            return False
+        # Under `jax.vmap` the marks may have moved axes.
+        return program(mark(nnx.clone(model), batched_as_usual=True)).inlined().text(names) != expected
 
     def differs(steps):
         folded = transformed_abstractly(lambda model: fold(model, steps), model)
         try:
-            return program(mark(nnx.clone(folded))) != expected or sees_marks(folded)
+            found = program(mark(nnx.clone(folded)))
+            return found.text(labels(folded)) != expected or sees_marks(folded, program(folded), found)
         except Exception:  # the folded model does not run: its code needs what is gone
             return True
 
@@ -185,8 +190,9 @@ def _seen_by_the_model(model, call, example, steps, expected) -> set[Step]:
         halves = steps[: len(steps) // 2], steps[len(steps) // 2 :]
         return set().union(*(guilty(half) for half in halves if differs(half))) or set(steps)
 
-    if not steps or sees_marks(model):
+    if not steps or sees_marks(model, unmarked, marked):
         return set(steps)
+    expected = marked.text(labels(model))
     return guilty(steps) if differs(steps) else set()
 
 

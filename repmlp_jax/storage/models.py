@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from repmlp_jax.fusing.finite import check_finite
+from repmlp_jax.fusing.folding import transformed_abstractly
 from repmlp_jax.fusing.fuse import check_concrete, check_module, fusable_modules, fuse_params
 from repmlp_jax.listing import listed
 from repmlp_jax.local_path import local_path
@@ -272,18 +273,23 @@ def _read_description(path):
 
 def _abstract(model_class, making):
     """The model that was made so, without its arrays."""
+    return abstract(lambda rngs: _as_made(_trained(model_class, making, rngs=rngs), making))
 
-    def build(rngs):
-        model = model_class(**arguments_from_text(json.dumps(making["arguments"])), rngs=rngs)
+
+def _trained(model_class, making, *, rngs):
+    """The model as its class builds it."""
+    return model_class(**arguments_from_text(json.dumps(making["arguments"])), rngs=rngs)
+
+
+def _as_made(model, making):
+    """What became of a model: it was folded for an example, fused or quantised."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "nothing to fuse")  # That was said when the model was fused.
         if folding := making.get("folding"):
             model = fuse_params(model, **arguments_of_folding(folding))
         elif making["fused"]:
             model = fuse_params(model)
-        return quantise_params(model, **making["quantised"]) if making.get("quantised") else model
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "nothing to fuse")  # That was said when the model was fused.
-        return abstract(build)
+    return quantise_params(model, **making["quantised"]) if making.get("quantised") else model
 
 
 def check_savable(model: Any):
@@ -314,13 +320,15 @@ def _making(model) -> dict[str, Any]:
         "quantised": quantisation(model),
     }
     try:
-        trained = _abstract(model_class, making | {"folding": None, "quantised": None})
+        trained = abstract(_trained, model_class, making)
     except Exception as error:
         raise TypeError(
             f"this {name} cannot be saved: its class does not take the arguments as a file holds them, {arguments} "
             f"with lists as tuples ({error})"
         ) from error
     making["fused"] = folding is not None or bool(fusable_modules(trained) and not fusable_modules(model))
-    if changed := differences(model, _abstract(model_class, making)):
+    is_trained = not (making["fused"] or making["quantised"])
+    expected = trained if is_trained else transformed_abstractly(lambda model: _as_made(model, making), trained)
+    if changed := differences(model, expected):
         raise TypeError(f"this {name} was changed since it was built, so it cannot be saved: {changed}")
     return making

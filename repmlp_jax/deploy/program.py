@@ -174,7 +174,7 @@ def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
         )
     check_finite(arrays, f"the {name} to export")
     if fusable_modules(model):
-        logger.warning("%s is not fused: it is fused before it is exported", name)
+        logger.warning("%s is not fused: fusing it before the export", name)
         fused = fuse_params(model)
     else:
         fused = nnx.clone(model)

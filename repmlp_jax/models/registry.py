@@ -131,7 +131,7 @@ def register_model(name: str, /, **arguments) -> Callable[[ModelClass], ModelCla
     Raises:
         TypeError: if the name is not a string, what is decorated is not such a class, or its constructor does not take
             `rngs` and these arguments.
-        ValueError: if another class has the name, or a registered class of another module is called alike, as saved
+        ValueError: if another class has the name, or a registered class of another module has the same name, as saved
             models name their class.
 
     Examples:

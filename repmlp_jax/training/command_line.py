@@ -87,7 +87,7 @@ def report_errors():
         _exit(str(error))
     except KeyboardInterrupt as error:
         absl_logging.debug("raised here:", exc_info=error)
-        print("stopped: the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        print("stopped: the same command resumes from the last checkpoint, if there is one", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 

@@ -35,7 +35,7 @@ from repmlp_jax.training.task import Task
 logger = logging.getLogger("repmlp_jax")
 
 LARGEST_DAMAGED_SHARE = 0.05  # of the examples; more would change what is learned
-JUDGED_FROM = 1000  # examples; the share of fewer says little
+DAMAGE_COUNTS_FROM = 1000  # examples; the share of fewer is too uncertain
 
 
 def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDict, Mesh, jax.Array], Task]) -> dict:
@@ -216,7 +216,7 @@ def _progress_bar(batch_size: int, step: int, final_step: int) -> tqdm:
 def _check_damaged(seen, batch_size):
     """Raises ValueError if too many examples are damaged; all processes see the same count."""
     read = seen.step * batch_size + seen.damaged
-    if read >= JUDGED_FROM and seen.damaged > LARGEST_DAMAGED_SHARE * read:
+    if read >= DAMAGE_COUNTS_FROM and seen.damaged > LARGEST_DAMAGED_SHARE * read:
         raise ValueError(
             f"{seen.damaged} of {read} examples are damaged, more than {LARGEST_DAMAGED_SHARE:.0%}; the log names them"
         )

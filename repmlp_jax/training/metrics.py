@@ -54,7 +54,7 @@ class Metrics:
         there = {row["step"] for row in self.rows}
         if missing := [step for step in due if step not in there]:
             logger.warning(
-                "%s has no row of steps %s, which were done before; they are not done again, and the rows stay missing",
+                "%s has no rows for steps %s, which were run before; they are not repeated, and the rows stay missing",
                 self._path,
                 listed(missing),
             )
@@ -119,6 +119,6 @@ def _read(path, columns):
             else:
                 mending = f"is not a complete row of {header}, of a later step than the rows before. Mend or remove it"
             raise ValueError(
-                f"{path}, line {number + 1}: {line[:100]!r} {mending}: the run then goes on without what is missing"
+                f"{path}, line {number + 1}: {line[:100]!r} {mending}: the run then resumes without the missing rows"
             ) from None
     return rows

@@ -168,7 +168,7 @@ def test_a_model_that_is_not_fused_is_fused_and_the_log_says_so(models, fused, e
     model = models["PureMLP"]
     before = nnx.clone(model)
     export_model(model, tmp_path / "model")
-    assert caplog.messages == ["PureMLP is not fused: it is fused before it is exported"]
+    assert caplog.messages == ["PureMLP is not fused: fusing it before the export"]
     assert_identical(model, before)
     assert not [name for name in zipfile.ZipFile(tmp_path / "model").namelist() if "norm." in name]
     images, logits = expected["PureMLP"]
@@ -494,7 +494,7 @@ def test_the_command_line_exports_to_jax(expected, saved, tmp_path, caplog):
     out = tmp_path / "model.zip"
     result = run(saved, out)
     assert (result.exit_code, result.stdout) == (0, f"saved: {out}\n")
-    assert caplog.messages == ["RepMLPNet is not fused: it is fused before it is exported"]
+    assert caplog.messages == ["RepMLPNet is not fused: fusing it before the export"]
     exported = load_exported(out)
     assert exported.class_names == FIVE["class_names"]
     images, logits = expected["RepMLPNet"]

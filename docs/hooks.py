@@ -10,13 +10,16 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
 from pictures import PICTURES
 from tables import TABLES
 
 LINK = re.compile(r"(?<=\]\()((?:\.\./)+[^)#\s]+)")
-DRAWING = re.compile(r"!\[[^]]*\]\((\S+\.svg)\)")
+DRAWING = re.compile(r'<p><img [^>]*src="[^"]*?([\w-]+\.svg)"[^>]*></p>')
 # What pymdownx.arithmatex makes of $…$ and $$…$$.
-FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+FORMULA = re.compile(
+    r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL
+)
 # Pages that lie outside of the docs.
 OUTSIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 
@@ -26,24 +29,28 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, draw in PICTURES.items():
         picture = io.BytesIO()
         draw().savefig(picture, format="png", dpi=110)
-        files.append(File.generated(config, f"pictures/{name}", content=picture.getvalue()))
+        files.append(
+            File.generated(config, f"pictures/{name}", content=picture.getvalue())
+        )
     for name, source in OUTSIDE.items():
-        text = (Path(config.docs_dir).parent / source).read_text().replace("](docs/", "](")
+        text = (
+            (Path(config.docs_dir).parent / source).read_text().replace("](docs/", "](")
+        )
         for page, path in OUTSIDE.items():
             text = text.replace(f"]({path}", f"]({page}")
         files.append(File.generated(config, name, content=text))
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Puts in tables and drawings. Takes files outside of the docs into the site, and lets links lead to them there."""
+def on_page_markdown(
+    markdown: str, page: Page, config: MkDocsConfig, files: Files
+) -> str:
+    """Puts in the tables. Takes files outside of the docs into the site, and lets links lead to them there."""
     repository = Path(config.docs_dir).parent
     folder = (Path(config.docs_dir) / page.file.src_uri).parent
     for line, table in TABLES.items():
         if line in markdown:
             markdown = markdown.replace(line, table())
-    # Within the page a drawing has the colour of the text, light or dark.
-    markdown = DRAWING.sub(lambda drawing: (folder / drawing[1]).read_text(), markdown)
 
     def moved(link: re.Match) -> str:
         target = (folder / link[1]).resolve()
@@ -58,10 +65,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(moved, markdown)
 
 
-def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Writes formulas as MathML, which browsers show without a script."""
+def on_page_content(
+    content: str, page: Page, config: MkDocsConfig, files: Files
+) -> str:
+    """Writes formulas as MathML, which needs no script, and drawings into the page, whose colours they then have."""
 
     def as_mathml(formula: re.Match) -> str:
-        return convert(html.unescape(formula[2]), display="block" if formula[1] == "div" else "inline")
+        return convert(
+            html.unescape(formula[2]),
+            display="block" if formula[1] == "div" else "inline",
+        )
 
+    content = DRAWING.sub(
+        lambda drawing: (Path(config.docs_dir) / drawing[1]).read_text(), content
+    )
     return FORMULA.sub(as_mathml, content)

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 
 import typer
-
 from repmlp_jax.cli import app
 from repmlp_jax.training import config
 
@@ -30,8 +29,11 @@ def _sections(command, name, parent=None) -> Iterator[str]:
     yield text.strip()
     yield f"```text\n{command.get_usage(context)}\n```"
     yield f"For example:\n\n```text\n{example}\n```"
-    records = [parameter.get_help_record(context) for parameter in command.params]
-    yield _table(("argument or option", ""), [(_code(names), text) for names, text in filter(None, records)])
+    records = filter(
+        None, (parameter.get_help_record(context) for parameter in command.params)
+    )
+    if rows := [(_code(names), text) for names, text in records]:
+        yield _table(("argument or option", "what it is"), rows)
 
 
 def fields() -> str:
@@ -42,20 +44,23 @@ def fields() -> str:
             rows = groups.setdefault(found["group"], [])
         elif found := FIELD.match(line):
             name, _, meaning = found.groups()
-            rows.append((_code(name), _code(_default(name)), _allowed(name), _prose(meaning)))
+            rows.append(
+                (_code(name), _code(_default(name)), _allowed(name), _prose(meaning))
+            )
     return "\n\n".join(
-        f"## {group}\n\n{_table(('field', 'default', 'allowed', 'what it is'), rows)}" for group, rows in groups.items()
+        f"## {group}\n\n{_table(('field', 'default', 'allowed', 'what it is'), rows)}"
+        for group, rows in groups.items()
     )
 
 
 def _default(name):
     value = config.default_config()[name]
-    return repr(value.to_dict() if hasattr(value, "to_dict") else value)
+    return _literal(value.to_dict() if hasattr(value, "to_dict") else value)
 
 
 def _allowed(name) -> str:
     if name in config.CHOICES:
-        return ", ".join(_code(repr(choice)) for choice in config.CHOICES[name])
+        return ", ".join(_code(_literal(choice)) for choice in config.CHOICES[name])
     words = [words for words, _, names in config.RANGES if name in names]
     return "".join(words).removeprefix("be ").replace("not be", "not")
 
@@ -64,12 +69,20 @@ def _prose(comment: str) -> str:
     return re.sub(r'"\w*"|`\w+`', lambda found: _code(found[0].strip("`")), comment)
 
 
+def _literal(value) -> str:
+    return repr(value).replace("'", '"')
+
+
 def _code(text: str) -> str:
     return f"`{text}`"
 
 
 def _table(heads, rows) -> str:
-    lines = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    lines = [
+        heads,
+        ["---"] * len(heads),
+        *([cell.replace("|", "\\|") for cell in row] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

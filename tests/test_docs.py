@@ -84,3 +84,26 @@ def test_the_docs_describe_every_command():
 def test_the_docs_describe_every_field_of_a_recipe():
     rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", module("tables").fields(), re.MULTILINE)
     assert sorted(name for name, _ in rows) == sorted(default_config())
+
+
+def test_the_picture_of_speeds_shows_the_results_that_the_page_names():
+    pictures = module("pictures")
+    drawn = {
+        axes.get_title(): sorted(round(bar.get_width(), 6) for bar in axes.patches)
+        for axes in pictures.inference().axes
+    }
+    for file in ("inference", "inference_resnets"):
+        for name, batches in pictures.results(file).items():
+            for batch, rows in batches.items() if isinstance(batches, dict) else ():
+                if not batch.startswith("batch") or (file == "inference" and "Res50" in name):
+                    continue
+                count = int(batch.split()[1])
+                speeds = sorted(round(count / row["median"], 6) for row in rows["seconds"].values())
+                assert drawn[f"{name}, {batch}"] == speeds
+
+
+def test_no_share_in_the_roofline_is_above_the_whole():
+    legends = [axes.get_legend() for axes in module("pictures").roofline().axes]
+    for legend in legends:
+        shares = [int(re.search(r"(\d+)%", text.get_text())[1]) for text in legend.get_texts()]
+        assert 97 <= sum(shares) <= 103  # rounded

@@ -83,9 +83,7 @@ def check_may_write(out: Path):
         raise FileExistsError(f"{out} is nothing that {BUILDER} built, and is left as it is: choose another")
     parent = next(parent for parent in out.parents if parent.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise PermissionError(
-            f"{out} cannot be built: {parent} is no folder that can be written; choose another by --out"
-        )
+        raise PermissionError(f"{out} cannot be built: {parent} is no folder that can be written; choose another")
 
 
 def is_own(folder: Path) -> bool:

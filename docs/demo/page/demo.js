@@ -4,7 +4,7 @@ import { EXAMPLES } from "./examples.js";
 import { Kernels } from "./kernels.js";
 import { FORMS, imageOf, load, logits, milliseconds, softmax } from "./net.js";
 
-const ROUNDS = 5; // for each digit
+const ROUNDS = 20; // of timing for each digit; the first ones are slow, as the browser still compiles
 
 const find = (id) => document.getElementById(id);
 const pad = find("pad"), reading = find("reading"), answer = find("answer");
@@ -75,13 +75,14 @@ async function read() {
   outputs = image ? { trained: await logits("trained", image), fused: await logits("fused", image) } : {};
   showAnswer();
   if (!image) return;
-  for (let round = 0; round < ROUNDS; round++)
+  for (let round = 0; round < ROUNDS; round++) {
     for (const form in FORMS) {
       await new Promise((resolve) => setTimeout(resolve)); // lets the page react
       if (isStale) return;
       times[form] = Math.min(times[form], await milliseconds(form, image));
     }
-  showTimes();
+    showTimes();
+  }
 }
 
 // Showing.

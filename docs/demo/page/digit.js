@@ -24,7 +24,7 @@ export function pixelsOf(strokes) {
 function upright(strokes) {
   const digit = fitted(strokes, WIDTH, BITS), bits = inked(digit, CELL);
   const left = (top) => Math.min(...bits.filter(([, y]) => y > top && y < top + CELL).map(([x]) => x));
-  const lean = (left(0) - left(BITS - CELL)) / (BITS - CELL);
+  const lean = (left(0) - left(BITS - CELL)) / (BITS - CELL) || 0; // a dot and a dash have neither row
   return digit.map((stroke) => stroke.map(([x, y]) => [x + lean * y, y]));
 }
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -270,6 +271,7 @@ def models(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -316,6 +318,18 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     assert result.returncode == 2
     [line] = result.stderr.splitlines()
     assert line == f"error: {out} cannot be built: {out.parent} is no folder that can be written; choose another"
+
+
+@pytest.mark.parametrize("is_built", [True, False], ids=["built", "not built"])
+def test_the_docs_show_the_page_where_it_is_built_and_else_its_picture(is_built, monkeypatch):
+    pytest.importorskip("mkdocs", reason="needs the extra [docs]")
+    monkeypatch.syspath_prepend(DEMO.parent)
+    hooks = importlib.import_module("hooks")
+    source = SimpleNamespace(src_uri="demo/index.md", abs_src_path=str(DEMO / "index.md"))
+    config = SimpleNamespace(docs_dir=str(DEMO.parent))
+    files = SimpleNamespace(get_file_from_path=lambda path: is_built or path != "demo/built/index.html")
+    shown = hooks.on_page_markdown((DEMO / "index.md").read_text(), SimpleNamespace(file=source), config, files)
+    assert ("<iframe" in shown, "page.png" in shown) == (is_built, not is_built)
 
 
 @pytest.mark.slow

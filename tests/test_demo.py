@@ -4,7 +4,6 @@ import functools
 import http.server
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -34,11 +33,6 @@ def build():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def run_build(*arguments, **environment):
-    command = [sys.executable, DEMO / "build.py", *arguments]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
 
 
 # How drawings are prepared.
@@ -99,7 +93,7 @@ def page_folder(tmp_path_factory):
             pytest.skip(f"needs {program}: apt-get install {program}")
     pytest.importorskip("jax2onnx", reason="needs the extra [onnx]")
     out = tmp_path_factory.mktemp("demo") / "built"
-    built = run_build("--out", out)
+    built = subprocess.run([sys.executable, DEMO / "build.py", "--out", out], capture_output=True, text=True)
     if "npm cannot get" in built.stderr:
         pytest.skip(built.stderr)
     assert built.returncode == 0, built.stderr
@@ -311,12 +305,13 @@ def test_a_folder_that_it_did_not_build_is_left_as_it_is(content, tmp_path):
     assert mine.read_text() == "{}"
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "out"
-    result = run_build("--out", out)
-    assert result.returncode == 2
-    [line] = result.stderr.splitlines()
+    monkeypatch.setattr(sys, "argv", ["build.py", "--out", str(out)])
+    with pytest.raises(SystemExit, match="2"):
+        build().main()
+    [line] = capsys.readouterr().err.splitlines()
     assert line == f"error: {out} cannot be built: {out.parent} is no folder that can be written; choose another"
 
 

@@ -26,7 +26,7 @@ plot = typer.Typer(
 )
 app.add_typer(plot, name="plot")
 
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a saved model.")]
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder or .safetensors file of a saved model.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 Picture = Annotated[Path, typer.Argument(help="File of the picture: .png, or .svg or .pdf.")]
 Block = Annotated[int, typer.Option(min=0, help="Which RepMLP block, counted from 0.")]
@@ -115,7 +115,7 @@ def summary(
 @app.command("import")
 def import_command(
     file: Annotated[Path, typer.Argument(help="Official or mmpretrain weights: .pth, .pt, .tar or .safetensors.")],
-    out: Annotated[Path, typer.Argument(help="Folder to save the model in.")],
+    out: Annotated[Path, typer.Argument(help="Folder or .safetensors file to save the model in.")],
     model: Annotated[str, typer.Option(help="Name of the model that the weights are of.")],
     num_classes: Annotated[int | None, typer.Option(help="Other number of classes than 1000.")] = None,
     skip_head: Annotated[bool, typer.Option("--skip-head", help="Draw new weights for the classifier.")] = False,
@@ -158,7 +158,7 @@ def import_command(
 @app.command()
 def fuse(
     model: ModelFolder,
-    out: Annotated[Path, typer.Argument(help="Folder to save the fused model in.")],
+    out: Annotated[Path, typer.Argument(help="Folder or .safetensors file to save the fused model in.")],
     check: Annotated[bool, typer.Option(help="Compare the outputs of both models for a random image.")] = True,
     time: Annotated[bool, typer.Option("--time", help="Measure both models on one image.")] = False,
     overwrite: Overwrite = False,
@@ -367,9 +367,9 @@ def _report(model: str):
     """The fuse report of a model, given by its name or its folder."""
     from repmlp_jax import create_model, fuse_report, load_model
     from repmlp_jax.models.randomness import abstract
-    from repmlp_jax.storage.whole_folder import is_folder
+    from repmlp_jax.storage.models import is_saved_model
 
-    if is_folder(local_path(model)):
+    if is_saved_model(local_path(model)):
         return fuse_report(load_model(model))
     return fuse_report(abstract(create_model, model))
 

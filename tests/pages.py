@@ -34,11 +34,12 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
-EXTRAS = {"onnx": "jax2onnx", ".pth": "torch", "eqx": "equinox"}
+EXTRAS = {"onnx": "jax2onnx", ".pth": "torch", "eqx": "equinox", "fastapi": "fastapi"}
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 GIVEN = {
     "README.md": ["runs/digits/model", "digit.png"] + ["RepMLPNet-T224.pth"] * HAS_TORCH,
     "docs/export.md": ["runs/digits/model", "runs/digits/fused", "t224"],
+    "docs/how_to/deploy.md": ["digits.zip", "digit.png"],
     "docs/how_to/fuse.md": ["runs/digits/model"],
     "docs/how_to/weights.md": ["RepMLPNet-T224.safetensors"],
 }
@@ -160,12 +161,22 @@ def _model(name):
     return randomised(abstract(model_class, **arguments))
 
 
-def _save(name, path):
-    from repmlp_jax import save_model
+def _about_digits():
     from repmlp_jax.data import digits
 
-    about = dict(mean=digits.MEAN, std=digits.STD, class_names=digits.CLASS_NAMES)
-    save_model(path, _model(name), preprocessing={} if name == "t224" else about)
+    return dict(mean=digits.MEAN, std=digits.STD, class_names=digits.CLASS_NAMES)
+
+
+def _save(name, path):
+    from repmlp_jax import save_model
+
+    save_model(path, _model(name), preprocessing={} if name == "t224" else _about_digits())
+
+
+def _export(path):
+    from repmlp_jax import export_model
+
+    export_model(_model("fused"), path, preprocessing=_about_digits())
 
 
 def _save_pickle(path):
@@ -199,6 +210,7 @@ FILES = {
     "RepMLPNet-T224.pth": _save_pickle,
     "RepMLPNet-T224.safetensors": _save_safetensors,
     "digit.png": _draw_digit,
+    "digits.zip": _export,
 }
 
 

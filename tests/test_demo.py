@@ -91,7 +91,7 @@ def page_folder(tmp_path_factory):
     for program in ("chromium", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}: apt-get install {program}")
-    pytest.importorskip("jax2onnx", reason="needs the extra [onnx]")
+    pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
     out = tmp_path_factory.mktemp("demo") / "built"
     built = subprocess.run([sys.executable, DEMO / "build.py", "--out", out], capture_output=True, text=True)
     if "npm cannot get" in built.stderr:

@@ -13,15 +13,14 @@ from repmlp_jax.models.partitions import check_same_partitions
 from repmlp_jax.models.pspnet import PSPNet
 from repmlp_jax.models.resnet import RepMLPResNet
 from repmlp_jax.models.state import MisfitError, arrays_of, head_places, load_state
-from repmlp_jax.storage.models import load_model
-from repmlp_jax.storage.whole_folder import is_folder
+from repmlp_jax.storage.models import is_saved_model, load_model
 
 
 def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") -> nnx.Module:
     """Loads weights and statistics into a model; a PSPNet also takes the stages of a classifier.
 
     Args:
-        path: a folder that `save_model` wrote, or a file of official PyTorch weights.
+        path: a folder or file that `save_model` wrote, or a file of official PyTorch weights.
         model: of the same architecture; with `head="skip"` it may have another number of classes.
         head: "skip" leaves the classifier as the model has it.
 
@@ -33,7 +32,7 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
         ValueError: if the stored weights do not fit the model, or one of them is NaN or infinite.
     """
     path = local_path(path)
-    if not is_folder(path):
+    if not is_saved_model(path):
         return from_torch(model, load_torch_file(path), head=head)
     saved = load_model(path)
     if isinstance(model, PSPNet) and isinstance(saved, RepMLPResNet):

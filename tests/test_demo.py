@@ -88,9 +88,8 @@ def test_a_dot_and_a_dash_are_drawings(tmp_path):
 @pytest.fixture(scope="module")
 def page_folder(tmp_path_factory):
     """The page, built as the docs say."""
-    for program in ("chromium", "npm"):
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}: apt-get install {program}")
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm: apt-get install npm")
     pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
     out = tmp_path_factory.mktemp("demo") / "built"
     built = subprocess.run([sys.executable, DEMO / "build.py", "--out", out], capture_output=True, text=True)
@@ -122,14 +121,16 @@ def address(page_folder):
 def browser():
     """Debian's Chromium, without a window."""
     playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
     with playwright.sync_playwright() as started:
-        chromium = shutil.which("chromium")
         yield (browser := started.chromium.launch(executable_path=chromium, args=["--no-sandbox"]))
         browser.close()
 
 
 @pytest.fixture
-def open_page(address, browser):
+def open_page(browser, address):
     """Opens the page in a new window; at the end there was neither an error nor a request to another server."""
     complaints, windows = [], []
 

@@ -11,6 +11,10 @@ from mkdocs.structure.pages import Page
 from pictures import PICTURES
 
 LINK = re.compile(r"(?<=\]\()((?:\.\./)+[^)#\s]+)")
+# The page of docs/demo: where it was built, it stands in the place of its picture.
+DEMO = "demo/built/index.html"
+PICTURE_OF_DEMO = re.compile(r"!\[[^\]]*\]\(page\.png\)")
+FRAME = '<iframe class="demo" src="built/index.html" title="Draw a digit"></iframe>'
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -23,7 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Takes files outside of the docs into the site, and lets links lead to them there."""
+    """Takes files outside of the docs into the site, lets links lead to them there, and puts the demo on its page."""
     repository = Path(config.docs_dir).parent
     folder = Path(page.file.abs_src_path).parent
 
@@ -37,4 +41,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             files.append(File.generated(config, place, abs_src_path=str(target)))
         return posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".")
 
+    if page.file.src_uri == "demo/index.md" and files.get_file_from_path(DEMO):
+        markdown = PICTURE_OF_DEMO.sub(FRAME, markdown)
     return LINK.sub(moved, markdown)

@@ -96,8 +96,13 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             mean, var = self.mean[...].reshape(shape), self.var[...].reshape(shape)
         else:
-            mean, var = self._batch_statistics(wide, shape, repeats)
-        mean, scale, bias = (_repeated(p, repeats) for p in (mean, scale * lax.rsqrt(var + self.epsilon), bias))
+            mean, var = self._batch_statistics(x, shape, repeats)
+        scale = scale * lax.rsqrt(var + self.epsilon)
+        if not self.use_running_average:
+            # The same numbers. The mean has its gradient from the bias's, without a sum over the input of its own.
+            mean, change = lax.stop_gradient(mean), mean - lax.stop_gradient(mean)
+            bias = bias - change * scale
+        mean, scale, bias = (_repeated(p, repeats) for p in (mean, scale, bias))
         y = (wide - mean) * scale + bias
         return y.astype(self.dtype or x.dtype)
 
@@ -110,7 +115,7 @@ class BatchNorm(nnx.Module):
                 f"batch norm in training needs at least 2 values a feature, and an input of shape {x.shape} "
                 f"has {count}: use a larger batch, or model.eval()"
             )
-        mean, var = mean_and_variance(x, axes)
+        mean, var = mean_and_variance(x, axes, _repeated(self.mean[...].reshape(shape), repeats))
         if repeats > 1:
             means, variances = (values.reshape(*shape[:-1], repeats, shape[-1]) for values in (mean, var))
             mean, var = (values.reshape(shape) for values in of_all(means, variances, -2))

@@ -16,6 +16,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +26,13 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.fusing import algebra
 
+Result = TypeVar("Result")
+
 # Up to this many numbers in a row of pixels, a convolution over rows is faster than one over pixels on the CPU.
 NARROW_ROW = 128
 
 
-def by_platform(*operands, default: Callable[..., Array], **forms: Callable[..., Array]) -> Array:
+def by_platform(*operands, default: Callable[..., Result], **forms: Callable[..., Result]) -> Result:
     """Computes the form of the platform that the program is for, `cpu`, `tpu` or `cuda`, or else the default.
 
     Its callers are jitted. If a jitted function is differentiated, `lax.platform_dependent` alone passes the choice

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.initializers import constant, kernel_init
 from repmlp_jax.blocks.operations import convolve_parts, grouped_convolution
+from repmlp_jax.blocks.resampling import beside_each_other
 from repmlp_jax.blocks.sharesets import convolve_sharesets, with_channels_of_sets
 from repmlp_jax.blocks.split_maps import convolve_partitions, multiply_pixels
 from repmlp_jax.blocks.statistics import mean_and_variance, of_all
@@ -223,8 +224,8 @@ class ConvBN(nnx.Module):
         y = on_partitions(self.conv, x, partition_size)
         return self.norm(y, y.shape[3:])
 
-    def on_parts(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W O"]:
-        """Convolves and normalises maps that lie beside each other in the channels."""
+    def on_parts(self, maps: Sequence[Float[Array, "N _ _ _"]]) -> Float[Array, "N H W O"]:
+        """Convolves and normalises maps beside each other in the channels, enlarged to the size of the first."""
         check_single("ConvBN", self.norm.batches.shape)
         return self.norm(on_parts(self.conv, maps))
 
@@ -371,12 +372,12 @@ def with_sharesets(layer: Any, x: Float[Array, "N H W C"], sharesets: int) -> Fl
     return with_channels_of_sets(layer, x, sharesets)
 
 
-def on_parts(layer: Any, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W O"]:
-    """Applies a layer to maps that lie beside each other in its input channels."""
+def on_parts(layer: Any, maps: Sequence[Float[Array, "N _ _ _"]]) -> Float[Array, "N H W O"]:
+    """Applies a layer to maps beside each other in its input channels, all enlarged to the size of the first."""
     if is_own(layer, "on_parts"):
         return layer.on_parts(maps)
     if not _is_plain(layer) or layer.feature_group_count > 1:
-        return layer(jnp.concatenate(maps, axis=-1))
+        return layer(beside_each_other(maps))
     bias = None if layer.bias is None else layer.bias[...]
     *parts, kernel, bias = promote_dtype((*maps, layer.kernel[...], bias), dtype=layer.dtype)
     y = convolve_parts(parts, kernel)

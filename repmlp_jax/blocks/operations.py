@@ -24,6 +24,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from repmlp_jax.blocks.resampling import beside_each_other, convolve_enlarged
 from repmlp_jax.fusing import algebra
 
 Result = TypeVar("Result")
@@ -84,11 +85,12 @@ def grouped_convolution(x, kernel, *, strides, padding, feature_group_count, opt
 
 @jax.jit
 def convolve_parts(
-    maps: Sequence[Float[Array, "N H W _"]], kernel: Float[Array, "kh kw C O"]
+    maps: Sequence[Float[Array, "N _ _ _"]], kernel: Float[Array, "kh kw C O"]
 ) -> Float[Array, "N H W O"]:
     """Convolves maps that lie beside each other in the C channels, with stride 1 and 'same' padding.
 
-    On accelerators it is the sum of one convolution for each map: to concatenate them would cost as much again.
+    Smaller maps are enlarged to the size of the first. On accelerators it is the sum of one convolution for each map:
+    to concatenate them would cost as much again.
     """
     return by_platform(*maps, kernel, cpu=_convolve_concatenated, default=_sum_of_convolutions)
 
@@ -103,14 +105,18 @@ def convolve_same(
 
 def _convolve_concatenated(*operands):
     *maps, kernel = operands
-    return convolve_same(jnp.concatenate(maps, axis=-1), kernel)
+    return convolve_same(beside_each_other(maps), kernel)
 
 
 def _sum_of_convolutions(*operands):
     *maps, kernel = operands
     ends = itertools.accumulate(part.shape[-1] for part in maps[:-1])
     kernels = jnp.split(kernel, list(ends), axis=2)
-    return sum(map(convolve_same, maps, kernels))
+    size = maps[0].shape[1:3]
+    return sum(
+        convolve_same(*part) if part[0].shape[1:3] == size else convolve_enlarged(*part, size)
+        for part in zip(maps, kernels, strict=True)
+    )
 
 
 def _convolve_group_by_group(convolve, feature_group_count, x, kernel):

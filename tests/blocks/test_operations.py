@@ -158,6 +158,10 @@ BY_ORDER = {
         lambda one, other, kernel: convolve_parts((one, other), kernel),
         [(2, 4, 5, 3), (2, 4, 5, 2), (3, 3, 5, 4)],
     ),
+    "parts of other sizes": (
+        lambda *operands: convolve_parts(operands[:-1], operands[-1]),
+        [(2, 7, 5, 3), (2, 1, 2, 2), (2, 3, 3, 2), (3, 5, 7, 4)],
+    ),
     "pixels of groups": (lambda x, kernel: convolve_partitions(x, kernel, (2, 2)), [(8, 3, 4, 2, 3), (1, 1, 3, 8)]),
 }
 every_form = pytest.mark.parametrize(("operation", "shapes", "on_cpu", "elsewhere"), FORMS.values(), ids=FORMS)

@@ -29,6 +29,11 @@ from repmlp_jax.fusing import algebra
 
 Result = TypeVar("Result")
 
+# With fewer images the batch would fill too few of the 128 lanes of a TPU, even beside few channels.
+FEWEST_LAST = 8
+# From so many channels on, it takes a TPU longer to repeat a 1×1 convolution than to store its result.
+WIDE = 512
+
 # Up to this many numbers in a row of pixels, a convolution over rows is faster than one over pixels on the CPU.
 NARROW_ROW = 128
 
@@ -196,6 +201,18 @@ def computed_once(x: Float[Array, "..."]) -> Float[Array, "..."]:
     if not all(isinstance(side, int) for side in x.shape):
         return x
     return by_platform(x, cpu=_divided_by_one, default=lambda x: x)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def stored(x: Float[Array, "N H W C"], channels: int) -> Float[Array, "N H W C"]:
+    """Returns `x`, and makes a TPU store it, the result of a 1×1 convolution of `channels`, before a 3×3 one reads it.
+
+    XLA fuses both, and computes the first again for each row of the kernel. With few channels or images that is faster
+    than to store.
+    """
+    if channels < WIDE or (isinstance(x.shape[0], int) and x.shape[0] < FEWEST_LAST):
+        return x
+    return by_platform(x, tpu=lax.optimization_barrier, default=lambda x: x)
 
 
 def _divided_by_one(x):

@@ -6,10 +6,10 @@ with a GPU uses the CPU's form, and an exported program holds the forms of all i
 What is chosen on accelerators, with the milliseconds of a TPU v5e's compiler and, in brackets, those of an H100:
 
 - RepMLP, 8 images or more: the batch last, and in a pure MLP a map that is split once a stage. Pure MLP at 128, fused:
-  2.70 before, 0.40 now; its training step 30.7 (9.6), now 7.8 (5.8). RepMLP-Res50-Light at 128, fused: 30.6, now 18.7
+  2.70 before, 0.40 now; its training step 30.7 (9.6), now 6.7 (5.8). RepMLP-Res50-Light at 128, fused: 30.6, now 18.7
   (4.7); with its stages in one run 22.3 (5.2).
-- RepMLP, fewer images: the channels last, as on a CPU. PSPNet for 2, with its pyramid in parts: 47.2, now 28.3.
-- Share-sets: one einsum with the channels last. RepMLPNet-T224 at 128, fused: 20.1, now 9.4 (3.8); step 177.5, now 92.
+- RepMLP, fewer images: the channels last, as on a CPU. PSPNet for 2, with its pyramid in parts: 47.2, now 21.3.
+- Share-sets: one einsum with the channels last. RepMLPNet-T224 at 128, fused: 20.1, now 9.4 (3.8); step 177.5, now 70.
 """
 
 import functools

@@ -273,6 +273,9 @@ def export(
         Literal["jax", "onnx", "torch"],
         typer.Option(help="A program for JAX alone, ONNX, or weights for the official PyTorch code, .safetensors."),
     ] = "jax",
+    opset: Annotated[int | None, typer.Option(help="Of ONNX: version of its operators, by default 17.")] = None,
+    preprocess: Annotated[bool, typer.Option("--preprocess", help="Of ONNX: uint8 pixels go in.")] = False,
+    no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Of ONNX: leave a trained model as it is.")] = False,
     overwrite: Overwrite = False,
 ):
     """Exports a saved model as one file that runs without this library; for JAX and ONNX it is fused first.
@@ -283,13 +286,20 @@ def export(
         from repmlp_jax import export_model, export_onnx, export_torch
         from repmlp_jax.storage.models import load
 
+        given = {"--opset": opset is not None, "--preprocess": preprocess, "--no-fuse": no_fuse}
+        if format != "onnx" and any(given.values()):
+            names = " and ".join(name for name, is_given in given.items() if is_given)
+            raise ValueError(f"{names} {'are' if sum(given.values()) > 1 else 'is'} of --format onnx")
         _refuse_existing(out, overwrite)
         saved = load(model)
+        about: dict[str, Any] = dict(preprocessing=saved.preprocessing, overwrite=overwrite)
         if format == "torch":
             export_torch(saved.model, out, overwrite=overwrite)
+        elif format == "jax":
+            export_model(saved.model, out, **about)
         else:
-            write = {"jax": export_model, "onnx": export_onnx}[format]
-            write(saved.model, out, preprocessing=saved.preprocessing, overwrite=overwrite)
+            of_onnx: dict[str, Any] = {} if opset is None else {"opset": opset}
+            export_onnx(saved.model, out, preprocess=preprocess, fuse=not no_fuse, **of_onnx, **about)
         print(f"saved: {out}")
 
 

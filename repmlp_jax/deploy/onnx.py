@@ -61,20 +61,29 @@ def export_onnx(
             more than 2 GiB, or the outputs of the file differ; as `export_model`.
     """
     with whole_file(path, overwrite) as partial:
-        check_opset(opset)
-        model, input_shape = ready_to_run(model, fuse)
-        check_preprocessing_of(model, preprocessing)
-        model = jax.tree.map(_in_float32, model)
-        random = np.random.default_rng(0)
-        size = max(BATCHES), *input_shape
-        images = random.integers(0, 256, size, np.uint8) if preprocess else random.normal(size=size).astype(np.float32)
-        forward = _forward(model, preprocessing or {}, preprocess)
-        outputs = _outputs(forward, model, images)
-        content = _convert(type(model).__name__, forward, model, images, opset)
-        content = _with_metadata(content, preprocessing or {}, preprocess)
-        for batch in BATCHES:
-            _compare(content, images[:batch], outputs[:batch])
-        partial.write_bytes(content)
+        partial.write_bytes(checked_content(model, preprocessing, opset=opset, preprocess=preprocess, fuse=fuse))
+
+
+def checked_content(model, preprocessing, *, opset: int, preprocess: bool, fuse: bool = True) -> bytes:
+    """What `export_onnx` writes, which raises the same errors."""
+    check_opset(opset)
+    model, input_shape = ready_to_run(model, fuse)
+    check_preprocessing_of(model, preprocessing)
+    model = jax.tree.map(_in_float32, model)
+    images = random_images((max(BATCHES), *input_shape), preprocess)
+    forward = _forward(model, preprocessing or {}, preprocess)
+    outputs = _outputs(forward, model, images)
+    file = _convert(type(model).__name__, forward, model, images, opset)
+    content = _with_metadata(file, preprocessing or {}, preprocess)
+    for batch in BATCHES:
+        _compare(content, images[:batch], outputs[:batch])
+    return content
+
+
+def random_images(shape, preprocess: bool) -> np.ndarray:
+    """Images as a file takes them: of uint8, or normalised in float32."""
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, shape, np.uint8) if preprocess else random.normal(size=shape).astype(np.float32)
 
 
 def check_opset(opset: int):

@@ -279,12 +279,13 @@ def _is_int(size) -> bool:
 def _dot_general(graph, equation, a, b):
     (summed_a, summed_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
     shapes = [tuple(atom.aval.shape) for atom in equation.invars]
-    if not isinstance(a, Tensor) and not batch_a:
-        # ONNX multiplies any number of axes by a matrix on the right.
+    if not isinstance(a, Tensor):
+        # A constant belongs on the right: there ONNX multiplies any number of axes by a matrix, and quantisers look.
         product = _product(graph, b, shapes[1], batch_b, summed_b, a, shapes[0], batch_a, summed_a)
-        of_a, of_b = len(shapes[0]) - len(summed_a), len(shapes[1]) - len(summed_b)
-        shape = equation.outvars[0].aval.shape
-        return Tensor(product, shape, (*range(of_a, of_a + of_b), *range(of_a)))
+        batch, rank = len(batch_a), len(equation.outvars[0].aval.shape)
+        middle = len(shapes[0]) - len(summed_a)
+        order = (*range(batch), *range(middle, rank), *range(batch, middle))
+        return Tensor(product, equation.outvars[0].aval.shape, order)
     product = _product(graph, a, shapes[0], batch_a, summed_a, b, shapes[1], batch_b, summed_b)
     return _ordered(product, equation.outvars[0].aval.shape)
 

@@ -179,12 +179,12 @@ def max_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 C"]:
     H2 and W2 are H/2 and W/2, rounded up. On the CPU the backward pass of `nnx.max_pool` is four times slower than that
     of maxima down and across.
     """
-    # A separate pad, which XLA fuses: the converter to ONNX would ignore the padding of the pooling.
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    return by_platform(x, cpu=_maxima, default=functools.partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2)))
+    window = dict(window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    return by_platform(x, cpu=_maxima, default=functools.partial(nnx.max_pool, **window))
 
 
 def _maxima(x):
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     x = jnp.maximum(jnp.maximum(x[:, :-2:2], x[:, 1:-1:2]), x[:, 2::2])
     return jnp.maximum(jnp.maximum(x[:, :, :-2:2], x[:, :, 1:-1:2]), x[:, :, 2::2])
 

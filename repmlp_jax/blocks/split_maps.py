@@ -24,7 +24,8 @@ def _by_order(*operands, batch, channels_last, batch_last):
     """Computes the form of the order in memory; a batch of any size, in exported programs, counts as large."""
     if isinstance(batch, int) and batch < FEWEST_LAST:
         return channels_last(*operands)
-    return by_platform(*operands, cpu=channels_last, default=batch_last)
+    accelerators = dict.fromkeys(("tpu", "cuda", "rocm"), batch_last)
+    return by_platform(*operands, **accelerators, default=channels_last)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

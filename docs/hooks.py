@@ -22,6 +22,10 @@ FORMULA = re.compile(
 )
 # Pages that lie outside of the docs.
 OUTSIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+# The page of docs/demo: where it was built, it stands in the place of its picture.
+DEMO = "demo/built/index.html"
+PICTURE_OF_DEMO = re.compile(r"!\[[^\]]*\]\(page\.png\)")
+FRAME = '<iframe class="demo" src="built/index.html" title="Draw a digit"></iframe>'
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -45,7 +49,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(
     markdown: str, page: Page, config: MkDocsConfig, files: Files
 ) -> str:
-    """Puts in the tables. Takes files outside of the docs into the site, and lets links lead to them there."""
+    """Puts the tables and the demo on their pages, takes files outside of the docs into the site, and links them."""
     repository = Path(config.docs_dir).parent
     folder = (Path(config.docs_dir) / page.file.src_uri).parent
     for line, table in TABLES.items():
@@ -62,6 +66,8 @@ def on_page_markdown(
             files.append(File.generated(config, place, abs_src_path=str(target)))
         return posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".")
 
+    if page.file.src_uri == "demo/index.md" and files.get_file_from_path(DEMO):
+        markdown = PICTURE_OF_DEMO.sub(FRAME, markdown)
     return LINK.sub(moved, markdown)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from repmlp_jax.blocks.repmlp import RepMLP
 from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
 from repmlp_jax.deploy.onnx import export_onnx
+from repmlp_jax.deploy.onnx_int8 import export_onnx_int8
 from repmlp_jax.deploy.program import export_model, load_exported
 from repmlp_jax.deploy.torch import export_torch
 from repmlp_jax.fusing.algebra import conv_to_fc
@@ -45,6 +46,7 @@ __all__ = [
     "create_model",
     "export_model",
     "export_onnx",
+    "export_onnx_int8",
     "export_torch",
     "from_torch",
     "fuse_params",

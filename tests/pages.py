@@ -38,7 +38,7 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
-EXTRAS = {"onnx": "jax2onnx", ".pth": "torch", "eqx": "equinox", "fastapi": "fastapi"}
+EXTRAS = {"onnx": "onnxruntime", ".pth": "torch", "eqx": "equinox", "fastapi": "fastapi"}
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 GIVEN = {
     "README.md": ["runs/digits/model", "digit.png"] + ["RepMLPNet-T224.pth"] * HAS_TORCH,

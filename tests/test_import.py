@@ -11,7 +11,7 @@ import repmlp_jax
 # What only one task needs: pictures, datasets, checkpoints, files of PyTorch, export, the command line.
 FOR_ONE_TASK = {
     *("matplotlib", "tensorflow_datasets", "tensorflow", "grain", "sklearn", "cv2", "PIL"),
-    *("orbax", "tensorboardX", "ml_collections", "torch", "onnx", "onnxruntime", "jax2onnx", "typer"),
+    *("orbax", "tensorboardX", "ml_collections", "torch", "onnx", "onnxruntime", "typer"),
 }
 
 # Processor time, so that what else the machine does makes no difference.

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from on_accelerator.check import SMALL
 
 from ahead_of_time.rows import Row
-from repmlp_jax import create_model, fuse_params
+from repmlp_jax import create_model, fuse_params, quantise_params
 from repmlp_jax.fusing.macs import count_macs
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.tasks.classification import loss_of_batch
@@ -28,6 +28,8 @@ RECIPES = {
     "RepMLPNet": "imagenet_repmlpnet.py",
     "RepMLP-Res50": "imagenet_resnet50.py",
 }
+# What is in int8 → the argument of `quantise_params`.
+ACTIVATIONS = {"int8": None, "int8_products": "dynamic"}
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 # The backward pass takes twice the multiply-accumulates of the forward pass.
 MACS_OF_A_STEP = 3
@@ -47,8 +49,11 @@ def _forward(row, devices):
     """A lowered forward pass in evaluation mode, and its multiply-accumulates."""
     model = nnx.eval_shape(lambda: make_model(row))
     model.eval()
-    if row.what == "fused":
+    if row.what != "trained":
         model = nnx.eval_shape(fuse_params, model)
+    if row.what in ACTIVATIONS:
+        quantise = functools.partial(quantise_params, activations=ACTIVATIONS[row.what])
+        model = nnx.eval_shape(quantise, model)
     graphdef, state = nnx.split(model)
 
     def forward(parameters, images):

@@ -49,7 +49,7 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
     """
     whole_number("batch_size", batch_size, 1)
     saved = load(path)
-    classes = _number_of_classes(saved, path)
+    classes = number_of_classes(saved, path)
     dataset = open_dataset(dataset_name, data_dir, input_shape_of(saved.model)[-1])
     names, called = saved.preprocessing.get("class_names") or (), dict(model=str(path), dataset=dataset_name)
     order = class_order(names, classes, dataset.class_names, dataset.num_classes, **called)
@@ -129,7 +129,7 @@ def predictions(
     height, width, channels = input_shape_of(saved.model)
     if channels not in (1, 3):
         raise ValueError(f"{path} takes images of {channels} channels, and a picture has 1 or 3")
-    classes = _number_of_classes(saved, path)
+    classes = number_of_classes(saved, path)
     names = saved.preprocessing.get("class_names") or [str(number) for number in range(classes)]
     if len(names) != classes:
         raise ValueError(f"{path} has {classes} classes and {len(names)} class names")
@@ -158,7 +158,7 @@ def _best(probabilities, names, top) -> list[tuple[str, float]]:
     return [(names[number], float(probabilities[number])) for number in order]
 
 
-def _number_of_classes(saved: SavedModel, path) -> int:
+def number_of_classes(saved: SavedModel, path) -> int:
     """The number of classes of a classifier; refuses embeddings, features, and a class for every pixel."""
     shape = output_shape(saved.model)
     if len(shape) != 1 or not json.loads(getattr(saved.model, "arguments", "{}")).get("num_classes"):

@@ -154,8 +154,8 @@ def load_exported(path: str | Path) -> ExportedModel:
     return ExportedModel(program, arrays, description)
 
 
-def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
-    """A fused copy of the model in evaluation mode, and the (H, W, C) of its images.
+def ready_to_run(model: nnx.Module, fuse: bool = True) -> tuple[nnx.Module, tuple[int, int, int]]:
+    """A copy of the model in evaluation mode, fused unless `fuse` is off, and the (H, W, C) of its images.
 
     Raises:
         TypeError: if it is not a module with an `input_shape`, is abstract, or has float64 parameters.
@@ -173,7 +173,7 @@ def ready_to_run(model: nnx.Module) -> tuple[nnx.Module, tuple[int, int, int]]:
             f"model with param_dtype=float32"
         )
     check_finite(arrays, f"the {name} to export")
-    if fusable_modules(model):
+    if fuse and fusable_modules(model):
         logger.warning("%s is not fused: fusing it before the export", name)
         fused = fuse_params(model)
     else:

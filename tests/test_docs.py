@@ -107,3 +107,15 @@ def test_no_share_in_the_roofline_is_above_the_whole():
     for legend in legends:
         shares = [int(re.search(r"(\d+)%", text.get_text())[1]) for text in legend.get_texts()]
         assert 97 <= sum(shares) <= 103  # rounded
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+def test_code_fits_beside_the_menus_of_the_site(page):
+    code = [token for token in tokens(page) if token.type == "fence" and token.info == "python"]
+    assert not [line for token in code for line in token.content.splitlines() if len(line) > 88]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/performance")])
+def test_tables_of_speeds_have_at_most_six_columns(page):
+    rows = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("|")]
+    assert all(row.count("|") <= 7 for row in rows)

@@ -28,7 +28,7 @@ def _sections(command, name, parent=None) -> Iterator[str]:
     text, _, example = inspect.cleandoc(command.help).partition("Example: ")
     yield text.strip()
     yield f"```text\n{command.get_usage(context)}\n```"
-    yield f"For example:\n\n```text\n{example}\n```"
+    yield f"For example:\n\n```bash\n{example}\n```"
     records = filter(
         None, (parameter.get_help_record(context) for parameter in command.params)
     )

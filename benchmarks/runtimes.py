@@ -4,8 +4,8 @@
     python benchmarks/runtimes.py
 
 A fused model is run by JAX (compiled in process, and from the file of `export_model`), by onnxruntime and by OpenVINO
-(in float32 by `export_onnx`, and by `export_onnx_int8`, dynamic and static, calibrated on noise like the images), on one
-core and on two, each number of cores in a process of its own. Outputs are compared first, then all runtimes take turns.
+(in float32 by `export_onnx`, and by `export_onnx_int8`, dynamic and static, calibrated on noise), on one core and on
+two, each number of cores in a process of its own. Outputs are compared first, then all runtimes take turns.
 """
 
 import argparse

@@ -89,7 +89,7 @@ def measure(name: str, options) -> dict:
             calls = {BASE: jax_forward(model, images), EXPORTED: lambda images=images: exported(images)}
             calls |= {form: lambda run=run, images=images: run(images) for form, run in runtimes.items()}
             differences = compare(calls)
-            seconds = interleaved(calls, options.runs)
+            seconds = interleaved(calls, options.runs, untimed=1)
             ratios = {form: row["median"] / seconds[BASE]["median"] for form, row in seconds.items()}
             result[f"batch {batch_size}"] = dict(
                 seconds=seconds,

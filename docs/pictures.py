@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
+
 from repmlp_jax import RepMLP, create_model, fuse_params, fuse_report, plots
 from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.fusing.algebra import fold_norm, scale_and_shift

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 
 import typer
+
 from repmlp_jax.cli import app
 from repmlp_jax.training import config
 

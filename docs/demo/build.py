@@ -20,7 +20,8 @@ import matplotlib
 import numpy as np
 from flax import nnx
 from matplotlib.colors import to_hex
-from repmlp_jax import RepMLP, export_onnx, fuse_params, fuse_report, plots
+
+from repmlp_jax import RepMLP, export_onnx, fuse_report, plots
 from repmlp_jax.blocks.repmlp import FusedRepMLP
 from repmlp_jax.data.digits import CLASS_NAMES
 from repmlp_jax.plots.palette import MAGNITUDES, ZERO
@@ -85,11 +86,10 @@ def build(out: Path, model_folder: Path | None = None):
         with whole_folder(out, lambda: check_may_write(out)) as folder:
             for file in (*runtime, *(HERE / "page").iterdir()):
                 shutil.copy(file, folder)
-            for form, model in zip(
-                FORMS, (as_trained(saved.model), fuse_params(saved.model)), strict=True
-            ):
+            for form in FORMS:
+                file, fuse = folder / f"{form}.onnx", form == "fused"
                 export_onnx(
-                    model, folder / f"{form}.onnx", preprocessing=saved.preprocessing
+                    saved.model, file, preprocessing=saved.preprocessing, fuse=fuse
                 )
             (folder / ABOUT).write_text(json.dumps(about(saved)))
 
@@ -174,15 +174,6 @@ def parts_of_first_block(model: nnx.Module) -> dict[str, np.ndarray]:
             f"the map; the maps of this {type(model).__name__}'s blocks are {maps}"
         )
     return plots.fc3_parts(blocks[0])
-
-
-def as_trained(model: nnx.Module) -> nnx.Module:
-    """A copy whose blocks cannot be fused, so that the export, which fuses what can be, leaves them as they are."""
-    copy = nnx.clone(model)
-    for _, module in nnx.iter_modules(copy):
-        if hasattr(module, "fused"):
-            module.fused = None
-    return copy
 
 
 def about(saved: SavedModel) -> dict:

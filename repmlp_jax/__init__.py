@@ -10,6 +10,7 @@ from repmlp_jax.deploy.torch import export_torch
 from repmlp_jax.fusing.algebra import conv_to_fc
 from repmlp_jax.fusing.fuse import fuse_params
 from repmlp_jax.fusing.linen import fuse_variables
+from repmlp_jax.interop.pretrained import create_model
 from repmlp_jax.interop.report import fuse_report
 from repmlp_jax.interop.torch import from_torch, to_torch
 from repmlp_jax.interop.torch_file import load_torch_file
@@ -17,7 +18,7 @@ from repmlp_jax.models.astype import astype
 from repmlp_jax.models.cifar import PureMLP, WideConvNet
 from repmlp_jax.models.face import FaceResNet
 from repmlp_jax.models.pspnet import PSPNet
-from repmlp_jax.models.registry import create_model, list_models, register_model, register_savable
+from repmlp_jax.models.registry import list_models, register_model, register_savable
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.residual import BottleneckBlock, LightBlock
 from repmlp_jax.models.resnet import RepMLPResNet

@@ -247,7 +247,11 @@ class RepMLPNet(nnx.Module):
         self.head = Head(widths[-1], num_classes, **options)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N classes"]:
-        """The logits of a batch of images; without classes, its features.
+        """The logits of a batch of images; without classes, its features. Raises as `maps`."""
+        return self.head(self.maps(x)[-1])
+
+    def maps(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N _ _ _"]]:
+        """The maps of all stages for a batch of images.
 
         Raises:
             TypeError: if the images are no floating-point numbers.
@@ -257,12 +261,14 @@ class RepMLPNet(nnx.Module):
         check_images(self, x, self.multiples)
         call = nnx.remat(operator.call) if self.rematerialise else operator.call
         x = nnx.relu(self.embedding(x))
+        maps = []
         for index, stage in enumerate(self.stages):
             if index:
                 x = nnx.relu(self.halvings[index - 1](x))
             for unit in stage:
                 x = call(unit, x)
-        return self.head(x)
+            maps.append(x)
+        return maps
 
 
 def _multiples(patch_size, partition_sizes) -> tuple[int, int]:

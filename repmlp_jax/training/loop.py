@@ -13,13 +13,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from repmlp_jax.fusing.host import host
+from repmlp_jax.interop.initial_weights import with_weights_of
 from repmlp_jax.local_path import local_path
 from repmlp_jax.storage.checkpoints import Checkpoints
 from repmlp_jax.storage.models import check_savable
 from repmlp_jax.training import sharding
 from repmlp_jax.training.config import check_config
 from repmlp_jax.training.environment import environment
-from repmlp_jax.training.initial_weights import with_weights_of
 from repmlp_jax.training.interruption import Interruption
 from repmlp_jax.training.metrics import Metrics, replace_text
 from repmlp_jax.training.only_run import only_run

@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from repmlp_jax.data import Dataset, augment, open_dataset
 from repmlp_jax.data.decoding import read_image
@@ -17,6 +16,7 @@ from repmlp_jax.data.preprocessing import resize_and_crop
 from repmlp_jax.fusing.arguments import checked, whole_number
 from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.output_shape import output_shape
+from repmlp_jax.progress import progress_bar
 from repmlp_jax.storage.models import SavedModel, load
 from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.tasks.classification import batch_metrics, check_size, mean_metrics
@@ -141,7 +141,7 @@ def predictions(
         except (ValueError, OSError) as error:
             return error
 
-    with tqdm(total=len(pictures), unit=" pictures", delay=2, leave=False) as bar:
+    with progress_bar(total=len(pictures), unit=" pictures", delay=2, leave=False) as bar:
         for start in range(0, len(pictures), PICTURES_AT_A_TIME):
             chosen = pictures[start : start + PICTURES_AT_A_TIME]
             images = [read(one) for one in chosen]

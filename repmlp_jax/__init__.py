@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from repmlp_jax.blocks.repmlp import RepMLP
 from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
+from repmlp_jax.data.configuration import data_configuration
 from repmlp_jax.deploy.onnx import export_onnx
 from repmlp_jax.deploy.program import export_model, load_exported
 from repmlp_jax.deploy.torch import export_torch
@@ -44,6 +45,7 @@ __all__ = [
     "astype",
     "conv_to_fc",
     "create_model",
+    "data_configuration",
     "export_model",
     "export_onnx",
     "export_torch",

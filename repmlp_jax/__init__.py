@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from repmlp_jax.blocks.repmlp import RepMLP
 from repmlp_jax.blocks.repmlpnet import RepMLPNetBlock
-from repmlp_jax.data.configuration import data_configuration
 from repmlp_jax.deploy.onnx import export_onnx
 from repmlp_jax.deploy.program import export_model, load_exported
 from repmlp_jax.deploy.torch import export_torch
@@ -28,6 +27,7 @@ from repmlp_jax.storage.models import load_model, save_model
 from repmlp_jax.version import __version__
 
 if TYPE_CHECKING:
+    from repmlp_jax.data.configuration import data_configuration
     from repmlp_jax.tasks import train_and_evaluate
 
 __all__ = [
@@ -67,7 +67,11 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Imports `train_and_evaluate` when it is asked for: it needs libraries that a model alone does not."""
+    """Imports what needs libraries that a model alone does not, when it is asked for."""
+    if name == "data_configuration":
+        from repmlp_jax.data.configuration import data_configuration
+
+        return data_configuration
     if name == "train_and_evaluate":
         from repmlp_jax.tasks import train_and_evaluate
 

@@ -3,12 +3,13 @@
 import sys
 
 from tqdm.auto import tqdm
-from tqdm.notebook import tqdm_notebook
 
 
 def progress_bar(*arguments, disable: bool = False, **options) -> tqdm:
     """A bar of tqdm, whose arguments it takes; it draws on a terminal and in notebooks alone."""
-    is_seen = issubclass(tqdm, tqdm_notebook) or sys.stderr.isatty()
+    # By its name, since tqdm.notebook imports IPython.
+    is_widget = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)
+    is_seen = is_widget or sys.stderr.isatty()
     return tqdm(*arguments, disable=disable or not is_seen, dynamic_ncols=True, **options)
 
 

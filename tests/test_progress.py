@@ -4,6 +4,7 @@ import io
 import sys
 
 import pytest
+from tqdm.notebook import tqdm_notebook
 
 from repmlp_jax import progress
 from repmlp_jax.progress import print_line, progress_bar
@@ -25,7 +26,7 @@ def test_a_bar_is_drawn_on_terminals_alone(monkeypatch, stream, is_drawn):
 
 
 def test_a_notebook_gets_a_bar_though_it_is_no_terminal(monkeypatch):
-    class Widget(progress.tqdm_notebook):
+    class Widget(tqdm_notebook):
         def __init__(self, *_, disable, **__):
             self.disable = disable
 

@@ -1,7 +1,7 @@
 """How pictures become the images that a model takes."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from repmlp_jax.data import cifar10
 from repmlp_jax.data.preprocessing import CENTRE, IMAGENET_MEAN, IMAGENET_STD
@@ -16,7 +16,7 @@ from repmlp_jax.models.resnet import RepMLPResNet
 from repmlp_jax.storage.models import SavedModel, is_saved_model, load
 
 # Of the datasets that the paper trains these classes on.
-STATISTICS = {
+STATISTICS: dict[Any, tuple] = {
     **dict.fromkeys((PureMLP, WideConvNet), (cifar10.MEAN, cifar10.STD)),
     **dict.fromkeys((RepMLPNet, RepMLPResNet, PSPNet), (IMAGENET_MEAN, IMAGENET_STD)),
 }

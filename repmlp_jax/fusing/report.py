@@ -7,6 +7,7 @@ import json
 import math
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -208,7 +209,7 @@ def _macs(module, image):
     return count_macs(lambda module, x: module(x), module, image)
 
 
-def fused_size(model: nnx.Module) -> tuple[int, int]:
+def fused_size(model: Any) -> tuple[int, int]:
     """The parameters of a fused model with an `input_shape`, which may be abstract, and its MACs for one image."""
     with jax.numpy_dtype_promotion("standard"):
         fused = nnx.eval_shape(with_fused_modules, model)

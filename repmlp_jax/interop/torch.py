@@ -6,6 +6,7 @@ a round trip is exact.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -153,7 +154,7 @@ def _places_to_keep(model) -> set[tuple]:
 
 def _classifier_prefixes(model) -> tuple[str, ...]:
     """How the official keys of a model's classifier begin; without a head, those of the whole head."""
-    names = official_names(model)
+    names: dict[str, Any] = official_names(model)
     if not hasattr(model, "head"):
         return tuple(prefix for name, prefix in names.items() if name.partition(".")[0] == "head")
     prefix = names.get("head.linear", names.get("head"))

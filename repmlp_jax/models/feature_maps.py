@@ -48,7 +48,7 @@ class RepMLPNetFeatures(RepMLPNet):
 
     __init__ = _without_head(RepMLPNet.__init__)
 
-    def __call__(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N _ _ _"]]:
+    def __call__(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N _ _ _"]]:  # type: ignore[override]
         """The maps for a batch of images, from the largest to the smallest. Raises as `RepMLPNet`."""
         return self.maps(x)
 
@@ -67,7 +67,7 @@ class RepMLPResNetFeatures(RepMLPResNet):
 
     __init__ = _without_head(RepMLPResNet.__init__)
 
-    def __call__(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N _ _ _"]]:
+    def __call__(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N _ _ _"]]:  # type: ignore[override]
         """The maps for a batch of images, from the largest to the smallest. Raises as `RepMLPResNet`."""
         return self.maps(x)
 

@@ -23,6 +23,7 @@ from repmlp_jax.fusing.arguments import Pair, checked, pair
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.models.classifier import NoClassifier, classifier
 from repmlp_jax.models.images import check_images
+from repmlp_jax.models.printed import PrintedByBlocks
 from repmlp_jax.models.stages import check_stages
 
 
@@ -172,7 +173,7 @@ class FusedFeatures(nnx.Module):
         return self.norm(x.mean((1, 2), keepdims=True))[:, 0, 0]
 
 
-class RepMLPNet(nnx.Module):
+class RepMLPNet(PrintedByBlocks):
     """RepMLPNet: a patch embedding, stages of units with a halving between them, and a classifier.
 
     It takes any resolution that its patches, halvings and partitions divide; `image_size` only sets `input_shape`.

@@ -22,5 +22,5 @@ def test_a_model_is_printed_block_by_block():
     assert f"\n{model}\n" == TRAINED
     lines = str(fuse_params(model)).splitlines()
     assert lines[2].split() == ["embedding", "Conv", "16"]
-    assert lines[3].split()[:2] == ["stages.0.0", "FusedRepMLP"]
+    assert lines[4].split()[:2] == ["stages.0.0", "FusedRepMLP"]
     assert "value=Array" in repr(model)

@@ -1,5 +1,6 @@
 """Trains a model, fuses it, and puts both side by side.
 
+    python train.py                         # handwritten digits, in under a minute
     python train.py --config=configs/cifar.py --workdir=runs/cifar --config.epochs=10
     python train.py --config=configs/cifar.py:wide_convnet
 

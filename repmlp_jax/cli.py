@@ -86,16 +86,38 @@ def options(
 
 
 @app.command("list")
-def list_command():
-    """Lists the published models with their classes and arguments.
+def list_command(
+    pattern: Annotated[str, typer.Argument(help="Which models, with the wildcards of the shell.")] = "*",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """Lists models with their images' size and the fused model's parameters and multiply-accumulates (MACs).
 
-    Example: repmlp-jax list
+    The numbers are counted from the models' programs, without weights, which takes about a second for each.
+
+    Example: repmlp-jax list "RepMLPNet*"
     """
-    from repmlp_jax.models.registry import MODELS
+    with one_line_errors():
+        from repmlp_jax import list_models
+        from repmlp_jax.fusing.report import fused_size
+        from repmlp_jax.models.randomness import abstract
+        from repmlp_jax.models.registry import MODELS, create_model
 
-    for name, (model_class, arguments) in MODELS.items():
-        described = ", ".join(f"{key}={value}" for key, value in arguments.items())
-        print(f"{name:36}{model_class.__name__:14}{described}".rstrip())
+        names = list_models(pattern)
+        if not names:
+            raise ValueError(f"no model matches {pattern!r}: repmlp-jax list shows all")
+        rows: list[dict[str, Any]] = []
+        if not as_json:
+            print(f"{'model':36}{'class':14}{'images':>11}{'parameters':>14}{'MACs':>18}")
+        for name in names:
+            model = abstract(create_model, name)
+            parameters, macs = fused_size(model)
+            row = {"model": name, "class": MODELS[name][0].__name__, "images": model.input_shape}
+            rows.append(row | dict(parameters=parameters, macs=macs))
+            if not as_json:
+                size = "×".join(map(str, model.input_shape))
+                print(f"{name:36}{row['class']:14}{size:>11}{parameters:>14,}{macs:>18,}", flush=True)
+        if as_json:
+            print(json.dumps(rows, indent=1))
 
 
 @app.command()

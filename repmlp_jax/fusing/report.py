@@ -4,7 +4,9 @@ import dataclasses
 import html
 import json
 import math
+import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,8 @@ from repmlp_jax.fusing.marks import OF_THE_DATA, is_affine, layers_of
 from repmlp_jax.fusing.modules import dotted, iterate_nodes, node_at, replace_modules
 from repmlp_jax.fusing.steps import AddBranches, FoldAfter, fold
 from repmlp_jax.listing import listed
+
+WIDTH = 100  # of the notes of a report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,14 @@ class FuseReport:
     official: tuple[int, int | None] | None = None
 
     def __str__(self) -> str:
-        return table(self._rows())
+        head, *rows = self._rows()
+        aligned = iter(table([head[:-1], *(row[:-1] for row in rows if any(row[:-1]))]).splitlines())
+        text = [next(aligned)]
+        for *cells, note in rows:
+            if any(cells):
+                text.append(next(aligned))
+            text += textwrap.wrap(note, WIDTH, initial_indent="    ", subsequent_indent="        ")
+        return "\n".join(text)
 
     def _repr_html_(self) -> str:
         """The table, as a notebook shows it."""
@@ -195,6 +206,13 @@ def count_parameters(model: nnx.Module) -> int:
 
 def _macs(module, image):
     return count_macs(lambda module, x: module(x), module, image)
+
+
+def fused_size(model: Any) -> tuple[int, int]:
+    """The parameters of a fused model with an `input_shape`, which may be abstract, and its MACs for one image."""
+    with jax.numpy_dtype_promotion("standard"):
+        fused = nnx.eval_shape(with_fused_modules, model)
+        return count_parameters(fused), _macs(fused, _image(model.input_shape))
 
 
 def _report_block(path, block, fused, image):

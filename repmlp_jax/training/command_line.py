@@ -25,6 +25,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
     print_any_character()
     # Orbax logs every step of its work through absl, at level "info".
     absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     logger.setLevel(logging.INFO)
     try:
         rest = flags.FLAGS(with_default("config", arguments))

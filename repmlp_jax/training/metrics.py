@@ -19,6 +19,7 @@ logger = logging.getLogger("repmlp_jax")
 COLUMNS = {"epoch": int, "step": int, "learning_rate": float, "train_loss": float, "train_accuracy": float}
 """The columns of every task; a column `test_NAME` for each of its scores follows."""
 
+PICTURE = "curves.png"
 SECONDS_BETWEEN_PICTURES = 60
 
 
@@ -40,7 +41,7 @@ class Metrics:
     def __init__(self, workdir: Path, step: int, scores: Sequence[str]):
         self._columns = COLUMNS | {f"test_{name}": float for name in scores}
         self._path = workdir / "metrics.csv"
-        self._picture = workdir / "curves.png"
+        self._picture = workdir / PICTURE
         rows = _read(self._path, self._columns) if self._path.exists() else []
         self.rows = [row for row in rows if row["step"] <= step]
         if self.rows != rows or not self._path.exists():

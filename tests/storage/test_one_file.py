@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from tolerance import assert_identical
 
 from repmlp_jax import create_model, fuse_params, load_model, load_torch_file, quantise_params, save_model
+from repmlp_jax.interop.initial_weights import with_weights_of
 from repmlp_jax.storage import models
-from repmlp_jax.training.initial_weights import with_weights_of
 
 SMALL = dict(image_size=(8, 8), in_features=1, widths=(4,), partition_size=(4, 4), conv_kernels=(1, 3))
 

@@ -1,10 +1,11 @@
-"""The weights that training starts from: a saved model, or official PyTorch weights."""
+"""The weights that a model starts from: a saved model, or official PyTorch weights."""
 
 from pathlib import Path
 
 from flax import nnx
 
 from repmlp_jax.fusing.fuse import fusable_modules
+from repmlp_jax.fusing.modules import dotted
 from repmlp_jax.interop.torch import from_torch
 from repmlp_jax.interop.torch_file import load_torch_file
 from repmlp_jax.local_path import local_path
@@ -22,7 +23,7 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
     Args:
         path: a folder or file that `save_model` wrote, or a file of official PyTorch weights.
         model: of the same architecture; with `head="skip"` it may have another number of classes.
-        head: "skip" leaves the classifier as the model has it.
+        head: "skip" leaves the classifier as the model has it, which may also have none.
 
     Returns:
         A new model of the given class.
@@ -37,12 +38,20 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
     saved = load_model(path)
     if isinstance(model, PSPNet) and isinstance(saved, RepMLPResNet):
         return with_backbone_of(model, saved)
-    kept = head_places(model) if head == "skip" else ()
+    arrays, kept = arrays_of(saved), set()
+    if head == "skip":
+        kept = head_places(model)
+        left_out = set(map(dotted, head_places(saved))) if hasattr(model, "head") else _below("head", arrays)
+        arrays = {name: array for name, array in arrays.items() if name not in left_out}
     try:
-        loaded = load_state(model, arrays_of(saved), str(path), kept=kept)
+        loaded = load_state(model, arrays, str(path), kept=kept)
         check_same_partitions(model, saved, str(path))
         return loaded
     except MisfitError as error:
         fused = "" if fusable_modules(saved) else "fused "
         error.guess = f"{path} holds a {fused}{type(saved).__name__}."
         raise
+
+
+def _below(name, arrays):
+    return {path for path in arrays if path.partition(".")[0] == name}

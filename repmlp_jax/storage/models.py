@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -23,7 +24,7 @@ from repmlp_jax.models.precision import check_precision
 from repmlp_jax.models.randomness import abstract
 from repmlp_jax.models.registry import registered_classes
 from repmlp_jax.models.state import arrays_of, load_state
-from repmlp_jax.quantisation.quantise import quantisation, quantise_params
+from repmlp_jax.quantisation.quantise import is_quantised, quantise_params
 from repmlp_jax.storage import earlier_formats
 from repmlp_jax.storage.digest import describe, digests
 from repmlp_jax.storage.folding import arguments_of_folding, folding_of
@@ -31,6 +32,8 @@ from repmlp_jax.storage.outline import differences
 from repmlp_jax.storage.preprocessing import check_preprocessing_of
 from repmlp_jax.storage.whole_folder import put_back, whole_folder
 from repmlp_jax.version import versions
+
+logger = logging.getLogger("repmlp_jax")
 
 FORMAT = 3
 DESCRIPTION = "model.json"
@@ -153,6 +156,8 @@ def _load(path: Path) -> SavedModel:
         abstract = _abstract(model_class, description)
     except Exception as error:
         raise ValueError(f"{misfit}: this does not take its arguments ({error})") from error
+    if (description.get("quantised") or {}).get("activations"):
+        logger.warning("%s multiplied in int8 when it was saved: now only its weights are in int8", path)
     wanted = arrays_of(abstract)
     is_earlier = description["format"] in earlier_formats.MODELS
     expected = earlier_formats.as_stored(wanted, description["arrays"]) if is_earlier else wanted
@@ -252,7 +257,8 @@ def _abstract(model_class, making):
             model = fuse_params(model, **arguments_of_folding(folding))
         elif making["fused"]:
             model = fuse_params(model)
-        return quantise_params(model, **making["quantised"]) if making.get("quantised") else model
+        # Models that multiplied in int8, which earlier versions made, have the same arrays.
+        return quantise_params(model) if making.get("quantised") else model
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "nothing to fuse")  # That was said when the model was fused.
@@ -284,7 +290,7 @@ def _making(model) -> dict[str, Any]:
         "arguments": json.loads(arguments),
         "fused": False,
         "folding": folding,
-        "quantised": quantisation(model),
+        "quantised": {"activations": None} if is_quantised(model) else None,
     }
     try:
         trained = _abstract(model_class, making | {"folding": None, "quantised": None})

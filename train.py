@@ -1,10 +1,11 @@
 """Trains a model, fuses it, and puts both side by side.
 
+    python train.py                         # handwritten digits, in under a minute
     python train.py --config=configs/cifar.py --workdir=runs/cifar --config.epochs=10
     python train.py --config=configs/cifar.py:wide_convnet
 
-A run that was interrupted goes on when the same command is given again. On several machines, start the same command on
-each with --distributed; Slurm, TPU and Kubernetes jobs are recognised, elsewhere add the three flags below it.
+The same command resumes an interrupted run. On several machines, start it on each with --distributed; Slurm, TPU and
+Kubernetes jobs are recognised, elsewhere add the three flags below it.
 """
 
 from pathlib import Path

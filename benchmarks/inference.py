@@ -16,13 +16,12 @@ import jax
 import numpy as np
 import torch
 from contestants import converted, efficientnet, official, torch_forward
-from matplotlib.figure import Figure
 from measure import RESULTS, interleaved, matmul_rate, record
 from nets import NETS, in_bfloat16, jax_forward, ours
+from speed_pictures import draw_speeds
 
 from repmlp_jax import fuse_params
 from repmlp_jax.fusing.macs import count_macs
-from repmlp_jax.plots.palette import BLUE, ORANGE
 
 FUSED = "fused"
 # Of the largest output; sums of thousands of terms, layer after layer, in another order.
@@ -45,7 +44,7 @@ def main():
     if not options.no_others:
         measured["others"] = measure_others(options)
     measured["multiply-accumulates a second of a matrix product"] = matmul_rate()
-    draw(measured).savefig(RESULTS / f"{options.name}.png", dpi=120)
+    draw_speeds(measured).savefig(RESULTS / f"{options.name}.png", dpi=120)
     print("recorded:", record(options.name, measured))
 
 
@@ -142,39 +141,6 @@ def report(name, batch_size, result):
             f"({row['minimum'] * 1e3:.1f} to {row['maximum'] * 1e3:.1f}) {ratio}",
             flush=True,
         )
-
-
-def draw(measured) -> Figure:
-    """Bars of images a second, with the fastest and slowest run, a panel for each model and batch size."""
-    panels = [
-        (name, batch, rows["seconds"])
-        for name, batches in measured.items()
-        if isinstance(batches, dict)
-        for batch, rows in batches.items()
-        if batch.startswith("batch")
-    ]
-    names = list(dict.fromkeys(name for name, *_ in panels))
-    columns = max(sum(1 for panel in panels if panel[0] == name) for name in names)
-    figure = Figure(figsize=(4.5 * columns, 2.3 * len(names)), layout="constrained")
-    grid = figure.subplots(len(names), columns, squeeze=False)
-    for index, (name, batch, seconds) in enumerate(panels):
-        axes = grid[names.index(name)][index % columns]
-        count = int(batch.split()[1])
-        speeds = [count / row["median"] for row in seconds.values()]
-        spread = [
-            [count / row["median"] - count / row["maximum"] for row in seconds.values()],
-            [count / row["minimum"] - count / row["median"] for row in seconds.values()],
-        ]
-        colours = [BLUE if "official" not in form and "torch" not in form else ORANGE for form in seconds]
-        if name == "others":
-            colours = [BLUE if "ours" in form else ORANGE for form in seconds]
-        axes.barh(range(len(speeds)), speeds, xerr=spread, color=colours, error_kw=dict(elinewidth=1, capsize=2))
-        axes.set_yticks(range(len(speeds)), list(seconds) if index % columns == 0 else [], fontsize=8)
-        axes.invert_yaxis()
-        axes.set_title(f"{name}, {batch}", fontsize=9)
-        axes.set_xlabel("images/s", fontsize=8)
-        axes.tick_params(axis="x", labelsize=8)
-    return figure
 
 
 if __name__ == "__main__":

@@ -22,12 +22,13 @@ ENVIRONMENT = ("GLIBC_TUNABLES", "XLA_FLAGS", "OPENBLAS_NUM_THREADS", "JAX_DEFAU
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved(functions: dict[str, Callable], runs: int) -> dict[str, dict]:
+def interleaved(functions: dict[str, Callable], runs: int, *, untimed: int = 0) -> dict[str, dict]:
     """Seconds of each function, warmed up once, then run in turn so that a drift of the machine meets all of them.
 
     Args:
         functions: name → function without arguments, whose result is waited for.
         runs: how often each is timed.
+        untimed: calls right before each timed one, where threads of the function before may still wait busily.
 
     Returns:
         name → median, minimum and maximum in seconds, and the number of runs.
@@ -37,6 +38,8 @@ def interleaved(functions: dict[str, Callable], runs: int) -> dict[str, dict]:
     seconds = {name: [] for name in functions}
     for _ in range(runs):
         for name, function in functions.items():
+            for _ in range(untimed):
+                jax.block_until_ready(function())
             start = time.perf_counter()
             jax.block_until_ready(function())
             seconds[name].append(time.perf_counter() - start)

@@ -16,19 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from matplotlib.figure import Figure
 from measure import RESULTS, interleaved, matmul_rate, memory_bandwidth, record
 from nets import jax_forward, ours
+from speed_pictures import draw_roofline
 
 from repmlp_jax import fuse_params
 from repmlp_jax.blocks.repmlp import FusedGlobalPerceptron, FusedRepMLP
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, Gate
 from repmlp_jax.fusing.macs import count_macs
 from repmlp_jax.fusing.report import inputs_of
-from repmlp_jax.plots.palette import BLUE, ORANGE, OTHERS
-
-KINDS = ("FC3", "Global Perceptron", "FFN", "convolutions", "stem", "classifier")
-COLOURS = dict(zip(KINDS, (BLUE, ORANGE, *OTHERS), strict=True))
 
 
 class NoGate(nnx.Module):
@@ -58,7 +54,7 @@ def main():
         batch_size = options.pure_mlp_batch_size if name == "pure_mlp" else options.batch_size
         measured[name] = measure(name, batch_size, options.runs, rate, bandwidth)
     limits = {"multiply-accumulates a second": rate, "bytes a second": bandwidth}
-    draw(measured, rate, bandwidth).savefig(RESULTS / "roofline.png", dpi=120)
+    draw_roofline(measured, rate, bandwidth).savefig(RESULTS / "roofline.png", dpi=120)
     print("recorded:", record("roofline", {"machine's limits": limits, **measured}))
 
 
@@ -149,31 +145,6 @@ def _kind(path, module):
     if path[0] in ("stem", "embedding", "halvings"):
         return "stem"
     return "FFN" if path[-1] in ("fc1", "fc2") or (path[0] == "stages" and len(path) == 3) else "convolutions"
-
-
-def draw(measured: dict, rate: float, bandwidth: float) -> Figure:
-    """The roofline with every kind of part: multiply-accumulates a second over multiply-accumulates a byte."""
-    figure = Figure(figsize=(5 * len(measured), 4.2), layout="constrained")
-    for axes, (name, row) in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured.items(), strict=True):
-        intensities = np.geomspace(0.1, 1000, 50)
-        axes.loglog(intensities, np.minimum(rate, intensities * bandwidth) / 1e9, color="black", linewidth=1)
-        for kind, part in row["parts"].items():
-            axes.loglog(
-                part["macs"] / part["bytes"],
-                part["macs"] / part["seconds"] / 1e9,
-                "o",
-                color=COLOURS[kind],
-                markersize=4 + 16 * part["seconds"] / row["seconds"],
-                label=f"{kind}: {part['seconds'] / row['seconds']:.0%} of the time",
-            )
-        axes.set_title(f"{name}, batch {row['batch_size']}", fontsize=10)
-        axes.set_xlabel("multiply-accumulates a byte")
-        axes.set_ylabel("G multiply-accumulates/s")
-        axes.grid(alpha=0.3)
-        legend = axes.legend(fontsize=8, loc="lower right")
-        for handle in legend.legend_handles:
-            handle.set_markersize(6)
-    return figure
 
 
 if __name__ == "__main__":

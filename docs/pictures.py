@@ -1,7 +1,10 @@
 """The pictures in the pages, drawn whenever the pages are built (the README has a copy of `kernels`)."""
 
 import functools
+import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,10 @@ from repmlp_jax import RepMLP, create_model, fuse_params, fuse_report, plots
 from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.fusing.algebra import fold_norm, scale_and_shift
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+from speed_pictures import draw_roofline, draw_speeds  # noqa: E402
+
 EPOCHS, BATCH_SIZE = 4, 128
 
 
@@ -21,7 +28,14 @@ EPOCHS, BATCH_SIZE = 4, 128
 def trained_block() -> RepMLP:
     """A RepMLP block of eight channels, after four epochs on the handwritten digits."""
     rngs = nnx.Rngs(0)
-    block = RepMLP(1, 8, image_size=(8, 8), partition_size=(8, 8), conv_kernels=(1, 3, 5), rngs=rngs)
+    block = RepMLP(
+        1,
+        8,
+        image_size=(8, 8),
+        partition_size=(8, 8),
+        conv_kernels=(1, 3, 5),
+        rngs=rngs,
+    )
     train(block, rngs=rngs)
     return block
 
@@ -30,14 +44,21 @@ def train(*layers: Callable, rngs: nnx.Rngs):
     """Trains layers from one to eight channels on the handwritten digits."""
     digits = load_dataset("digits")
     images, labels = digits.train
-    net = nnx.Sequential(*layers, nnx.relu, lambda x: x.reshape(len(x), -1), nnx.Linear(8 * 8 * 8, 10, rngs=rngs))
+    net = nnx.Sequential(
+        *layers,
+        nnx.relu,
+        lambda x: x.reshape(len(x), -1),
+        nnx.Linear(8 * 8 * 8, 10, rngs=rngs),
+    )
     optimizer = nnx.Optimizer(net, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param)
 
     @nnx.jit
     def train_step(net, optimizer, images, labels):
         def loss(net):
             logits = net(augment.normalise(images, digits.mean, digits.std))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(
+                logits, labels
+            ).mean()
 
         optimizer.update(net, nnx.grad(loss)(net))
 
@@ -78,15 +99,38 @@ def three_kernels(channel: int = 5) -> Figure:
     }
     largest = max(float(abs(part).max()) for part in parts.values())
     figure = Figure(figsize=(10, 3), layout="constrained")
-    for axes, (name, part), sign in zip(figure.subplots(1, 4), parts.items(), ("", "+", "+", "="), strict=True):
+    for axes, (name, part), sign in zip(
+        figure.subplots(1, 4), parts.items(), ("", "+", "+", "="), strict=True
+    ):
         axes.imshow(part, cmap="RdBu_r", vmin=-largest, vmax=largest)
         axes.set_title(name)
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.text(-0.13, 0.5, sign, transform=axes.transAxes, ha="center", va="center", fontsize=24)
+        axes.text(
+            -0.13,
+            0.5,
+            sign,
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            fontsize=24,
+        )
         for (row, column), number in np.ndenumerate(np.asarray(part)):
-            colour = "0.6" if number == 0 else "white" if abs(number) > largest / 2 else "black"
-            axes.text(column, row, f"{number:.2f}" if number else "0", ha="center", va="center", color=colour)
+            colour = (
+                "0.6"
+                if number == 0
+                else "white"
+                if abs(number) > largest / 2
+                else "black"
+            )
+            axes.text(
+                column,
+                row,
+                f"{number:.2f}" if number else "0",
+                ha="center",
+                va="center",
+                color=colour,
+            )
     return figure
 
 
@@ -102,14 +146,39 @@ def receptive_fields() -> Figure:
 
 def report() -> Figure:
     """What fusing does to the paper's pure MLP."""
-    return plots.fuse_bars(fuse_report(nnx.eval_shape(lambda: create_model("pure_mlp", rngs=nnx.Rngs(0)))), depth=2)
+    return plots.fuse_bars(
+        fuse_report(nnx.eval_shape(lambda: create_model("pure_mlp", rngs=nnx.Rngs(0)))),
+        depth=2,
+    )
+
+
+def results(name: str) -> dict:
+    """What a benchmark has recorded, without where and when."""
+    recorded = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
+    return {key: value for key, value in recorded.items() if key != "provenance"}
+
+
+def inference() -> Figure:
+    """Images a second of each form of each model. The newest results of the ResNets are in a file of their own."""
+    return draw_speeds(results("inference") | results("inference_resnets"))
+
+
+def roofline() -> Figure:
+    """Each part of four fused models under the roofline."""
+    models = results("roofline")
+    limits = models.pop("machine's limits")
+    return draw_roofline(
+        models, limits["multiply-accumulates a second"], limits["bytes a second"]
+    )
 
 
 # Name of the file → what draws it.
 PICTURES = {
     "identity.png": plots.identity_trick,
+    "inference.png": inference,
     "kernels.png": kernels,
     "receptive_fields.png": receptive_fields,
     "report.png": report,
+    "roofline.png": roofline,
     "three_kernels.png": three_kernels,
 }

@@ -11,6 +11,7 @@ from repmlp_jax.deploy.torch import export_torch
 from repmlp_jax.fusing.algebra import conv_to_fc
 from repmlp_jax.fusing.fuse import fuse_params
 from repmlp_jax.fusing.linen import fuse_variables
+from repmlp_jax.interop.pretrained import create_model
 from repmlp_jax.interop.report import fuse_report
 from repmlp_jax.interop.torch import from_torch, to_torch
 from repmlp_jax.interop.torch_file import load_torch_file
@@ -18,7 +19,7 @@ from repmlp_jax.models.astype import astype
 from repmlp_jax.models.cifar import PureMLP, WideConvNet
 from repmlp_jax.models.face import FaceResNet
 from repmlp_jax.models.pspnet import PSPNet
-from repmlp_jax.models.registry import create_model, list_models, register_model, register_savable
+from repmlp_jax.models.registry import list_models, register_model, register_savable
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.residual import BottleneckBlock, LightBlock
 from repmlp_jax.models.resnet import RepMLPResNet
@@ -27,6 +28,7 @@ from repmlp_jax.storage.models import load_model, save_model
 from repmlp_jax.version import __version__
 
 if TYPE_CHECKING:
+    from repmlp_jax.data.configuration import data_configuration
     from repmlp_jax.tasks import train_and_evaluate
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "astype",
     "conv_to_fc",
     "create_model",
+    "data_configuration",
     "export_model",
     "export_onnx",
     "export_onnx_int8",
@@ -66,7 +69,11 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Imports `train_and_evaluate` when it is asked for: it needs libraries that a model alone does not."""
+    """Imports what needs libraries that a model alone does not, when it is asked for."""
+    if name == "data_configuration":
+        from repmlp_jax.data.configuration import data_configuration
+
+        return data_configuration
     if name == "train_and_evaluate":
         from repmlp_jax.tasks import train_and_evaluate
 

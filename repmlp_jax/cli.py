@@ -15,18 +15,18 @@ from repmlp_jax.printing import print_any_character
 
 BAD_INPUT = 2
 app = typer.Typer(
-    help="RepMLP in JAX: look at models, import official weights, fuse, evaluate, predict and export.",
+    help="RepMLP in JAX: list models, import official weights, fuse, evaluate, predict and export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 plot = typer.Typer(
-    help="Draw what a model has learnt, and how it is fused, as a picture.", no_args_is_help=True, rich_markup_mode=None
+    help="Draw pictures of a model's weights, of a run, and of fusing.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(plot, name="plot")
 
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a saved model.")]
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder or .safetensors file of a saved model.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 Picture = Annotated[Path, typer.Argument(help="File of the picture: .png, or .svg or .pdf.")]
 Block = Annotated[int, typer.Option(min=0, help="Which RepMLP block, counted from 0.")]
@@ -86,16 +86,38 @@ def options(
 
 
 @app.command("list")
-def list_command():
-    """Lists the published models with their classes and arguments.
+def list_command(
+    pattern: Annotated[str, typer.Argument(help="Which models, with the wildcards of the shell.")] = "*",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+):
+    """Lists models with their images' size and the fused model's parameters and multiply-accumulates (MACs).
 
-    Example: repmlp-jax list
+    The numbers are counted from the models' programs, without weights, which takes about a second for each.
+
+    Example: repmlp-jax list "RepMLPNet*"
     """
-    from repmlp_jax.models.registry import MODELS
+    with one_line_errors():
+        from repmlp_jax import list_models
+        from repmlp_jax.fusing.report import fused_size
+        from repmlp_jax.models.randomness import abstract
+        from repmlp_jax.models.registry import MODELS, create_model
 
-    for name, (model_class, arguments) in MODELS.items():
-        described = ", ".join(f"{key}={value}" for key, value in arguments.items())
-        print(f"{name:36}{model_class.__name__:14}{described}".rstrip())
+        names = list_models(pattern)
+        if not names:
+            raise ValueError(f"no model matches {pattern!r}: repmlp-jax list shows all")
+        rows: list[dict[str, Any]] = []
+        if not as_json:
+            print(f"{'model':36}{'class':14}{'images':>11}{'parameters':>14}{'MACs':>18}")
+        for name in names:
+            model = abstract(create_model, name)
+            parameters, macs = fused_size(model)
+            row = {"model": name, "class": MODELS[name][0].__name__, "images": model.input_shape}
+            rows.append(row | dict(parameters=parameters, macs=macs))
+            if not as_json:
+                size = "×".join(map(str, model.input_shape))
+                print(f"{name:36}{row['class']:14}{size:>11}{parameters:>14,}{macs:>18,}", flush=True)
+        if as_json:
+            print(json.dumps(rows, indent=1))
 
 
 @app.command()
@@ -115,15 +137,15 @@ def summary(
 @app.command("import")
 def import_command(
     file: Annotated[Path, typer.Argument(help="Official or mmpretrain weights: .pth, .pt, .tar or .safetensors.")],
-    out: Annotated[Path, typer.Argument(help="Folder to save the model in.")],
-    model: Annotated[str, typer.Option(help="Name of the model that the weights are of.")],
-    num_classes: Annotated[int | None, typer.Option(help="Other number of classes than 1000.")] = None,
-    skip_head: Annotated[bool, typer.Option("--skip-head", help="Draw new weights for the classifier.")] = False,
-    entry: Annotated[str | None, typer.Option(help="Entry of a training checkpoint, like state_dict_ema.")] = None,
-    all_problems: Annotated[bool, typer.Option("--all-problems", help="List all that does not fit.")] = False,
+    out: Annotated[Path, typer.Argument(help="Folder or .safetensors file to save the model in.")],
+    model: Annotated[str, typer.Option(help="Name of the model that the weights belong to.")],
+    num_classes: Annotated[int | None, typer.Option(help="Number of classes, if it is not 1000.")] = None,
+    skip_head: Annotated[bool, typer.Option("--skip-head", help="Initialise a new classifier.")] = False,
+    entry: Annotated[str | None, typer.Option(help="Entry of a training checkpoint, such as state_dict_ema.")] = None,
+    all_problems: Annotated[bool, typer.Option("--all-problems", help="List everything that does not fit.")] = False,
     overwrite: Overwrite = False,
 ):
-    """Imports official PyTorch weights, of the trained or the deployed layout, as a saved model.
+    """Imports official PyTorch weights, in the trained or the deployed layout, as a saved model.
 
     Example: repmlp-jax import RepMLPNet-T224.pth t224 --model RepMLPNet-T224
     """
@@ -158,16 +180,16 @@ def import_command(
 @app.command()
 def fuse(
     model: ModelFolder,
-    out: Annotated[Path, typer.Argument(help="Folder to save the fused model in.")],
-    check: Annotated[bool, typer.Option(help="Compare the outputs of both models for a random image.")] = True,
+    out: Annotated[Path, typer.Argument(help="Folder or .safetensors file to save the fused model in.")],
+    check: Annotated[bool, typer.Option(help="Compare the outputs of both models on a random image.")] = True,
     time: Annotated[bool, typer.Option("--time", help="Measure both models on one image.")] = False,
     overwrite: Overwrite = False,
 ):
     """Fuses a saved model.
 
-    The outputs of the fused model are compared with those of the given one; it is saved only if they are equal up to
-    rounding. --time prints the milliseconds of a compiled call with one image, before and after, on the device in use:
-    medians of 15 calls each.
+    The command compares the outputs of both models, and saves the fused one only if they are equal up to rounding.
+    --time prints the milliseconds of a compiled call with one image, before and after fusing, on the device in use: the
+    median of 15 calls each.
 
     Example: repmlp-jax fuse runs/digits/model fused
     """
@@ -208,11 +230,11 @@ def fuse(
 def evaluate(
     model: ModelFolder,
     dataset: Annotated[str, typer.Option(help="cifar10, digits, or a prepared TFDS dataset.")],
-    data_dir: Annotated[str | None, typer.Option(help="Folder of TFDS datasets; by default TFDS_DATA_DIR.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 200,
+    data_dir: Annotated[str | None, typer.Option(help="Folder of TFDS datasets. Default: TFDS_DATA_DIR.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
-    """Evaluates a saved model on a dataset's test images, or on its validation split, as for imagenet2012.
+    """Evaluates a saved model on the validation split of a dataset, or on its test split if it has none.
 
     Example: repmlp-jax evaluate runs/digits/fused --dataset digits
     """
@@ -229,19 +251,19 @@ def evaluate(
 @app.command()
 def predict(
     model: ModelFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Pictures, of any format that OpenCV reads.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Pictures, in any format that OpenCV reads.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
-    """Classifies pictures: the most probable classes of each.
+    """Classifies pictures, and prints the most probable classes of each.
 
-    A picture is turned as its EXIF orientation says, resized, and its centre is cropped, as in the evaluation of
-    ImageNet: the shorter side becomes the model's size / 0.875. A picture that is not larger than the model's images is
-    only resized to their size. Pictures that cannot be read are reported, the others are classified, and the exit code
-    is 2.
+    A picture is rotated according to its EXIF orientation and resized, and its centre is cropped, as in the evaluation
+    on ImageNet: the shorter side becomes the model's size / 0.875. A picture that is not larger than the model's images
+    is only resized to their size. If pictures cannot be read, the command reports them, classifies the others, and
+    exits with code 2.
 
-    --json prints an object of IMAGE and [[class, probability], …]. If an IMAGE is given twice, it prints a list of
-    [IMAGE, [[class, probability], …]] in the order given.
+    --json prints an object with an entry IMAGE: [[class, probability], …] for each picture. If an IMAGE is named twice,
+    it prints a list of [IMAGE, [[class, probability], …]] in the order of the arguments.
 
     Example: repmlp-jax predict t224 cat.jpg dog.jpg
     """
@@ -271,7 +293,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="File to write.")],
     format: Annotated[
         Literal["jax", "onnx", "torch"],
-        typer.Option(help="A program for JAX alone, ONNX, or weights for the official PyTorch code, .safetensors."),
+        typer.Option(help="jax: a program for JAX alone; torch: .safetensors weights for the official code."),
     ] = "jax",
     opset: Annotated[int | None, typer.Option(help="Of ONNX: version of its operators, by default 17.")] = None,
     preprocess: Annotated[bool, typer.Option("--preprocess", help="Of ONNX: uint8 pixels go in.")] = False,
@@ -284,7 +306,7 @@ def export(
     ] = None,
     overwrite: Overwrite = False,
 ):
-    """Exports a saved model as one file that runs without this library; for JAX and ONNX it is fused first.
+    """Exports a saved model as one file that runs without this library. For JAX and ONNX it is fused first.
 
     --int8 prints size, time and error before and after. Without --dataset only products of matrices are in int8. With
     it convolutions are, too, calibrated with 256 of its training images, and the accuracy on up to 2,000 test images is
@@ -361,15 +383,15 @@ def plot_kernels(
     model: ModelFolder,
     out: Picture,
     block: Block = 0,
-    pixel: Annotated[tuple[int, int] | None, typer.Option(help="Row and column of the output point.")] = None,
-    output_channel: Annotated[int, typer.Option(min=0, help="The output point's channel.")] = 0,
-    input_channel: Annotated[int | None, typer.Option(min=0, help="The channel that it sees.")] = None,
+    pixel: Annotated[tuple[int, int] | None, typer.Option(help="Row and column of the output pixel.")] = None,
+    output_channel: Annotated[int, typer.Option(min=0, help="Channel of the output pixel.")] = 0,
+    input_channel: Annotated[int | None, typer.Option(min=0, help="Input channel.")] = None,
     overwrite: Overwrite = False,
 ):
-    """Draws FC3's weights for an output point: trained, convolutions, and fused (Figure 5 of the paper).
+    """Draws the weights of one output pixel: FC3, the convolutions, and the fused FC3 (Figure 5 of the paper).
 
-    MODEL is a trained model, not a fused one. By default the point is the middle of the partition in channel 0, and the
-    weights are those of the first channel of its group.
+    MODEL is a trained model, not a fused one. By default the output pixel is the middle of the partition in channel 0,
+    and the input channel is the first of its group.
 
     Example: repmlp-jax plot kernels runs/digits/model kernels.png --pixel 1 2
     """
@@ -379,7 +401,7 @@ def plot_kernels(
 
 @plot.command("receptive-field")
 def plot_receptive_field(model: ModelFolder, out: Picture, block: Block = 0, overwrite: Overwrite = False):
-    """Draws the size of the weights from each pixel of a partition to nine output pixels.
+    """Draws the magnitude of the weights from each pixel of a partition to nine output pixels.
 
     MODEL may be trained or fused; the picture shows the fused weights.
 
@@ -390,7 +412,7 @@ def plot_receptive_field(model: ModelFolder, out: Picture, block: Block = 0, ove
 
 @plot.command("identity")
 def plot_identity(out: Picture, overwrite: Overwrite = False):
-    """Draws how a convolution, applied to the identity, becomes a fully-connected layer.
+    """Draws how a convolution becomes a fully-connected layer.
 
     Example: repmlp-jax plot identity identity.png
     """
@@ -402,7 +424,7 @@ def plot_report(
     model: Annotated[str, typer.Argument(help="Name of a model, or folder of a saved one.")],
     out: Picture,
     depth: Annotated[
-        int | None, typer.Option(min=1, help="Add up blocks whose paths begin with the same DEPTH names.")
+        int | None, typer.Option(min=1, help="Sum up blocks whose paths begin with the same DEPTH names.")
     ] = None,
     overwrite: Overwrite = False,
 ):
@@ -415,7 +437,7 @@ def plot_report(
 
 @plot.command("curves")
 def plot_curves(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, which holds metrics.csv.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, with metrics.csv.")],
     out: Picture,
     overwrite: Overwrite = False,
 ):
@@ -430,9 +452,9 @@ def _report(model: str):
     """The fuse report of a model, given by its name or its folder."""
     from repmlp_jax import create_model, fuse_report, load_model
     from repmlp_jax.models.randomness import abstract
-    from repmlp_jax.storage.whole_folder import is_folder
+    from repmlp_jax.storage.models import is_saved_model
 
-    if is_folder(local_path(model)):
+    if is_saved_model(local_path(model)):
         return fuse_report(load_model(model))
     return fuse_report(abstract(create_model, model))
 

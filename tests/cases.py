@@ -55,10 +55,18 @@ def randomised(model: nnx.Module, seed: int = 0) -> nnx.Module:
     return nnx.merge(graphdef, nnx.from_flat_state(drawn))
 
 
+ABSTRACT = {}
+
+
 def build(make, seed: int = 0, **options) -> nnx.Module:
     """A randomised model, in float64 unless told otherwise; its own initialisation is never computed."""
     options = dict(param_dtype=jnp.float64) | options
-    return randomised(abstract(make, **options), seed)
+    # The abstract model, which takes longer to build than to fill, is never changed.
+    known = repr((make, options, jax.config.jax_enable_x64))
+    if known not in ABSTRACT:
+        # All are kept, so that nothing else gets the address of one.
+        ABSTRACT[known] = abstract(make, **options), make, options
+    return randomised(ABSTRACT[known][0], seed)
 
 
 def build_block(name: str = "plain", seed: int = 0, **options) -> RepMLP:

@@ -1,14 +1,20 @@
 """Every test runs with eight virtual CPU devices, float64 available, and no silent casts or broadcasts."""
 
+import collections
+import functools
 import gc
 import importlib
 import os
+import sys
 from pathlib import Path
 
 import jax
 import jaxtyping
 import pytest
 
+# The bytecode of the package and of the tests is kept in any case: each process would spend two seconds on it.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Also for the processes that tests start; on a machine with an accelerator the tests are those of the CPU all the same.
 os.environ["JAX_PLATFORMS"] = "cpu"
 jax.config.update("jax_platforms", "cpu")
@@ -16,6 +22,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Errors within JAX are raised and caught many times while a net is traced: their tracebacks stay as they are.
+jax.config.update("jax_traceback_filtering", "off")
 
 
 def pytest_configure(config):
@@ -32,6 +40,23 @@ def pytest_configure(config):
         # By a variable, for the processes that tests start, and so that CI can have it otherwise.
         quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", quick == "1")
+    # JAX makes an MLIR context for each program, which takes longer than all else that a small one needs: one serves
+    # all programs of a process. JAX's own code makes it, so a version that does it elsewhere is only slower.
+    lowering = importlib.import_module("jax._src.interpreters.mlir")
+    if hasattr(lowering, "make_ir_context"):
+        lowering.make_ir_context = functools.cache(lowering.make_ir_context)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """The files that take longest begin: a worker that ended with one would be waited for.
+
+    (pytest-xdist would begin with those of the most tests, and slow files have few.)
+    """
+    weights = collections.Counter()
+    for item in items:
+        weights[item.path] += 30 if item.get_closest_marker("slow") else 1
+    items.sort(key=lambda item: -weights[item.path])
 
 
 def pytest_collection_finish():

@@ -6,7 +6,8 @@ reads names of pages from its input, a line each, and answers each by a line of 
 text. The rules, which a page can be written by:
 
 - Code fenced as `python` is run, block after block of a page in one namespace and in one empty folder. A block that
-  cannot be run here begins with the comment `# Not run here:`, which says why.
+  cannot be run here begins with the comment `# Not run here:`, which says why. A block fenced as `text` right behind it
+  is what it prints, but for numbers and order.
 - A line `$ repmlp-jax …`, indented or fenced as `console`, is run in its turn, in a second folder that has what the
   code has written by then. The lines below it are what it prints, but for numbers and order; where there are none it
   may print anything. Other commands are not run.
@@ -15,8 +16,11 @@ text. The rules, which a page can be written by:
 """
 
 import atexit
+import contextlib
 import functools
 import importlib.util
+import io
+import itertools
 import json
 import logging.handlers
 import os
@@ -34,12 +38,13 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
-EXTRAS = {"onnx": "onnxruntime", ".pth": "torch", "eqx": "equinox"}
+EXTRAS = {"onnx": "onnxruntime", ".pth": "torch", "eqx": "equinox", "fastapi": "fastapi"}
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 GIVEN = {
     "README.md": ["runs/digits/model", "digit.png"] + ["RepMLPNet-T224.pth"] * HAS_TORCH,
     "docs/export.md": ["runs/digits/model", "runs/digits/fused", "t224"],
     "docs/quantisation.md": ["runs/digits/fused"],
+    "docs/how_to/deploy.md": ["digits.zip", "digit.png", "runs/digits/fused"],
     "docs/how_to/fuse.md": ["runs/digits/model"],
     "docs/how_to/weights.md": ["RepMLPNet-T224.safetensors"],
 }
@@ -53,13 +58,13 @@ class Step(NamedTuple):
 
     Attributes:
         line: where it begins in the page, from 0.
-        code: Python code, or a command.
-        shown: the lines that a command prints according to the page; None for code.
+        code: Python code, or a command, which begins with `$`.
+        shown: the lines that it prints according to the page.
     """
 
     line: int
     code: str
-    shown: list[str] | None
+    shown: list[str]
 
 
 def tokens(page: str) -> list:
@@ -70,9 +75,10 @@ def tokens(page: str) -> list:
 def steps(page: str) -> list[Step]:
     """What a page does from top to bottom, less what needs packages that are not here."""
     found = []
-    for token in tokens(page):
+    for token, after in itertools.zip_longest(parsed := tokens(page), parsed[1:]):
         if token.type == "fence" and token.info == "python" and not token.content.startswith("# Not run here:"):
-            found.append(Step(token.map[0] + 1, token.content, None))
+            output = after.content if after and after.type == "fence" and after.info == "text" else ""
+            found.append(Step(token.map[0] + 1, token.content, list(filter(str.strip, output.splitlines()))))
         if token.type == "code_block" or (token.type == "fence" and token.info == "console"):
             found += _commands(token)
     missing = [word for word, package in EXTRAS.items() if importlib.util.find_spec(package) is None]
@@ -99,10 +105,12 @@ def run_page(page: str, folder: Path):
         copy(_given(name), code_folder / name)
     module = sys.modules["page"] = types.ModuleType("page")
     for step in steps(page):
-        if step.shown is None:
+        if not step.code.startswith("$"):
             os.chdir(code_folder)
-            # Line numbers in tracebacks are those of the page.
-            exec(compile("\n" * step.line + step.code, page, "exec"), module.__dict__)
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                # Line numbers in tracebacks are those of the page.
+                exec(compile("\n" * step.line + step.code, page, "exec"), module.__dict__)
+            _check_output(step, output.getvalue().splitlines(), output.getvalue())
         else:
             shutil.copytree(code_folder, command_folder, dirs_exist_ok=True)
             os.chdir(command_folder)
@@ -122,6 +130,10 @@ def _run_command(step):
     said = result.stdout + result.stderr
     assert result.exit_code == 0, f"{step.code}\n{said}"
     printed = [*result.stdout.splitlines(), *(record.getMessage() for record in log.buffer)]
+    _check_output(step, printed, said)
+
+
+def _check_output(step, printed, said):
     printed = [_without_numbers(line) for line in printed]
     for line in step.shown:
         assert _without_numbers(line) in printed, f"{step.code}\ndoes not print\n{line}\nbut\n{said}"
@@ -161,12 +173,22 @@ def _model(name):
     return randomised(abstract(model_class, **arguments))
 
 
-def _save(name, path):
-    from repmlp_jax import save_model
+def _about_digits():
     from repmlp_jax.data import digits
 
-    about = dict(mean=digits.MEAN, std=digits.STD, class_names=digits.CLASS_NAMES)
-    save_model(path, _model(name), preprocessing={} if name == "t224" else about)
+    return dict(mean=digits.MEAN, std=digits.STD, class_names=digits.CLASS_NAMES)
+
+
+def _save(name, path):
+    from repmlp_jax import save_model
+
+    save_model(path, _model(name), preprocessing={} if name == "t224" else _about_digits())
+
+
+def _export(path):
+    from repmlp_jax import export_model
+
+    export_model(_model("fused"), path, preprocessing=_about_digits())
 
 
 def _save_pickle(path):
@@ -200,6 +222,7 @@ FILES = {
     "RepMLPNet-T224.pth": _save_pickle,
     "RepMLPNet-T224.safetensors": _save_safetensors,
     "digit.png": _draw_digit,
+    "digits.zip": _export,
 }
 
 

@@ -82,10 +82,21 @@ def test_version_shows_what_is_in_use():
     assert lines[-1] == ["devices", "8", "×", "cpu", "(cpu)"]
 
 
+@pytest.mark.slow
 def test_list_names_every_model():
-    result = run("list")
-    assert [line.split()[0] for line in result.stdout.splitlines()] == list(MODELS)
-    assert "RepMLPNet-T224" in result.stdout
+    head, *lines = run("list").stdout.splitlines()
+    assert head.split() == ["model", "class", "images", "parameters", "MACs"]
+    assert [line.split()[0] for line in lines] == list(MODELS)
+
+
+def test_list_counts_the_fused_models_of_a_pattern(tiny):
+    _, line = run("list", "tin?").stdout.splitlines()
+    report = fuse_report(tiny)
+    assert line.split() == ["tiny", "RepMLPNet", "16×16×3", f"{report.parameters[1]:,}", f"{report.macs[1]:,}"]
+    (row,) = json.loads(run("list", "tiny", "--json").stdout)
+    expected = dict(images=[16, 16, 3], parameters=report.parameters[1], macs=report.macs[1])
+    assert row == {"model": "tiny", "class": "RepMLPNet"} | expected
+    assert_refused(run("list", "nothing*"), "no model matches 'nothing*'")
 
 
 def test_summary_of_a_name_and_of_a_folder(folder, tiny):
@@ -357,6 +368,7 @@ def test_predict_takes_classifiers_alone(make, shape, tmp_path):
 @pytest.mark.parametrize("command", ["list", "summary", "fuse", "predict", "--help"])
 def test_what_the_output_cannot_hold_is_printed_as_escapes(command, encoding, folder, tmp_path, monkeypatch):
     arguments = {
+        "list": ["pure_mlp"],
         "summary": [folder],
         "fuse": [folder, tmp_path / "fused"],
         "predict": [folder, tmp_path / os.fsdecode(b"caf\xe9.png")],

@@ -9,10 +9,10 @@ from repmlp_jax.data.decoding import read_image
 from repmlp_jax.data.folder import data_folder
 from repmlp_jax.data.packed import read_packed, write_packed
 from repmlp_jax.deploy.program import load_exported
+from repmlp_jax.interop.initial_weights import with_weights_of
 from repmlp_jax.local_path import local_path
 from repmlp_jax.storage.checkpoints import Checkpoints
 from repmlp_jax.storage.whole_file import whole_file
-from repmlp_jax.training.initial_weights import with_weights_of
 
 
 @pytest.fixture

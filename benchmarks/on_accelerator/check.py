@@ -15,9 +15,9 @@ from on_accelerator.timing import compiled
 from repmlp_jax import create_model, fuse_params
 from repmlp_jax.blocks.layers import BatchNorm
 from repmlp_jax.blocks.operations import computed_once, grouped_convolution, halve, max_pool
+from repmlp_jax.blocks.resampling import adaptive_average, enlarge
 from repmlp_jax.blocks.split_maps import multiply_groups
 from repmlp_jax.fusing.host import host, is_accelerator
-from repmlp_jax.models.resampling import adaptive_average, enlarge
 
 PART = "check"
 FORMS = "forms for this device"

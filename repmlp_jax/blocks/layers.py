@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.initializers import constant, kernel_init
 from repmlp_jax.blocks.operations import convolve_parts, grouped_convolution
+from repmlp_jax.blocks.resampling import beside_each_other
 from repmlp_jax.blocks.sharesets import convolve_sharesets, with_channels_of_sets
 from repmlp_jax.blocks.split_maps import convolve_partitions, multiply_pixels
 from repmlp_jax.blocks.statistics import mean_and_variance, of_all
@@ -96,8 +97,13 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             mean, var = self.mean[...].reshape(shape), self.var[...].reshape(shape)
         else:
-            mean, var = self._batch_statistics(wide, shape, repeats)
-        mean, scale, bias = (_repeated(p, repeats) for p in (mean, scale * lax.rsqrt(var + self.epsilon), bias))
+            mean, var = self._batch_statistics(x, shape, repeats)
+        scale = scale * lax.rsqrt(var + self.epsilon)
+        if not self.use_running_average:
+            # The same numbers. The mean has its gradient from the bias's, without a sum over the input of its own.
+            mean, change = lax.stop_gradient(mean), mean - lax.stop_gradient(mean)
+            bias = bias - change * scale
+        mean, scale, bias = (_repeated(p, repeats) for p in (mean, scale, bias))
         y = (wide - mean) * scale + bias
         return y.astype(self.dtype or x.dtype)
 
@@ -110,7 +116,7 @@ class BatchNorm(nnx.Module):
                 f"batch norm in training needs at least 2 values a feature, and an input of shape {x.shape} "
                 f"has {count}: use a larger batch, or model.eval()"
             )
-        mean, var = mean_and_variance(x, axes)
+        mean, var = mean_and_variance(x, axes, _repeated(self.mean[...].reshape(shape), repeats))
         if repeats > 1:
             means, variances = (values.reshape(*shape[:-1], repeats, shape[-1]) for values in (mean, var))
             mean, var = (values.reshape(shape) for values in of_all(means, variances, -2))
@@ -218,8 +224,8 @@ class ConvBN(nnx.Module):
         y = on_partitions(self.conv, x, partition_size)
         return self.norm(y, y.shape[3:])
 
-    def on_parts(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W O"]:
-        """Convolves and normalises maps that lie beside each other in the channels."""
+    def on_parts(self, maps: Sequence[Float[Array, "N _ _ _"]]) -> Float[Array, "N H W O"]:
+        """Convolves and normalises maps beside each other in the channels, enlarged to the size of the first."""
         check_single("ConvBN", self.norm.batches.shape)
         return self.norm(on_parts(self.conv, maps))
 
@@ -366,12 +372,12 @@ def with_sharesets(layer: Any, x: Float[Array, "N H W C"], sharesets: int) -> Fl
     return with_channels_of_sets(layer, x, sharesets)
 
 
-def on_parts(layer: Any, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W O"]:
-    """Applies a layer to maps that lie beside each other in its input channels."""
+def on_parts(layer: Any, maps: Sequence[Float[Array, "N _ _ _"]]) -> Float[Array, "N H W O"]:
+    """Applies a layer to maps beside each other in its input channels, all enlarged to the size of the first."""
     if is_own(layer, "on_parts"):
         return layer.on_parts(maps)
     if not _is_plain(layer) or layer.feature_group_count > 1:
-        return layer(jnp.concatenate(maps, axis=-1))
+        return layer(beside_each_other(maps))
     bias = None if layer.bias is None else layer.bias[...]
     *parts, kernel, bias = promote_dtype((*maps, layer.kernel[...], bias), dtype=layer.dtype)
     y = convolve_parts(parts, kernel)

@@ -6,16 +6,17 @@ with a GPU uses the CPU's form, and an exported program holds the forms of all i
 What is chosen on accelerators, with the milliseconds of a TPU v5e's compiler and, in brackets, those of an H100:
 
 - RepMLP, 8 images or more: the batch last, and in a pure MLP a map that is split once a stage. Pure MLP at 128, fused:
-  2.70 before, 0.40 now; its training step 30.7 (9.6), now 7.8 (5.8). RepMLP-Res50-Light at 128, fused: 30.6, now 18.7
+  2.70 before, 0.40 now; its training step 30.7 (9.6), now 6.7 (5.8). RepMLP-Res50-Light at 128, fused: 30.6, now 18.7
   (4.7); with its stages in one run 22.3 (5.2).
-- RepMLP, fewer images: the channels last, as on a CPU. PSPNet for 2, with its pyramid in parts: 47.2, now 28.3.
-- Share-sets: one einsum with the channels last. RepMLPNet-T224 at 128, fused: 20.1, now 9.4 (3.8); step 177.5, now 92.
+- RepMLP, fewer images: the channels last, as on a CPU. PSPNet for 2, with its pyramid in parts: 47.2, now 21.3.
+- Share-sets: one einsum with the channels last. RepMLPNet-T224 at 128, fused: 20.1, now 9.4 (3.8); step 177.5, now 70.
 """
 
 import functools
 import itertools
 import operator
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +24,21 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from repmlp_jax.blocks.resampling import beside_each_other, convolve_enlarged
 from repmlp_jax.fusing import algebra
+
+Result = TypeVar("Result")
+
+# With fewer images the batch would fill too few of the 128 lanes of a TPU, even beside few channels.
+FEWEST_LAST = 8
+# From so many channels on, it takes a TPU longer to repeat a 1×1 convolution than to store its result.
+WIDE = 512
 
 # Up to this many numbers in a row of pixels, a convolution over rows is faster than one over pixels on the CPU.
 NARROW_ROW = 128
 
 
-def by_platform(*operands, default: Callable[..., Array], **forms: Callable[..., Array]) -> Array:
+def by_platform(*operands, default: Callable[..., Result], **forms: Callable[..., Result]) -> Result:
     """Computes the form of the platform that the program is for, `cpu`, `tpu` or `cuda`, or else the default.
 
     ONNX files hold the default.
@@ -83,11 +92,12 @@ def grouped_convolution(x, kernel, *, strides, padding, feature_group_count, opt
 
 @jax.jit
 def convolve_parts(
-    maps: Sequence[Float[Array, "N H W _"]], kernel: Float[Array, "kh kw C O"]
+    maps: Sequence[Float[Array, "N _ _ _"]], kernel: Float[Array, "kh kw C O"]
 ) -> Float[Array, "N H W O"]:
     """Convolves maps that lie beside each other in the C channels, with stride 1 and 'same' padding.
 
-    On accelerators it is the sum of one convolution for each map: to concatenate them would cost as much again.
+    Smaller maps are enlarged to the size of the first. On accelerators it is the sum of one convolution for each map:
+    to concatenate them would cost as much again.
     """
     return by_platform(*maps, kernel, cpu=_convolve_concatenated, default=_sum_of_convolutions)
 
@@ -102,14 +112,18 @@ def convolve_same(
 
 def _convolve_concatenated(*operands):
     *maps, kernel = operands
-    return convolve_same(jnp.concatenate(maps, axis=-1), kernel)
+    return convolve_same(beside_each_other(maps), kernel)
 
 
 def _sum_of_convolutions(*operands):
     *maps, kernel = operands
     ends = itertools.accumulate(part.shape[-1] for part in maps[:-1])
     kernels = jnp.split(kernel, list(ends), axis=2)
-    return sum(map(convolve_same, maps, kernels))
+    size = maps[0].shape[1:3]
+    return sum(
+        convolve_same(*part) if part[0].shape[1:3] == size else convolve_enlarged(*part, size)
+        for part in zip(maps, kernels, strict=True)
+    )
 
 
 def _convolve_group_by_group(convolve, feature_group_count, x, kernel):
@@ -189,6 +203,18 @@ def computed_once(x: Float[Array, "..."]) -> Float[Array, "..."]:
     if not all(isinstance(side, int) for side in x.shape):
         return x
     return by_platform(x, cpu=_divided_by_one, default=lambda x: x)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def stored(x: Float[Array, "N H W C"], channels: int) -> Float[Array, "N H W C"]:
+    """Returns `x`, and makes a TPU store it, the result of a 1×1 convolution of `channels`, before a 3×3 one reads it.
+
+    XLA fuses both, and computes the first again for each row of the kernel. With few channels or images that is faster
+    than to store.
+    """
+    if channels < WIDE or (isinstance(x.shape[0], int) and x.shape[0] < FEWEST_LAST):
+        return x
+    return by_platform(x, tpu=lax.optimization_barrier, default=lambda x: x)
 
 
 def _divided_by_one(x):

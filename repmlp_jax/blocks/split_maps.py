@@ -14,10 +14,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from repmlp_jax.blocks.operations import by_platform, convolve_same
+from repmlp_jax.blocks.operations import FEWEST_LAST, by_platform, convolve_same
 
-# With fewer images the batch would fill too few of the 128 lanes of a TPU, even beside few channels.
-FEWEST_LAST = 8
+# With fewer images it is faster to join as on a CPU, from products with the batch last.
+FEWEST_JOINED = 32
 
 
 def _by_order(*operands, batch, channels_last, batch_last):
@@ -57,9 +57,10 @@ def join(
     y: Float[Array, "N m p g c"], counts: tuple[int, int], partition_size: tuple[int, int]
 ) -> Float[Array, "N H W C"]:
     """The inverse of `split`."""
+    is_small = isinstance(y.shape[0], int) and y.shape[0] < FEWEST_JOINED
     channels_last, batch_last = (
         functools.partial(form, counts=counts, partition_size=partition_size)
-        for form in (_join, _join if counts == (1, 1) else _join_batch_last)
+        for form in (_join, _join if counts == (1, 1) or is_small else _join_batch_last)
     )
     return _by_order(y, batch=y.shape[0], channels_last=channels_last, batch_last=batch_last)
 

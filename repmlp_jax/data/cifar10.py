@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from repmlp_jax.data.folder import data_folder
 from repmlp_jax.data.packed import read_packed
 from repmlp_jax.data.prepared import open_prepared
+from repmlp_jax.progress import progress_bar
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -49,7 +49,7 @@ def load_cifar10(data_dir: str | Path | None = None) -> dict[str, tuple[np.ndarr
 
 def _read_all(source, description: str) -> tuple[np.ndarray, np.ndarray]:
     images, labels = [], []
-    with tqdm(total=len(source), desc=description, unit=" images", delay=2) as progress:
+    with progress_bar(total=len(source), desc=description, unit=" images", delay=2) as progress:
         for start in range(0, len(source), EXAMPLES_PER_READ):
             # Reading many records at once is three times as fast as indexing them one by one.
             examples = source.__getitems__(range(start, min(start + EXAMPLES_PER_READ, len(source))))

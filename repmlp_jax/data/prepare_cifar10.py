@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from repmlp_jax.local_path import local_path
 
@@ -142,7 +142,7 @@ def _download(url: str, archive: Path, size: int, sha256: str) -> None:
         partial = Path(incomplete) / archive.name
         with (
             urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT_SECONDS) as response,
-            tqdm.wrapattr(response, "read", total=size, desc=f"Downloading {archive.name}") as counted,
+            tqdm.wrapattr(response, "read", total=size, desc=f"Downloading {archive.name}", disable=None) as counted,
             partial.open("wb") as file,
         ):
             shutil.copyfileobj(counted, file)

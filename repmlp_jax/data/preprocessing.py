@@ -35,12 +35,14 @@ def resize(image: UInt8[np.ndarray, "H W C"], size: tuple[int, int]) -> UInt8[np
     return resized.reshape(*size, image.shape[2])  # OpenCV drops the axis of a single channel.
 
 
-def resize_and_crop(image: UInt8[np.ndarray, "H W C"], height: int, width: int) -> UInt8[np.ndarray, "height width C"]:
+def resize_and_crop(
+    image: UInt8[np.ndarray, "H W C"], height: int, width: int, crop: float = CENTRE
+) -> UInt8[np.ndarray, "height width C"]:
     """Resizes a picture and crops its centre to (height, width), as in the evaluation of ImageNet.
 
-    The picture is scaled to cover (height, width) / 0.875. A picture that is not larger than (height, width) is scaled
+    The picture is scaled to cover (height, width) / crop. A picture that is not larger than (height, width) is scaled
     to cover (height, width), since small datasets are not cropped. Besides the picture it takes memory for at most 16
-    times (height, width) / 0.875, whatever the picture's proportions are.
+    times (height, width) / crop, whatever the picture's proportions are.
 
     Raises:
         TypeError: if the picture is not an array, or `height` or `width` not a whole number.
@@ -49,7 +51,7 @@ def resize_and_crop(image: UInt8[np.ndarray, "H W C"], height: int, width: int) 
     check_picture(image)
     height, width = whole_number("height", height, 1), whole_number("width", width, 1)
     is_small = image.shape[0] <= height and image.shape[1] <= width
-    scale = max(height / image.shape[0], width / image.shape[1]) / (1 if is_small else CENTRE)
+    scale = max(height / image.shape[0], width / image.shape[1]) / (1 if is_small else crop)
     image = _middle(image, math.ceil(LONGEST * height / scale), math.ceil(LONGEST * width / scale))
     size = [max(round(side * scale), least) for side, least in zip(image.shape[:2], (height, width), strict=True)]
     # INTER_AREA averages pixels, like antialiased bilinear interpolation, but does not enlarge.

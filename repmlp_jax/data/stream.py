@@ -213,7 +213,7 @@ def _first_sound(source: Source, transform: Callable, first: int, random: np.ran
         try:
             return {**transform(source[index], random), "skipped": np.int32(skipped)}
         except BadExample as error:
-            logger.warning("example %d is damaged, the next takes its place: %s", index, error)
+            logger.warning("example %d is damaged; the next one replaces it: %s", index, error)
         except ValueError as error:
             raise ValueError(f"example {index}: {error}") from error
     raise BadExample(f"{ATTEMPTS} examples in a row are damaged, from {first} on")

@@ -9,14 +9,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from repmlp_jax.data import Dataset, augment, open_dataset
+from repmlp_jax.data.configuration import configuration_of
 from repmlp_jax.data.decoding import read_image
 from repmlp_jax.data.preprocessing import resize_and_crop
 from repmlp_jax.fusing.arguments import checked, whole_number
 from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.output_shape import output_shape
+from repmlp_jax.progress import progress_bar
 from repmlp_jax.storage.models import SavedModel, load
 from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.tasks.classification import batch_metrics, check_size, mean_metrics
@@ -126,7 +127,8 @@ def predictions(
         raise TypeError(f"pictures={pictures!r:.80} must be a list of paths of files")
     whole_number("top", top, 1)
     saved = load(path)
-    height, width, channels = input_shape_of(saved.model)
+    configuration = configuration_of(saved)
+    height, width, channels = configuration.input_size
     if channels not in (1, 3):
         raise ValueError(f"{path} takes images of {channels} channels, and a picture has 1 or 3")
     classes = number_of_classes(saved, path)
@@ -137,11 +139,11 @@ def predictions(
 
     def read(picture):
         try:
-            return resize_and_crop(read_image(picture, channels), height, width)
+            return resize_and_crop(read_image(picture, channels), height, width, configuration.crop)
         except (ValueError, OSError) as error:
             return error
 
-    with tqdm(total=len(pictures), unit=" pictures", delay=2, leave=False) as bar:
+    with progress_bar(total=len(pictures), unit=" pictures", delay=2, leave=False) as bar:
         for start in range(0, len(pictures), PICTURES_AT_A_TIME):
             chosen = pictures[start : start + PICTURES_AT_A_TIME]
             images = [read(one) for one in chosen]
@@ -171,7 +173,5 @@ def number_of_classes(saved: SavedModel, path) -> int:
 
 def _logits(saved: SavedModel, model, images):
     """The logits of uint8 images; a model saved without mean and std takes images scaled to [0, 1]."""
-    channels = images.shape[-1]
-    mean = saved.preprocessing.get("mean") or (0.0,) * channels
-    std = saved.preprocessing.get("std") or (1.0,) * channels
-    return model(augment.normalise(images, mean, std))
+    configuration = configuration_of(saved)
+    return model(augment.normalise(images, configuration.mean, configuration.std))

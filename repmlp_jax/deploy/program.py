@@ -1,5 +1,6 @@
 """Exported models: one file that holds a program and its weights and needs only JAX to run."""
 
+import dataclasses
 import json
 import logging
 import zipfile
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import export
+from jax.extend.mlir.dialects import stablehlo
 from jaxtyping import Array, Float
 
 from repmlp_jax.fusing.finite import check_finite
@@ -172,7 +174,7 @@ def ready_to_run(model: nnx.Module, fuse: bool = True) -> tuple[nnx.Module, tupl
         )
     check_finite(arrays, f"the {name} to export")
     if fuse and fusable_modules(model):
-        logger.warning("%s is not fused: it is fused before it is exported", name)
+        logger.warning("%s is not fused: fusing it before the export", name)
         fused = fuse_params(model)
     else:
         fused = nnx.clone(model)
@@ -198,7 +200,14 @@ def _program(model, arrays, input_shape) -> export.Exported:
 
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
     images = jax.ShapeDtypeStruct((*export.symbolic_shape("batch"), *input_shape), jnp.float32)
-    return export.export(jax.jit(forward), platforms=PLATFORMS)(shapes, images)
+    return _for_older_versions(export.export(jax.jit(forward), platforms=PLATFORMS)(shapes, images))
+
+
+def _for_older_versions(program: export.Exported) -> export.Exported:
+    """The program in the form that versions of JAX of the last three months read; `jax.export` cares for four weeks."""
+    version = stablehlo.get_version_from_compatibility_requirement(stablehlo.StablehloCompatibilityRequirement.WEEK_12)
+    older = stablehlo.serialize_portable_artifact_str(program.mlir_module(), version)
+    return dataclasses.replace(program, mlir_module_serialized=older)
 
 
 def _member(name: str) -> str:

@@ -80,7 +80,7 @@ def find_steps(
     """
     marked = mark(nnx.clone(model))
     try:
-        trace(model, call, example)
+        unmarked, _ = trace(model, call, example)
     except Exception as error:
         shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in example)
         raise ValueError(
@@ -100,14 +100,15 @@ def find_steps(
         if found[0].pooled and not seen_pools:
             seen_pools = True
             for more in range(5, 33, 2):
-                traces += _traced_larger(marked, call, example, 2, more, 1)
+                # A model may be written for a batch of one.
+                candidates = (_traced_larger(marked, call, example, 2, more, batch) for batch in (1, 0))
+                traces += next(filter(None, candidates), [])
             continue
         steps: list[set[Step]] = [set(one.steps) for one in found]
         every, common = set[Step]().union(*steps), steps[0].intersection(*steps)
         new = dict.fromkeys(every - common, "it holds for the size of the example only")
         if not new:
-            expected = traces[0][0].text(labels(model))
-            seen = _seen_by_the_model(model, call, example, found[0].steps, expected)
+            seen = _seen_by_the_model(model, call, example, found[0].steps, unmarked, traces[0][0])
             new = dict.fromkeys(seen, "the model's code looks at its layers, and computes something else without it")
         if not new:
             return found[0]
@@ -160,20 +161,26 @@ def _traced_larger(marked, call, example, factor, more, batch, axes=None) -> lis
         return []
 
 
-def _seen_by_the_model(model, call, example, steps, expected) -> set[Step]:
-    """The steps after which the program around the layers is not the expected one, as the model looks at them."""
+def _seen_by_the_model(model, call, example, steps, unmarked, marked) -> set[Step]:
+    """The steps after which the program around the layers is not the marked one, as the model looks at them."""
 
-    def program(model, **options):
-        return trace(model, call, example, **options)[0].text(labels(model))
+    def program(model):
+        return trace(model, call, example)[0]
 
-    def sees_marks(model):
+    def sees_marks(model, unmarked, marked):
         """Whether its code looks at the class of a layer, which the marks change."""
-        return program(mark(nnx.clone(model), batched_as_usual=True), inline_layers=True) != program(model)
+        names = labels(model)
+        expected = unmarked.text(names)
+        if marked.inlined().text(names) == expected:
+            return False
+        # Under `jax.vmap` the marks may have moved axes.
+        return program(mark(nnx.clone(model), batched_as_usual=True)).inlined().text(names) != expected
 
     def differs(steps):
         folded = transformed_abstractly(lambda model: fold(model, steps), model)
         try:
-            return program(mark(nnx.clone(folded))) != expected or sees_marks(folded)
+            found = program(mark(nnx.clone(folded)))
+            return found.text(labels(folded)) != expected or sees_marks(folded, program(folded), found)
         except Exception:  # the folded model does not run: its code needs what is gone
             return True
 
@@ -183,8 +190,9 @@ def _seen_by_the_model(model, call, example, steps, expected) -> set[Step]:
         halves = steps[: len(steps) // 2], steps[len(steps) // 2 :]
         return set().union(*(guilty(half) for half in halves if differs(half))) or set(steps)
 
-    if not steps or sees_marks(model):
+    if not steps or sees_marks(model, unmarked, marked):
         return set(steps)
+    expected = marked.text(labels(model))
     return guilty(steps) if differs(steps) else set()
 
 
@@ -209,6 +217,8 @@ class _Finder:
         self.groups = {number: geometry.groups_of(layer) for number, layer in enumerate(self.layers)}
         self.readers = readers(self.program)
         self.kept: dict[int, list[str]] = {}
+        # Why a convolution or FC takes no norm.
+        self.stopped: dict[int, str] = {}
         self.narrower: dict[int, str] = {}
         self.pooled = False
 
@@ -218,9 +228,10 @@ class _Finder:
             pass
         kept = {}
         for number, layer in enumerate(self.layers):
-            reasons = "; ".join(dict.fromkeys(self.kept.get(number, [])))
+            reasons = self.kept.get(number, [])
             if number not in self.gone | self.zero and (reasons or is_norm(layer)):
-                kept[number] = reasons or "nothing to fold it into"
+                reasons = (self._reasons_before(number, reasons) if is_norm(layer) else []) + reasons
+                kept[number] = "; ".join(dict.fromkeys(reasons))
         calls = self.program.calls.items()
         pixels = {number: sum(_pixels(call) for _, call in found) for number, found in calls}
         return Found(self.steps, kept, pixels, self.narrower, self.pooled)
@@ -274,19 +285,58 @@ class _Finder:
                 self.narrower[norm] = str(before)
             return True
         except _KeptError as reason:
-            for norm in norms or self._norms_reached(number):
+            self.stopped[number] = str(reason)
+            for norm in norms:
                 self.kept.setdefault(norm, []).append(f"not into {self._name(number)} before it: {reason}")
             return False
 
-    def _norms_reached(self, number):
-        """Norms that directly read the output of a layer, among other readers."""
-        found = set()
-        for _, call in self.program.calls[number]:
-            for result in call.results:
-                for _, equation in self.program.uses[result]:
-                    if equation is not None and equation.layer is not None and is_norm(self.layers[equation.layer]):
-                        found.add(equation.layer)
-        return found - self.gone
+    def _reasons_before(self, norm, reasons) -> list[str]:
+        """Why a norm is in no layer before it, where the search from those layers did not come to it."""
+        if any(" before it: " in reason for reason in reasons):
+            return []
+        found = []
+        for _, call in self.program.calls[norm]:
+            try:
+                number = self._layer_before(call.operands[0])
+                found.append(f"not into {self._name(number)} before it: {self.stopped[number]}")
+            except _KeptError as reason:
+                found.append(f"not into what is before it: {reason}")
+        return found
+
+    def _layer_before(self, value: Value) -> int:
+        """The convolution or FC whose output a value is, through what keeps its channels."""
+        channels = value.shape[-1]
+        while (equation := self.program.producers.get(value)) is not None:
+            if equation.layer is None:
+                read = [one for one in equation.operands if one.constant is None and not self._is_zero(one)]
+                for operand in read:
+                    self._check_is_of_no_unknown_layer(operand)
+                if len(read) != 1:
+                    raise _KeptError(f"{equation.name} lies in between")
+                if not self._adds_zero(equation, read[0]):
+                    _factor(equation, read[0], channels)
+                (value,) = read
+            elif is_affine(self.layers[equation.layer]) and equation.layer not in self.zero:
+                return equation.layer
+            elif equation.layer in self.gone:
+                value = equation.operands[0]
+            else:
+                raise _KeptError(f"{self._name(equation.layer)} lies in between")
+        raise _KeptError("its input is one of the model, or comes out of a loop or branch")
+
+    def _check_is_of_no_unknown_layer(self, value: Value):
+        """Raises if a value is computed of the parameters of a layer alone whose calls are not marked."""
+        of, waiting = set[Value](), [value]
+        while waiting:
+            one = waiting.pop()
+            if one not in of:
+                of.add(one)
+                waiting += self.program.producers[one].operands if one in self.program.producers else []
+        sources = [one for one in of if one not in self.program.producers and one.constant is None]
+        read = {one.parameter and one.parameter[0] for one in sources}
+        for number, arrays in enumerate(self.arrays):
+            if read and read <= set(arrays) and (reason := why_unknown(self.layers[number])):
+                raise _KeptError(f"{self._name(number)} lies in between, and {reason}")
 
     # A norm before layers.
 

@@ -16,13 +16,13 @@ class Folding:
     """The arguments of `fuse_params` that a fused model was made with, in its attribute `folding`.
 
     Attributes:
-        example: shape and name of the dtype of each input.
+        example: shape and name of the dtype of each input; None: only modules with `fused()` were to be replaced.
         call: the function that called the model; None: `model(*example)`.
         only: what was to be folded; None: everything.
         dense_groups: whether a grouped convolution could become dense.
     """
 
-    example: tuple[tuple[tuple[int, ...], str], ...]
+    example: tuple[tuple[tuple[int, ...], str], ...] | None
     call: Callable | None = None
     only: Any = None
     dense_groups: bool = False
@@ -33,14 +33,20 @@ class Folding:
 
         Args:
             function: its name, for messages.
-            example: an input of the call, or a tuple of its inputs: arrays or `jax.ShapeDtypeStruct`s.
+            example: an input of the call, or a tuple of its inputs: arrays or `jax.ShapeDtypeStruct`s; None: no call.
             call: as of `fuse_params`.
             only: as of `fuse_params`.
             dense_groups: as of `fuse_params`.
 
         Raises:
             TypeError: if an argument is of another kind.
+            ValueError: if what belongs to a call is given without an example.
         """
+        only = tuple(only) if isinstance(only, list) else only
+        if example is None:
+            if call is not None or dense_groups:
+                raise ValueError(f"{function}: call and dense_groups need an example of the call's inputs")
+            return cls(None, only=only)
         inputs = example if isinstance(example, tuple | list) and not hasattr(example, "dtype") else (example,)
         for array in inputs:
             if not (hasattr(array, "shape") and hasattr(array, "dtype")):
@@ -51,11 +57,12 @@ class Folding:
         if call is not None and not callable(call):
             raise TypeError(f"{function}: call must be a function (model, *example) → outputs, not {call!r}")
         shapes = tuple((tuple(map(int, array.shape)), str(array.dtype)) for array in inputs)
-        return cls(shapes, call, tuple(only) if isinstance(only, list) else only, bool(dense_groups))
+        return cls(shapes, call, only, bool(dense_groups))
 
     @property
     def inputs(self) -> list[jax.ShapeDtypeStruct]:
         """The abstract inputs of the call."""
+        assert self.example is not None
         return [jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype)) for shape, dtype in self.example]
 
     def apply(self, model: nnx.Module, *inputs: Any) -> Any:

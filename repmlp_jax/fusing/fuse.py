@@ -60,7 +60,8 @@ def fuse_params(
             traced and abstract models.
 
     Returns:
-        The fused model, in evaluation mode. If it was fused with an example, its attribute `folding` holds that.
+        The fused model, in evaluation mode. If it was fused with `example` or `only`, its attribute `folding` holds
+        them.
 
     Raises:
         TypeError: if `model` is not an NNX module or is abstract, an argument is of another kind, or a class overrides
@@ -88,36 +89,44 @@ def fuse_params(
     """
     check_module(model, "fuse_params")
     check_concrete(model, "fuse_params", "; nnx.eval_shape(fuse_params, model) takes abstract models")
-    folding = None if example is None else Folding.of("fuse_params", example, call, only, dense_groups)
-    if folding is None and (call is not None or dense_groups or check):
-        raise ValueError("fuse_params: call, dense_groups and check need an example of the call's inputs")
+    folding = Folding.of("fuse_params", example, call, only, dense_groups)
+    if check and example is None:
+        raise ValueError("fuse_params: check needs an example of the call's inputs")
     steps: list[Step] = []
 
     def transform(model):
         check_weights(model, "fuse")
         fused = with_fused_modules(model, only)
-        if folding is None:
-            return fused
-        found = find_foldable(fused, folding)
-        steps.extend(found.steps)
-        folded = fold(fused, found.steps)
-        if isinstance(getattr(folded, "folding", folding), Folding):  # not an attribute of the model's own
-            vars(folded)["folding"] = folding
-        return folded
+        if folding.example is not None:
+            steps.extend(find_foldable(fused, folding).steps)
+            fused = fold(fused, steps)
+        _record(fused, folding)
+        return fused
 
     fused = transformed_on_host(transform, model)
     fused.eval()
     if not steps and not fusable_modules(model):
-        missing = "no module with a fused() method" if folding is None else "nothing that can be folded for this call"
+        missing = "no module with a fused() method" if example is None else "nothing that can be folded for this call"
         warnings.warn(
             f"nothing to fuse: {type(model).__name__} holds {missing}. "
             f"Either it is fused already or it is not the model you meant.",
             UserWarning,
             stacklevel=2,
         )
-    if check and folding is not None:
+    if check:
         check_equal(model, fused, folding)
     return fused
+
+
+def _record(model, folding):
+    """Keeps in a model how it was fused, unless all its blocks were and nothing else."""
+    before = getattr(model, "folding", None)
+    if not isinstance(before, Folding | None):
+        return  # an attribute of the model's own
+    if folding.example is not None or folding.only is not None:
+        vars(model)["folding"] = folding
+    elif before is not None and before.example is None:
+        del vars(model)["folding"]
 
 
 def find_foldable(model: nnx.Module, folding: Folding) -> Found:

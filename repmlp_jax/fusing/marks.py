@@ -104,7 +104,7 @@ def _marked(kind: type, number: int, batched_as_usual: bool) -> type:
         def layer(x, state):
             return kind.__call__(nnx.merge(graphdef, state), x)
 
-        return (_named(layer, LAYER) if batched_as_usual else _batched(layer, number))(x, state)
+        return (_named(layer, f"{LAYER}{number}") if batched_as_usual else _batched(layer, number))(x, state)
 
     marked = type(kind)(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})
     return marked
@@ -148,9 +148,7 @@ def _refusal(layer, others, options) -> str | None:
     return None
 
 
-def trace(
-    model: nnx.Module, call: Callable, example: Sequence[jax.ShapeDtypeStruct], **options
-) -> tuple[Program, list]:
+def trace(model: nnx.Module, call: Callable, example: Sequence[jax.ShapeDtypeStruct]) -> tuple[Program, list]:
     """The program of one call of an abstract model, and the numbers of the arrays of each layer.
 
     Variables that the call changes, such as those that are sown, are outputs of the program.
@@ -170,7 +168,7 @@ def trace(
 
     with jax.disable_jit(False):  # which would remove the marks
         jaxpr = jax.make_jaxpr(function)(arrays, list(example))
-    program = Program(jaxpr, len(arrays), before, **options)
+    program = Program(jaxpr, len(arrays), before)
     numbers = nnx.merge(graphdef, jax.tree.unflatten(structure, range(len(arrays))))
     return program, [jax.tree.leaves(nnx.state(layer)) for _, layer in layers_of(numbers)]
 

@@ -69,6 +69,13 @@ def iterate_nodes(root) -> Iterator[tuple[tuple, Any]]:
     return walk((), root)
 
 
+def node_at(root, path: tuple) -> Any:
+    """The module at a path of those that `iterate_nodes` yields."""
+    for key in path:
+        root = dict(_items(root))[key]
+    return root
+
+
 def _children(node) -> list[tuple]:
     """The modules, lists, tuples and dicts that a node directly holds."""
     return [(key, child) for key, child in _items(node) if isinstance(child, HOLDERS)]

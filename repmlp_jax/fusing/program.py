@@ -96,6 +96,7 @@ class Program:
     def __init__(self, jaxpr: ClosedJaxpr, arrays: int, before: Sequence[int | None], *, inline_layers: bool = False):
         self.refused: dict[int, str] = {}
         self.hidden: dict[int, str] = {}
+        self._read_from = jaxpr, arrays, before
         self._inline_layers = inline_layers
         self.scope = Scope()
         inputs = [_value(variable.aval) for variable in jaxpr.jaxpr.invars]
@@ -128,6 +129,10 @@ class Program:
                 self.uses[value].append((scope, None))
         for value in self.outputs:
             self.uses[value].append((self.scope, None))
+
+    def inlined(self) -> "Program":
+        """The program with the calls of marked layers inlined, too."""
+        return Program(*self._read_from, inline_layers=True)
 
     def live_equations(self, scope: Scope) -> Iterator[tuple[Scope, Equation]]:
         """All equations whose results are needed, with their scopes."""

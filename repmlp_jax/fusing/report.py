@@ -1,11 +1,12 @@
 """The report of `fuse_params`, block by block."""
 
 import dataclasses
-import functools
 import html
 import json
 import math
+import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,6 @@ from repmlp_jax.fusing.fuse import (
     check_module,
     find_foldable,
     fusable_modules,
-    fused_form,
     is_fusable,
     is_norm,
     stack_shape,
@@ -24,9 +24,11 @@ from repmlp_jax.fusing.fuse import (
 )
 from repmlp_jax.fusing.macs import count_macs
 from repmlp_jax.fusing.marks import OF_THE_DATA, is_affine, layers_of
-from repmlp_jax.fusing.modules import dotted, iterate_nodes, replace_modules
+from repmlp_jax.fusing.modules import dotted, iterate_nodes, node_at, replace_modules
 from repmlp_jax.fusing.steps import AddBranches, FoldAfter, fold
 from repmlp_jax.listing import listed
+
+WIDTH = 100  # of the notes of a report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,14 @@ class FuseReport:
     official: tuple[int, int | None] | None = None
 
     def __str__(self) -> str:
-        return table(self._rows())
+        head, *rows = self._rows()
+        aligned = iter(table([head[:-1], *(row[:-1] for row in rows if any(row[:-1]))]).splitlines())
+        text = [next(aligned)]
+        for *cells, note in rows:
+            if any(cells):
+                text.append(next(aligned))
+            text += textwrap.wrap(note, WIDTH, initial_indent="    ", subsequent_indent="        ")
+        return "\n".join(text)
 
     def _repr_html_(self) -> str:
         """The table, as a notebook shows it."""
@@ -127,8 +136,8 @@ def _report_call(model, folding) -> FuseReport:
     chosen = selection(model, folding.only)
     inputs = _inputs_of_blocks(model, None)
     blocks = [(path, block) for path, block in fusable_modules(model) if chosen(path, block)]
-    rows = {path: _report_block(path, block, inputs.get(path)) for path, block in blocks}
     with_own = transformed_abstractly(lambda model: with_fused_modules(model, folding.only), model)
+    rows = {path: _report_block(path, block, node_at(with_own, path), inputs.get(path)) for path, block in blocks}
     found = find_foldable(with_own, folding)
     fused = transformed_abstractly(lambda model: fold(model, found.steps), with_own)
     rows |= _rows_of_layers(with_own, found)
@@ -175,9 +184,10 @@ def _report(model, input_shape, official) -> FuseReport:
     model = nnx.clone(model)
     model.eval()
     inputs = _inputs_of_blocks(model, input_shape)
-    blocks = [_report_block(path, block, inputs.get(path)) for path, block in fusable_modules(model)]
-    blocks += _norms_outside(model)
     fused = nnx.eval_shape(with_fused_modules, model)
+    blocks = fusable_modules(model)
+    rows = [_report_block(path, block, node_at(fused, path), inputs.get(path)) for path, block in blocks]
+    rows += _norms_outside(model)
     whole = inputs.get(())
     macs = None if whole is None else (_macs(model, whole), _macs(fused, whole))
     parameters = count_parameters(model), count_parameters(fused)
@@ -186,7 +196,7 @@ def _report(model, input_shape, official) -> FuseReport:
         converted = nnx.eval_shape(official, model)
         if (count := count_parameters(converted)) != parameters[1]:
             official_row = count, None if whole is None else _macs(converted, whole)
-    return FuseReport(tuple(blocks), parameters, macs, official_row)
+    return FuseReport(tuple(rows), parameters, macs, official_row)
 
 
 def count_parameters(model: nnx.Module) -> int:
@@ -198,11 +208,19 @@ def _macs(module, image):
     return count_macs(lambda module, x: module(x), module, image)
 
 
-def _report_block(path, block, image):
-    fused = nnx.eval_shape(functools.partial(fused_form, path), block)
+def fused_size(model: Any) -> tuple[int, int]:
+    """The parameters of a fused model with an `input_shape`, which may be abstract, and its MACs for one image."""
+    with jax.numpy_dtype_promotion("standard"):
+        fused = nnx.eval_shape(with_fused_modules, model)
+        return count_parameters(fused), _macs(fused, _image(model.input_shape))
+
+
+def _report_block(path, block, fused, image):
     stack = stack_shape(block)
 
     def macs(module):
+        if not stack:
+            return _macs(module, image)
         one = nnx.eval_shape(lambda module: jax.tree.map(lambda array: array[(0,) * len(stack)], module), module)
         return math.prod(stack) * _macs(one, image)
 

@@ -70,7 +70,7 @@ def check_zip(path: Path):
                 f"nothing and this is more than {LARGEST_RATIO} times its size"
             )
         if not any(entry.CRC for entry in entries):
-            logger.warning("%s was written without checksums: damage to it is not seen", path)
+            logger.warning("%s has no checksums: damage to it cannot be detected", path)
             return
         try:
             damaged = archive.testzip()

@@ -6,6 +6,7 @@ a round trip is exact.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,7 +71,8 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
             model = deployed(model) if kept else nnx.eval_shape(deployed, model)
             leaves = official_leaves(model)
         if head == "skip":
-            arrays = {key: array for key, array in arrays.items() if key not in _classifier_keys(model)}
+            prefixes = _classifier_prefixes(model)
+            arrays = {key: array for key, array in arrays.items() if not key.startswith(prefixes)}
         counters = [leaf.key for leaf in leaves.values() if leaf.key.endswith(COUNTER)]
         arrays = dict.fromkeys(counters, np.zeros((), np.int64)) | arrays
         loaded = load_state(model, arrays, "state_dict", leaves=leaves, kept=kept)
@@ -143,15 +145,17 @@ def _check_calls(model):
 
 def _places_to_keep(model) -> set[tuple]:
     places = head_places(model)
-    if not places and not _classifier_keys(model):
+    if not places and not _classifier_prefixes(model):
         raise ValueError(f'head="skip": a {type(model).__name__} has no classifier')
     if any(isinstance(arrays_of(model)[dotted(place)], jax.ShapeDtypeStruct) for place in places):
         raise ValueError('head="skip" keeps the classifier, but that of an abstract model has no values; build it')
     return places
 
 
-def _classifier_keys(model) -> set[str]:
-    """The official keys of a model's classifier, which it need not have."""
-    names = official_names(model)
+def _classifier_prefixes(model) -> tuple[str, ...]:
+    """How the official keys of a model's classifier begin; without a head, those of the whole head."""
+    names: dict[str, Any] = official_names(model)
+    if not hasattr(model, "head"):
+        return tuple(prefix for name, prefix in names.items() if name.partition(".")[0] == "head")
     prefix = names.get("head.linear", names.get("head"))
-    return set() if prefix is None else {f"{prefix}weight", f"{prefix}bias"}
+    return () if prefix is None else (prefix,)

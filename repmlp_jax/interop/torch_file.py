@@ -108,7 +108,7 @@ def _state_dict_in(content, entry, path) -> Mapping:
         name = inner[0]
         others = [key for key, value in found.items() if key != name and _holds_tensors(value)]
         if others and entry is None:
-            logger.warning("%s: %r is taken, not %r: entry=… (--entry) takes another", path, name, others[0])
+            logger.warning("%s: reading %r, not %r; entry=… (--entry) reads another", path, name, others[0])
         taken.append(name)
         found = found[name]
     holders = [key for key, value in content.items() if _holds_tensors(value)] if isinstance(content, Mapping) else []

@@ -17,12 +17,13 @@ from repmlp_jax.fusing.arguments import Pair, checked
 from repmlp_jax.models.arguments import arguments_for, arguments_text
 from repmlp_jax.models.classifier import classifier
 from repmlp_jax.models.images import check_images
+from repmlp_jax.models.printed import PrintedByBlocks
 from repmlp_jax.models.stages import check_stages
 
 ABLATIONS = ("no_local", "no_global", "fc3_conv9", "conv9")
 
 
-class StagedNet(nnx.Module):
+class StagedNet(PrintedByBlocks):
     """The body of Table 1's models: spatial mixers between FCs on every pixel (1×1 convolution and norm).
 
     A stage is mixer, FC, mixer, FC. Its last FC widens to the next stage, and a 2×2 max-pool halves the map. A ReLU

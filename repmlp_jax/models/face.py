@@ -16,6 +16,7 @@ from repmlp_jax.fusing import algebra
 from repmlp_jax.fusing.arguments import Pair, checked, pair
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.models.images import check_images
+from repmlp_jax.models.printed import PrintedByBlocks
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock
 from repmlp_jax.models.stages import check_stages
 
@@ -31,7 +32,7 @@ def unit_length(x: Float[Array, "*N features"]) -> Float[Array, "*N features"]:
     return x * lax.rsqrt(jnp.maximum(squared, SHORTEST**2))
 
 
-class FaceResNet(nnx.Module):
+class FaceResNet(PrintedByBlocks):
     """A ResNet that embeds faces; with RepMLP Bottlenecks in its stages c2, c3 and c4 it is RepMLP-FaceRes.
 
     The cosine of the angle between two embeddings measures how likely two images show the same person. Where the paper

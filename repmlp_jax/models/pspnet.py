@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.initializers import classifier_init
 from repmlp_jax.blocks.layers import ConvBN, on_parts
+from repmlp_jax.blocks.resampling import adaptive_average, beside_each_other, enlarge
 from repmlp_jax.fusing.arguments import Pair, checked
 from repmlp_jax.models.arguments import arguments_for, arguments_text
-from repmlp_jax.models.resampling import adaptive_average, enlarge
 from repmlp_jax.models.resnet import ResNetStages
 
 # The weight of the auxiliary head's loss (arXiv 1612.01105, Section 3.3).
@@ -51,12 +51,12 @@ class PyramidPooling(nnx.Module):
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C2"]:
         """The map and all levels, enlarged to its size: 2·C channels."""
-        return jnp.concatenate(self.parts(x), axis=-1)
+        return beside_each_other(self.parts(x))
 
-    def parts(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N H W _"]]:
-        """The map and all levels, enlarged to its size, which together have 2·C channels."""
+    def parts(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N _ _ _"]]:
+        """The map and all levels, not yet enlarged, which together have 2·C channels."""
         levels = (
-            enlarge(nnx.relu(level(adaptive_average(x, (bins, bins)))), x.shape[1:3])
+            nnx.relu(level(adaptive_average(x, (bins, bins))))
             for bins, level in zip(self.bins, self.levels, strict=True)
         )
         return [x, *levels]
@@ -85,8 +85,8 @@ class PixelHead(nnx.Module):
         """The logits of every pixel."""
         return self.on_parts([x])
 
-    def on_parts(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W classes"]:
-        """The logits of every pixel, from maps that lie beside each other in the channels."""
+    def on_parts(self, maps: Sequence[Float[Array, "N _ _ _"]]) -> Float[Array, "N H W classes"]:
+        """The logits of every pixel, from maps beside each other in the channels, enlarged to the first."""
         x = nnx.relu(on_parts(self.conv, maps))
         return self.linear(x if self.drop is None else self.drop(x))
 
@@ -110,8 +110,8 @@ class FusedPixelHead(nnx.Module):
         """The logits of every pixel."""
         return self.on_parts([x])
 
-    def on_parts(self, maps: Sequence[Float[Array, "N H W _"]]) -> Float[Array, "N H W classes"]:
-        """The logits of every pixel, from maps that lie beside each other in the channels."""
+    def on_parts(self, maps: Sequence[Float[Array, "N _ _ _"]]) -> Float[Array, "N H W classes"]:
+        """The logits of every pixel, from maps beside each other in the channels, enlarged to the first."""
         return self.linear(nnx.relu(on_parts(self.conv, maps)))
 
 

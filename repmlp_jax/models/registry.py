@@ -1,5 +1,6 @@
 """The published models by name, and those that people register."""
 
+import fnmatch
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from repmlp_jax.fusing.arguments import checked
 from repmlp_jax.models.arguments import remembering
 from repmlp_jax.models.cifar import ABLATIONS, PureMLP, WideConvNet
 from repmlp_jax.models.face import FaceResNet
+from repmlp_jax.models.feature_maps import RepMLPNetFeatures, RepMLPResNetFeatures
 from repmlp_jax.models.images import PUBLISHED_SIZES
 from repmlp_jax.models.pspnet import PSPNet
 from repmlp_jax.models.repmlpnet import RepMLPNet
@@ -61,6 +63,9 @@ MODELS: dict[str, tuple[type, dict[str, Any]]] = {
     "PSPNet-RepMLP-Res50": (PSPNet, dict(block="bottleneck")),
 }
 
+# Classifier → the class of its maps, which takes the same arguments but for num_classes.
+FEATURES: dict[type, type] = {RepMLPNet: RepMLPNetFeatures, RepMLPResNet: RepMLPResNetFeatures}
+
 
 def _image_size(model_class, arguments) -> tuple[int, int]:
     parameters = inspect.signature(model_class.__init__).parameters
@@ -74,38 +79,39 @@ def _image_size(model_class, arguments) -> tuple[int, int]:
 PUBLISHED_SIZES.update({name: (entry[0], _image_size(*entry)) for name, entry in MODELS.items()})
 
 
-def list_models() -> list[str]:
+@checked
+def list_models(pattern: str = "*") -> list[str]:
     """The names that `create_model` takes: those of the published models, then those that were registered.
+
+    Args:
+        pattern: which of them, with the wildcards of the shell.
 
     Examples:
         >>> from repmlp_jax import list_models
-        >>> [name for name in list_models() if name.endswith("T224")]
-        ['RepMLPNet-T224']
+        >>> list_models("RepMLPNet-T*")
+        ['RepMLPNet-T224', 'RepMLPNet-T256']
     """
-    return list(MODELS)
+    return [name for name in MODELS if fnmatch.fnmatchcase(name, pattern)]
 
 
 @checked
-def create_model(name: str, *, rngs: nnx.Rngs, **overrides) -> nnx.Module:
-    """Builds a published model, or one that `register_model` has named.
-
-    Args:
-        name: one of `list_models()`.
-        rngs: source of the initial weights.
-        overrides: arguments of the model's class, which override those of the name.
+def create_model(name: str, *, features_only: bool = False, rngs: nnx.Rngs, **overrides) -> nnx.Module:
+    """Builds a model with initial weights; `interop.pretrained.create_model` describes the arguments.
 
     Raises:
-        ValueError: if there is no such model; the message names the nearest.
-
-    Examples:
-        >>> from flax import nnx
-        >>> from repmlp_jax import create_model
-        >>> small = dict(image_size=(8, 8), widths=(4,), partition_size=(4, 4), conv_kernels=(1, 3))
-        >>> model = create_model("pure_mlp", num_classes=7, **small, rngs=nnx.Rngs(0))
-        >>> model.input_shape
-        (8, 8, 3)
+        ValueError: if there is no such model; the message names the nearest. If `features_only` is not for its class.
     """
     model_class, arguments = lookup(MODELS, name, "model")
+    if features_only:
+        if model_class not in FEATURES:
+            classes = " and ".join(one.__name__ for one in FEATURES)
+            raise ValueError(f"features_only is for {classes}, and {name!r} is a {model_class.__name__}")
+        if "num_classes" in overrides:
+            raise ValueError(
+                f"features_only has no classifier for num_classes={overrides['num_classes']}: leave one out"
+            )
+        model_class = FEATURES[model_class]
+        arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
     return model_class(**{**arguments, **overrides}, rngs=rngs)
 
 
@@ -131,7 +137,7 @@ def register_model(name: str, /, **arguments) -> Callable[[ModelClass], ModelCla
     Raises:
         TypeError: if the name is not a string, what is decorated is not such a class, or its constructor does not take
             `rngs` and these arguments.
-        ValueError: if another class has the name, or a registered class of another module is called alike, as saved
+        ValueError: if another class has the name, or a registered class of another module has the same name, as saved
             models name their class.
 
     Examples:
@@ -201,7 +207,8 @@ def register_savable(model_class: ModelClass) -> ModelClass:
 
 def registered_classes() -> dict[str, type]:
     """Name of a class → the class, of all that are registered."""
-    return {model_class.__name__: model_class for model_class, _ in MODELS.values()}
+    classes = [*FEATURES.values(), *(model_class for model_class, _ in MODELS.values())]
+    return {model_class.__name__: model_class for model_class in classes}
 
 
 def _check_class(model_class, arguments, function):

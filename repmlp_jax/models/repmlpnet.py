@@ -23,6 +23,7 @@ from repmlp_jax.fusing.arguments import Pair, checked, pair
 from repmlp_jax.models.arguments import arguments_text
 from repmlp_jax.models.classifier import NoClassifier, classifier
 from repmlp_jax.models.images import check_images
+from repmlp_jax.models.printed import PrintedByBlocks
 from repmlp_jax.models.stages import check_stages
 
 
@@ -172,7 +173,7 @@ class FusedFeatures(nnx.Module):
         return self.norm(x.mean((1, 2), keepdims=True))[:, 0, 0]
 
 
-class RepMLPNet(nnx.Module):
+class RepMLPNet(PrintedByBlocks):
     """RepMLPNet: a patch embedding, stages of units with a halving between them, and a classifier.
 
     It takes any resolution that its patches, halvings and partitions divide; `image_size` only sets `input_shape`.
@@ -247,7 +248,11 @@ class RepMLPNet(nnx.Module):
         self.head = Head(widths[-1], num_classes, **options)
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N classes"]:
-        """The logits of a batch of images; without classes, its features.
+        """The logits of a batch of images; without classes, its features. Raises as `maps`."""
+        return self.head(self.maps(x)[-1])
+
+    def maps(self, x: Float[Array, "N H W C"]) -> list[Float[Array, "N _ _ _"]]:
+        """The maps of all stages for a batch of images.
 
         Raises:
             TypeError: if the images are no floating-point numbers.
@@ -257,12 +262,14 @@ class RepMLPNet(nnx.Module):
         check_images(self, x, self.multiples)
         call = nnx.remat(operator.call) if self.rematerialise else operator.call
         x = nnx.relu(self.embedding(x))
+        maps = []
         for index, stage in enumerate(self.stages):
             if index:
                 x = nnx.relu(self.halvings[index - 1](x))
             for unit in stage:
                 x = call(unit, x)
-        return self.head(x)
+            maps.append(x)
+        return maps
 
 
 def _multiples(patch_size, partition_sizes) -> tuple[int, int]:

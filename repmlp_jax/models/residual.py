@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from repmlp_jax.blocks.layers import ConvBN
-from repmlp_jax.blocks.operations import computed_once
+from repmlp_jax.blocks.operations import computed_once, stored
 from repmlp_jax.blocks.repmlp import RepMLP, RepMLPConfig
 from repmlp_jax.fusing.arguments import Pair, checked
 
@@ -170,6 +170,6 @@ class BottleneckBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W O"]:
         """Applies the block."""
-        y = nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
+        y = nnx.relu(self.conv2(stored(nnx.relu(self.conv1(x)), x.shape[3])))
         y = nnx.relu(self.conv4(nnx.relu(self.repmlp(y))))
         return _add_shortcut(self, x, self.conv5(y))

@@ -17,6 +17,7 @@ from repmlp_jax.fusing.arguments import Pair, checked
 from repmlp_jax.models.arguments import arguments_for, arguments_text
 from repmlp_jax.models.classifier import classifier
 from repmlp_jax.models.images import check_images
+from repmlp_jax.models.printed import PrintedByBlocks
 from repmlp_jax.models.residual import BaseBlock, BottleneckBlock, LightBlock
 from repmlp_jax.models.stages import check_stages
 
@@ -24,7 +25,7 @@ BLOCKS = ("base", "light", "bottleneck")
 OUTPUT_STRIDES = (8, 16, 32)
 
 
-class ResNetStages(nnx.Module):
+class ResNetStages(PrintedByBlocks):
     """ResNet's stem and stages c2 to c5, with RepMLP in c3 and c4; base class of the classifier and of PSPNet.
 
     Every stage from c3 halves the map, rounding up, until `output_stride` is reached. Later stages keep the size and

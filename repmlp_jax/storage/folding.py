@@ -1,4 +1,4 @@
-"""How a model was fused with an example, as JSON: `load_model` fuses the abstract model in the same way."""
+"""How a model was fused with an example or in part, as JSON: `load_model` fuses the abstract model in the same way."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from repmlp_jax.fusing.folding import Folding
 
 
 def folding_of(model: nnx.Module) -> dict[str, Any] | None:
-    """The arguments with which `fuse_params` made a model, as JSON; None if it was given no example.
+    """The arguments with which `fuse_params` made a model, as JSON; None if it was given the model alone.
 
     Raises:
         TypeError: if a function is among them, which a file cannot hold.
@@ -30,6 +30,7 @@ def folding_of(model: nnx.Module) -> dict[str, Any] | None:
 
 def arguments_of_folding(folding: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `fuse_params` besides the model, from what `folding_of` returned or a file gave back."""
-    example = tuple(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in folding["example"])
-    only = folding["only"]
+    example, only = folding["example"], folding["only"]
+    if example is not None:
+        example = tuple(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in example)
     return folding | {"example": example, "only": tuple(only) if isinstance(only, list) else only}

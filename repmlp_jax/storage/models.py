@@ -1,4 +1,4 @@
-"""Saved models: a folder that holds the model's class, arguments and weights, so that it can be rebuilt."""
+"""Saved models: a folder or file that holds the model's class, arguments and weights, so that it can be rebuilt."""
 
 import hashlib
 import json
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from repmlp_jax.fusing.finite import check_finite
+from repmlp_jax.fusing.folding import transformed_abstractly
 from repmlp_jax.fusing.fuse import check_concrete, check_module, fusable_modules, fuse_params
 from repmlp_jax.listing import listed
 from repmlp_jax.local_path import local_path
@@ -25,26 +26,27 @@ from repmlp_jax.models.randomness import abstract
 from repmlp_jax.models.registry import registered_classes
 from repmlp_jax.models.state import arrays_of, load_state
 from repmlp_jax.quantisation.quantise import is_quantised, quantise_params
-from repmlp_jax.storage import earlier_formats
+from repmlp_jax.storage import earlier_formats, one_file
 from repmlp_jax.storage.digest import describe, digests
 from repmlp_jax.storage.folding import arguments_of_folding, folding_of
 from repmlp_jax.storage.outline import differences
 from repmlp_jax.storage.preprocessing import check_preprocessing_of
-from repmlp_jax.storage.whole_folder import put_back, whole_folder
+from repmlp_jax.storage.whole_file import whole_file
+from repmlp_jax.storage.whole_folder import is_folder, put_back, whole_folder
 from repmlp_jax.version import versions
 
 logger = logging.getLogger("repmlp_jax")
 
 FORMAT = 3
+FORMATS = range(1, FORMAT + 1)
 DESCRIPTION = "model.json"
 WEIGHTS = "weights.safetensors"
 SHARED = {"format", "model", "arguments", "fused", "preprocessing", "arrays", "versions"}
-# Format → its entries: format 1 has a digest of every array, later ones have one of the file of weights.
-CONTENTS = {1: SHARED | {"digests"}, 2: SHARED | {"weights_sha256"}, 3: SHARED | {"weights_sha256"}}
+DIGESTS, DIGEST = "digests", "weights_sha256"  # of every array, in format 1 and in single files; of the file of weights
 
 
 def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | None = None, overwrite: bool = False):
-    """Saves a trained, fused or quantised model of a registered class in a folder that `load_model` reads.
+    """Saves a trained, fused or quantised model of a registered class in a folder or file that `load_model` reads.
 
     All classes of `list_models()` are registered, and yours once `register_model` or `register_savable` got them.
 
@@ -52,13 +54,16 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
     one, which the next `save_model` or `load_model` puts back to `path` where necessary. What the killed process had
     written, `<path>.partial.*`, is removed by the next `save_model` to `path` on the same machine.
 
+    A path that ends in `.safetensors` becomes one file instead, with the arrays under their paths in the model, and the
+    rest in its metadata.
+
     Args:
-        path: the folder; missing parents are created.
+        path: the folder or `.safetensors` file; missing parents are created.
         model: the model, as its class, `fuse_params` or `quantise_params` returned it, with finite weights.
         preprocessing: saved as JSON with the model: mean and std of the channels, class names, see
             `check_preprocessing`.
-        overwrite: replace the folder if it is empty, or `save_model` wrote it and nothing was added. Anything else,
-            a link included, is never replaced.
+        overwrite: replace the folder if it is empty, or `save_model` wrote it and nothing was added, and the file if
+            `save_model` wrote it. Anything else, a link included, is never replaced.
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off, or is nothing that may be replaced.
@@ -92,10 +97,15 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
         "versions": versions(),
     }
     check_preprocessing_of(model, preprocessing)
+    numbers = {name: np.asarray(array) for name, array in arrays.items()}
+    if path.suffix == one_file.SUFFIX:
+        with whole_file(path, overwrite) as partial:
+            one_file.write(partial, numbers, _sealed(description | {DIGESTS: digests(arrays)}))
+        return
     with whole_folder(path, lambda: check_may_write(path, overwrite)) as folder:
-        save_file({name: np.asarray(array) for name, array in arrays.items()}, folder / WEIGHTS)
-        description["weights_sha256"] = _sha256(folder / WEIGHTS)
-        (folder / DESCRIPTION).write_text(json.dumps(description | {"sha256": _seal(description)}, indent=1))
+        save_file(numbers, folder / WEIGHTS)
+        sealed = _sealed(description | {DIGEST: _sha256(folder / WEIGHTS)})
+        (folder / DESCRIPTION).write_text(json.dumps(sealed, indent=1))
         shutil.copymode(folder / DESCRIPTION, folder / WEIGHTS)  # safetensors lets nobody else read its files.
 
 
@@ -103,9 +113,9 @@ def load_model(path: str | Path) -> nnx.Module:
     """Reads a model that `save_model` wrote, in evaluation mode.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or it holds no saved model.
-        ValueError: if it is damaged, of a newer format or a class that is not registered, holds weights that are NaN or
-            infinite, or needs 64 bits, which JAX has turned off.
+        FileNotFoundError: if there is no such folder or file, or the folder holds no saved model.
+        ValueError: if it is damaged or another file, of a newer format or a class that is not registered, holds weights
+            that are NaN or infinite, or needs 64 bits, which JAX has turned off.
 
     Examples:
         >>> from repmlp_jax import load_model
@@ -163,25 +173,31 @@ def _load(path: Path) -> SavedModel:
     expected = earlier_formats.as_stored(wanted, description["arrays"]) if is_earlier else wanted
     if describe(expected) != description["arrays"]:
         raise ValueError(f"{misfit}: the arrays of the two differ")
-    if not (path / WEIGHTS).is_file():  # a pipe might never end
+    file = path if path.is_file() else path / WEIGHTS
+    if not file.is_file():  # a pipe might never end
         raise ValueError(f"{path} is damaged: its weights cannot be read (there is no file {WEIGHTS})")
     try:
-        arrays = {name: jnp.asarray(array) for name, array in load_file(path / WEIGHTS).items()}
+        arrays = {name: jnp.asarray(array) for name, array in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is damaged: its weights cannot be read ({error})") from error
-    if description["format"] == 1:
+    if DIGESTS in description:
         found = digests(arrays)
-        changed = [name for name, digest in description["digests"].items() if digest != found.get(name)]
+        changed = [name for name, digest in description[DIGESTS].items() if digest != found.get(name)]
     else:
-        changed = [] if _sha256(path / WEIGHTS) == description["weights_sha256"] else [WEIGHTS]
+        changed = [] if _sha256(file) == description[DIGEST] else [WEIGHTS]
     if changed or describe(arrays) != description["arrays"]:
-        raise ValueError(f"{path} is damaged: {listed(changed) or WEIGHTS} does not hold what was saved")
+        raise ValueError(f"{path} is damaged: {listed(changed) or file.name} does not hold what was saved")
     check_finite(arrays, str(path))
     if is_earlier:
         arrays = {name: array.reshape(wanted[name].shape) for name, array in arrays.items()}
     model = load_state(abstract, arrays, str(path))
     model.eval()
     return SavedModel(model, description["preprocessing"])
+
+
+def is_saved_model(path: Path) -> bool:
+    """Whether there is a folder at a path, or a file that `save_model` wrote."""
+    return is_folder(path) or one_file.description_in(path) is not None
 
 
 def check_may_write(path: Path, overwrite: bool):
@@ -201,7 +217,10 @@ def _not_ours(path: Path) -> str:
     if path.is_symlink():
         return f"is a link to {path.readlink()}"
     if not path.is_dir():
-        return "is a file"
+        single = path.suffix == one_file.SUFFIX and one_file.description_in(path) is not None
+        return "" if single else "is a file"
+    if path.suffix == one_file.SUFFIX:
+        return "is a folder"
     if path.samefile("."):
         return "is the current folder"
     found = sorted(child.name for child in path.iterdir())
@@ -220,24 +239,33 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _sealed(description: dict) -> dict:
+    return description | {"sha256": _seal(description)}
+
+
 def _seal(description: dict) -> str:
     return hashlib.sha256(json.dumps(description).encode()).hexdigest()
 
 
 def _read_description(path):
-    if not (path / DESCRIPTION).is_file():
+    place = "its metadata" if path.is_file() else DESCRIPTION
+    text = one_file.description_in(path)
+    if text is None and path.is_file():
+        raise ValueError(f"{path} is no file that save_model wrote, or it is damaged: its metadata describes no model")
+    if text is None and not (path / DESCRIPTION).is_file():
         raise FileNotFoundError(f"{path} holds no {DESCRIPTION}: it is no folder that save_model wrote")
     try:
-        description = json.loads((path / DESCRIPTION).read_text())
+        description = json.loads(text or (path / DESCRIPTION).read_text())
         found = description["format"], description["model"]
-        if found[0] in CONTENTS:
-            if missing := CONTENTS[found[0]] - set(description):
+        if found[0] in FORMATS:
+            contents = SHARED | {DIGESTS if text or found[0] == 1 else DIGEST}
+            if missing := contents - set(description):
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
             if description.pop("sha256") != _seal(description):
                 raise ValueError("its digest is wrong")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {DESCRIPTION} cannot be read ({error})") from error
-    if found[0] not in CONTENTS:
+        raise ValueError(f"{path} is damaged: {place} cannot be read ({error})") from error
+    if found[0] not in FORMATS:
         raise ValueError(f"{path} holds a {found[1]} of format {found[0]}; this version reads formats 1 to {FORMAT}")
     if found[1] not in registered_classes():
         of_module = f" of the module {description['module']}" if "module" in description else ""
@@ -250,19 +278,24 @@ def _read_description(path):
 
 def _abstract(model_class, making):
     """The model that was made so, without its arrays."""
+    return abstract(lambda rngs: _as_made(_trained(model_class, making, rngs=rngs), making))
 
-    def build(rngs):
-        model = model_class(**arguments_from_text(json.dumps(making["arguments"])), rngs=rngs)
+
+def _trained(model_class, making, *, rngs):
+    """The model as its class builds it."""
+    return model_class(**arguments_from_text(json.dumps(making["arguments"])), rngs=rngs)
+
+
+def _as_made(model, making):
+    """What became of a model: it was folded for an example, fused or quantised."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "nothing to fuse")  # That was said when the model was fused.
         if folding := making.get("folding"):
             model = fuse_params(model, **arguments_of_folding(folding))
         elif making["fused"]:
             model = fuse_params(model)
-        # Models that multiplied in int8, which earlier versions made, have the same arrays.
-        return quantise_params(model) if making.get("quantised") else model
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "nothing to fuse")  # That was said when the model was fused.
-        return abstract(build)
+    # Models that multiplied in int8, which earlier versions made, have the same arrays.
+    return quantise_params(model) if making.get("quantised") else model
 
 
 def check_savable(model: Any):
@@ -293,13 +326,15 @@ def _making(model) -> dict[str, Any]:
         "quantised": {"activations": None} if is_quantised(model) else None,
     }
     try:
-        trained = _abstract(model_class, making | {"folding": None, "quantised": None})
+        trained = abstract(_trained, model_class, making)
     except Exception as error:
         raise TypeError(
             f"this {name} cannot be saved: its class does not take the arguments as a file holds them, {arguments} "
             f"with lists as tuples ({error})"
         ) from error
     making["fused"] = folding is not None or bool(fusable_modules(trained) and not fusable_modules(model))
-    if changed := differences(model, _abstract(model_class, making)):
+    is_trained = not (making["fused"] or making["quantised"])
+    expected = trained if is_trained else transformed_abstractly(lambda model: _as_made(model, making), trained)
+    if changed := differences(model, expected):
         raise TypeError(f"this {name} was changed since it was built, so it cannot be saved: {changed}")
     return making

@@ -1,4 +1,4 @@
-"""Whether two models are built alike: their modules, settings and arrays, apart from the values of the arrays."""
+"""Whether two models have the same structure: modules, settings and arrays, apart from the arrays' values."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ NO_SETTINGS = ("deterministic", "use_running_average", "arguments")
 
 
 def differences(model: nnx.Module, expected: nnx.Module) -> str:
-    """What is other in a model than in another one, in words; empty if they are built alike.
+    """What is other in a model than in another one, in words; empty if they have the same structure.
 
     Of a module that is of another class, what it holds is not named.
     """

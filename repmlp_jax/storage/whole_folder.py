@@ -75,5 +75,5 @@ def put_back(path: Path) -> None:
                 if error.errno not in (*TAKEN, errno.ENOENT):  # Otherwise another process was faster.
                     raise
             else:
-                logger.warning("%s was to be replaced by a process that did not finish; it is back as it was", path)
+                logger.warning("a process that was replacing %s did not finish; the folder is restored", path)
             return

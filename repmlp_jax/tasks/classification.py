@@ -16,8 +16,7 @@ from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.models.randomness import abstract
 from repmlp_jax.models.state import head_places
-from repmlp_jax.storage.models import load
-from repmlp_jax.storage.whole_folder import is_folder
+from repmlp_jax.storage.models import is_saved_model, load
 from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
@@ -145,7 +144,7 @@ def mean_metrics(measured) -> dict[str, float]:
 
 def _check_order(init_from: str, name: str, dataset):
     """Refuses a saved model whose classes are not the dataset's: without training they would be scored by number."""
-    if not init_from or not is_folder(local_path(init_from)):
+    if not init_from or not is_saved_model(local_path(init_from)):
         return
     saved = load(init_from)
     names = saved.preprocessing.get("class_names") or ()

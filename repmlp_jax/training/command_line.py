@@ -25,6 +25,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
     print_any_character()
     # Orbax logs every step of its work through absl, at level "info".
     absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     logger.setLevel(logging.INFO)
     try:
         rest = flags.FLAGS(with_default("config", arguments))
@@ -87,7 +88,7 @@ def report_errors():
         _exit(str(error))
     except KeyboardInterrupt as error:
         absl_logging.debug("raised here:", exc_info=error)
-        print("stopped: the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        print("stopped: the same command resumes from the last checkpoint, if there is one", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 

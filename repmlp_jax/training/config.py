@@ -56,35 +56,44 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
 
 
 def default_config() -> ConfigDict:
-    """Every field with its default: the paper's recipe for the pure MLP on CIFAR-10."""
+    """Every field with its default: the paper's recipe for the pure MLP on CIFAR-10.
+
+    The page on recipes takes its tables from here: a comment on a line of its own begins a group, one behind a field
+    says what the field is.
+    """
     return ConfigDict(
         dict(
+            # Task and model
             task="classification",  # "classification", "faces" or "segmentation"
-            seed=0,  # of initial weights, order and augmentation
+            seed=0,  # of the initial weights, the order of the data and the augmentation
             model="pure_mlp",  # one of list_models()
             model_arguments={},  # of the model's class, in addition to those of its name
             init_from="",  # weights to start from: a saved model's folder, or a file of official PyTorch weights
-            init_head="load",  # "skip": the classifier keeps its initial weights, as it has other classes
+            init_head="load",  # "skip": the classifier keeps its initial weights, for other classes
+            # Data
             dataset="cifar10",  # "cifar10", "digits", or the name of a TFDS dataset, which is streamed
             test_dataset="",  # for faces: the dataset to verify on; "": the test split of `dataset`
-            num_people=0,  # for streamed faces: people in the dataset; 0: the dataset fits on the devices
+            num_people=0,  # for streamed faces: number of people in the dataset; 0: the dataset is held on the devices
             eval_split="val",  # for street scenes: the split to evaluate on
             data_dir="",  # folder of TFDS datasets; "": TFDS_DATA_DIR, or TFDS's default
             workers=0,  # processes that read and decode streamed data; 0: the training process itself
+            # Optimisation
             epochs=100,  # 0: only evaluate and fuse the model of init_from
-            batch_size=128,  # of all devices together; an epoch's last images that fill no batch wait for the next
-            accumulate=1,  # parts of a batch, computed one after another to save memory
+            batch_size=128,  # of all devices together; an epoch leaves out the last images that fill no batch
+            accumulate=1,  # parts of a batch; they are computed one after another to save memory
             optimizer="sgd",  # "sgd" or "adamw"
             learning_rate=0.2,  # at its peak, after the warm-up
             schedule="cosine",  # "cosine" to 0, "poly" to 0, or "steps"
             poly_power=0.9,  # of "poly"
             drop_at=(0.6, 0.867, 0.967),  # of "steps": fractions of the training after which the rate is divided by 10
-            warmup_epochs=0.0,
+            warmup_epochs=0.0,  # the learning rate rises linearly from 0 in these epochs
             momentum=0.9,  # of "sgd"
             weight_decay=1e-4,  # of kernels only, not of biases and norms
             clip_norm=0.0,  # largest global norm of the gradients; 0: no clipping
-            mesh=dict(data=0, fsdp=1),  # devices: rows that split a batch × devices that share a model; 0: the rest
-            label_smoothing=0.0,
+            # Devices
+            mesh=dict(data=0, fsdp=1),  # copies of the model (0: as many as fit) × devices that share a copy
+            # Augmentation and loss
+            label_smoothing=0.0,  # share of the target that is spread over all classes
             crop_padding=4,  # pixels of zeros around an image before the random crop; 0: no crop
             flip=True,  # mirror half of the images
             augmentation="",  # for streamed images, besides crops and flips: "autoaugment" or "randaugment"
@@ -94,10 +103,11 @@ def default_config() -> ConfigDict:
             auxiliary_weight=AUXILIARY_WEIGHT,  # of the loss of PSPNet's auxiliary head
             mixup=0.0,  # alpha of mixup; 0: off
             cutmix=0.0,  # alpha of CutMix; 0: off; with both on, each batch draws one of them
-            eval_batch_size=500,
+            # Evaluation, checkpoints and logs
+            eval_batch_size=500,  # of all devices together
             eval_every_epochs=1,  # and after the last epoch
             checkpoint_every_steps=0,  # in addition to each epoch's end; 0: none
-            checkpoint_every_seconds=30.0,  # least time between two checkpoints, except the last; 0: no limit
+            checkpoint_every_seconds=30.0,  # shortest time between two checkpoints, except the last; 0: no limit
             log_every_steps=0,  # steps between rows of metrics.csv, in addition to each epoch's end; 0: none
             profile_steps=0,  # training steps that jax.profiler traces after the first call; 0: none
             steps_per_call=0,  # training steps between two checks of the loss; 0: about a second of them

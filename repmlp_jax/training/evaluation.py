@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from tqdm import tqdm
 
+from repmlp_jax.progress import progress_bar
 from repmlp_jax.training.sharding import (
     platform_of,
     put_batch,
@@ -192,8 +192,8 @@ def _on_host(results):
 
 
 def _visible(batches, description):
-    hidden = jax.process_index() > 0
-    return tqdm(batches, description, unit=" batches", delay=2, leave=False, disable=hidden)
+    hidden = jax.process_index() > 0 or (isinstance(batches, range) and len(batches) == 1)
+    return progress_bar(batches, description, unit=" batches", delay=2, leave=False, disable=hidden)
 
 
 def in_evaluation(model: nnx.Module) -> nnx.Module:

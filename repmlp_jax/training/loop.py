@@ -10,16 +10,17 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from repmlp_jax.fusing.host import host
+from repmlp_jax.fusing.report import count_parameters
+from repmlp_jax.interop.initial_weights import with_weights_of
 from repmlp_jax.local_path import local_path
+from repmlp_jax.progress import print_line, progress_bar
 from repmlp_jax.storage.checkpoints import Checkpoints
 from repmlp_jax.storage.models import check_savable
 from repmlp_jax.training import sharding
 from repmlp_jax.training.config import check_config
 from repmlp_jax.training.environment import environment
-from repmlp_jax.training.initial_weights import with_weights_of
 from repmlp_jax.training.interruption import Interruption
 from repmlp_jax.training.metrics import Metrics, replace_text
 from repmlp_jax.training.only_run import only_run
@@ -35,7 +36,10 @@ from repmlp_jax.training.task import Task
 logger = logging.getLogger("repmlp_jax")
 
 LARGEST_DAMAGED_SHARE = 0.05  # of the examples; more would change what is learned
-JUDGED_FROM = 1000  # examples; the share of fewer says little
+# While weights change fast, the test scores of the first epochs waver.
+LAG = "           (tests use the norms' running statistics, which lag behind the weights while these change fast)"
+LAGGING_STEPS = 100  # ten times those that the statistics take to follow
+DAMAGE_COUNTS_FROM = 1000  # examples; the share of fewer is too uncertain
 
 
 def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDict, Mesh, jax.Array], Task]) -> dict:
@@ -93,7 +97,10 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
         return init_state(make_model(key), optimizer, task.correct_dtype)
 
     abstract_model = nnx.eval_shape(make_model, init_key)
-    check_savable(task.result(abstract_model))  # before it is trained
+    result = task.result(abstract_model)
+    check_savable(result)  # before it is trained
+    if is_chief:
+        print_line(_introduction(config, count_parameters(result), task.feed.examples, steps_per_epoch, mesh, workdir))
     graphdef = nnx.graphdef(abstract_model)
     abstract_state = jax.eval_shape(make_state, init_key)
     shardings = sharding.state_shardings(abstract_state, mesh)
@@ -130,6 +137,7 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
         metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step, task.scores))) if is_chief else None
         if metrics is not None:
             metrics.warn_of_missing(done for done in range(1, step + 1) if is_row_due(done))
+        explained = False
         bar = stack.enter_context(_progress_bar(config.batch_size, step, final_step))
         while step < final_step:
             epoch = step // steps_per_epoch + 1
@@ -168,7 +176,10 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
                     **tested,
                 )
             if is_chief and is_end_of_epoch:
-                bar.write(_line_of_epoch(epoch, seen, task.scores, scores, images_per_second))
+                print_line(_line_of_epoch(epoch, seen, task.scores, scores, images_per_second))
+                if not explained and step <= LAGGING_STEPS and _lags(seen, scores):
+                    print_line(LAG)
+                    explained = True
             # After the row: a run that resumed from this checkpoint would not write the row again.
             must = asked_to_stop or step == final_step
             if must or is_end_of_epoch or _is_multiple(step, config.checkpoint_every_steps):
@@ -203,20 +214,37 @@ def _is_multiple(step: int, period: int) -> bool:
 
 
 def _line_of_epoch(epoch, seen, names, scores, images_per_second) -> str:
-    parts = [f"epoch {epoch:3d}", f"train loss {seen.loss:.4f}", f"train accuracy {seen.accuracy:.2%}"]
-    parts += [f"test {name.replace('_', ' ')} {score(name, scores[name])}" for name in names if name in scores]
-    return "  ".join([*parts, f"{images_per_second:,.0f} images/s"])
+    parts = [f"epoch {epoch:3d}", f"train loss {seen.loss:7.4f}", f"train accuracy {seen.accuracy:7.2%}"]
+    parts += [f"test {name.replace('_', ' ')} {score(name, scores[name]):>7}" for name in names if name in scores]
+    return "  ".join([*parts, f"{images_per_second:9,.0f} images/s"])
 
 
-def _progress_bar(batch_size: int, step: int, final_step: int) -> tqdm:
+def _introduction(config, parameters, examples, steps_per_epoch, mesh, workdir) -> str:
+    kinds = " and ".join(sorted({device.device_kind for device in mesh.devices.flat}))
+    length = f"{config.epochs} epochs of {steps_per_epoch:,} steps" if config.epochs else "no epoch"
+    return "\n".join(
+        [
+            f"training  {config.model}, {parameters:,} parameters, on {config.dataset}: {examples:,} images, {length}",
+            f"device    {mesh.size} × {kinds}",
+            f"writing   {workdir}",
+        ]
+    )
+
+
+def _lags(seen, scores) -> bool:
+    """Whether the test accuracy is more than ten points below that of training."""
+    return seen.accuracy - scores.get("accuracy", seen.accuracy) > 0.1
+
+
+def _progress_bar(batch_size: int, step: int, final_step: int):
     sizes = dict(total=final_step * batch_size, initial=step * batch_size)
-    return tqdm(**sizes, unit=" images", unit_scale=True, dynamic_ncols=True, disable=jax.process_index() > 0)
+    return progress_bar(**sizes, unit=" images", unit_scale=True, disable=jax.process_index() > 0)
 
 
 def _check_damaged(seen, batch_size):
     """Raises ValueError if too many examples are damaged; all processes see the same count."""
     read = seen.step * batch_size + seen.damaged
-    if read >= JUDGED_FROM and seen.damaged > LARGEST_DAMAGED_SHARE * read:
+    if read >= DAMAGE_COUNTS_FROM and seen.damaged > LARGEST_DAMAGED_SHARE * read:
         raise ValueError(
             f"{seen.damaged} of {read} examples are damaged, more than {LARGEST_DAMAGED_SHARE:.0%}; the log names them"
         )

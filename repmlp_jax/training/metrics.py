@@ -19,6 +19,7 @@ logger = logging.getLogger("repmlp_jax")
 COLUMNS = {"epoch": int, "step": int, "learning_rate": float, "train_loss": float, "train_accuracy": float}
 """The columns of every task; a column `test_NAME` for each of its scores follows."""
 
+PICTURE = "curves.png"
 SECONDS_BETWEEN_PICTURES = 60
 
 
@@ -40,7 +41,7 @@ class Metrics:
     def __init__(self, workdir: Path, step: int, scores: Sequence[str]):
         self._columns = COLUMNS | {f"test_{name}": float for name in scores}
         self._path = workdir / "metrics.csv"
-        self._picture = workdir / "curves.png"
+        self._picture = workdir / PICTURE
         rows = _read(self._path, self._columns) if self._path.exists() else []
         self.rows = [row for row in rows if row["step"] <= step]
         if self.rows != rows or not self._path.exists():
@@ -54,7 +55,7 @@ class Metrics:
         there = {row["step"] for row in self.rows}
         if missing := [step for step in due if step not in there]:
             logger.warning(
-                "%s has no row of steps %s, which were done before; they are not done again, and the rows stay missing",
+                "%s has no rows for steps %s, which were run before; they are not repeated, and the rows stay missing",
                 self._path,
                 listed(missing),
             )
@@ -119,6 +120,6 @@ def _read(path, columns):
             else:
                 mending = f"is not a complete row of {header}, of a later step than the rows before. Mend or remove it"
             raise ValueError(
-                f"{path}, line {number + 1}: {line[:100]!r} {mending}: the run then goes on without what is missing"
+                f"{path}, line {number + 1}: {line[:100]!r} {mending}: the run then resumes without the missing rows"
             ) from None
     return rows

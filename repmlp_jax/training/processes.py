@@ -87,4 +87,4 @@ def _warn_of_unknown_host(address: str):
         socket.getaddrinfo(host.strip("[]"), port)
     except OSError as error:
         # Not an error: where machines start together, a name may become known later.
-        logger.warning("the host %s is not known here: %s", host, error.strerror)
+        logger.warning("the host %s cannot be resolved: %s", host, error.strerror)

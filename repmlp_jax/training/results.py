@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from tqdm import tqdm
 
 from repmlp_jax.fusing.fuse import fuse_params
 from repmlp_jax.interop.report import fuse_report
+from repmlp_jax.progress import print_line
 from repmlp_jax.storage.models import check_may_write, save_model
-from repmlp_jax.training.metrics import replace_text
+from repmlp_jax.training.metrics import PICTURE, replace_text
 from repmlp_jax.training.sharding import on_this_process
 
 SAVED = "model", "fused"
@@ -52,7 +52,10 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
             save_model(workdir / name, saved, preprocessing=task.preprocessing, overwrite=True)
         task.draw(workdir, fused)
         replace_text(workdir / "results.json", json.dumps(results, indent=1))
-        tqdm.write(_table(results, task.scores) + f"\nsaved: {' and '.join(str(workdir / name) for name in SAVED)}")
+        print_line(_table(results, task.scores))
+        print_line(f"saved: {' and '.join(str(workdir / name) for name in SAVED)}")
+        if (picture := workdir / PICTURE).exists():  # There are no curves without epochs.
+            print_line(f"curves: {picture}")
     return results
 
 

@@ -20,6 +20,7 @@ from repmlp_jax.blocks.operations import (
     grouped_convolution,
     halve,
     max_pool,
+    stored,
 )
 from repmlp_jax.blocks.sharesets import convolve_sharesets, multiply_sharesets
 from repmlp_jax.blocks.split_maps import convolve_partitions, join, multiply_groups, multiply_pixels, split
@@ -150,13 +151,18 @@ FORMS = {
 }
 BY_ORDER = {
     "split": (lambda x: split(x, (2, 3), (2, 2), 2), [(8, 4, 6, 4)]),
-    "join": (lambda x: join(x, (2, 3), (2, 2)), [(8, 6, 4, 2, 2)]),
+    "join": (lambda x: join(x, (2, 3), (2, 2)), [(32, 6, 4, 2, 2)]),
+    "stored": (lambda x: stored(x, 512), [(8, 2, 2, 3)]),
     "products": (multiply_groups, [(2, 8, 4, 8), (2, 8, 5)]),
     "pixels": (multiply_pixels, [(8, 3, 4, 2, 3), (6, 8)]),
     "partitions": (lambda x, kernel: convolve_partitions(x, kernel, (2, 2)), [(8, 3, 4, 2, 3), (3, 5, 3, 8)]),
     "parts": (
         lambda one, other, kernel: convolve_parts((one, other), kernel),
         [(2, 4, 5, 3), (2, 4, 5, 2), (3, 3, 5, 4)],
+    ),
+    "parts of other sizes": (
+        lambda *operands: convolve_parts(operands[:-1], operands[-1]),
+        [(2, 7, 5, 3), (2, 1, 2, 2), (2, 3, 3, 2), (3, 5, 7, 4)],
     ),
     "pixels of groups": (lambda x, kernel: convolve_partitions(x, kernel, (2, 2)), [(8, 3, 4, 2, 3), (1, 1, 3, 8)]),
 }

@@ -139,7 +139,7 @@ def test_a_damaged_example_is_replaced_by_the_next_one_and_counted(caplog):
         assert batch["index"].tolist() == expected
         assert batch["skipped"].tolist() == [skips.get(index, 0) for index in original["index"].tolist()]
         assert not original["skipped"].any()
-    assert "example 99 is damaged, the next takes its place: no picture 99" in caplog.text
+    assert "example 99 is damaged; the next one replaces it: no picture 99" in caplog.text
     assert_equal(read(3, transform=transform, start=2), replaced[2:])
 
 

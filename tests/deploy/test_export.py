@@ -1,6 +1,5 @@
 """Exported models: the same outputs as in process, in a process without this library, too."""
 
-import ast
 import importlib.util
 import json
 import os
@@ -8,10 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-import urllib.error
+import types
 import zipfile
 from pathlib import Path
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,8 +55,7 @@ PREPROCESSING = {
     "RepMLPNet": FIVE,
     "RepMLPResNet": FIVE,
 }
-PAGE = Path(__file__).parents[2] / "docs" / "export.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
 HAS_ONNX = importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime")
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="needs the extra [onnx]")
 every_net = pytest.mark.parametrize("name", NETS)
@@ -123,6 +122,16 @@ def test_a_file_holds_the_forms_of_every_platform(files):
     assert "stablehlo.case" in module
 
 
+@pytest.mark.parametrize("name", ["pure_mlp", "repmlpnet"])
+@pytest.mark.parametrize("version", ["0.10.2", "0.12.0.1"])
+def test_files_of_an_older_and_of_a_newer_jax_are_read(version, name, tmp_path):
+    with zipfile.ZipFile(Path(__file__).with_name("exported_models.zip")) as archive:
+        archive.extractall(tmp_path)
+    exported = load_exported(tmp_path / version / f"{name}.zip")
+    images = np.linspace(-1, 1, 2 * np.prod(exported.input_shape), dtype=np.float32).reshape(2, *exported.input_shape)
+    assert_close(exported(images), json.loads((tmp_path / version / "logits.json").read_text())[name], ROUNDING_F32)
+
+
 def test_it_runs_in_a_process_that_has_jax_alone(expected, files, tmp_path):
     for package in ("jax", "jaxlib", "ml_dtypes", "numpy", "opt_einsum", "scipy", "flatbuffers"):
         installed = Path(importlib.util.find_spec(package).origin).parent
@@ -153,7 +162,7 @@ def test_a_model_that_is_not_fused_is_fused_and_the_log_says_so(models, fused, e
     model = models["PureMLP"]
     before = nnx.clone(model)
     export_model(model, tmp_path / "model")
-    assert caplog.messages == ["PureMLP is not fused: it is fused before it is exported"]
+    assert caplog.messages == ["PureMLP is not fused: fusing it before the export"]
     assert_identical(model, before)
     assert not [name for name in zipfile.ZipFile(tmp_path / "model").namelist() if "norm." in name]
     images, logits = expected["PureMLP"]
@@ -400,7 +409,7 @@ def test_the_command_line_exports_to_jax(expected, saved, tmp_path, caplog):
     out = tmp_path / "model.zip"
     result = run(saved, out)
     assert (result.exit_code, result.stdout) == (0, f"saved: {out}\n")
-    assert caplog.messages == ["RepMLPNet is not fused: it is fused before it is exported"]
+    assert caplog.messages == ["RepMLPNet is not fused: fusing it before the export"]
     exported = load_exported(out)
     assert exported.class_names == FIVE["class_names"]
     images, logits = expected["RepMLPNet"]
@@ -423,22 +432,41 @@ def test_the_command_line_shows_an_example():
     assert "Example: repmlp-jax export fused fused.onnx --format onnx" in " ".join(run("--help").stdout.split())
 
 
-def block_of_the_docs(text):
-    """The one block of code on the page about exporting that has this text."""
-    (block,) = (block for block in BLOCKS if text in block)
+def block_of_the_docs(text, page="export.md"):
+    """The one block of code on a page that has this text."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if text in block)
     return block
 
 
-def test_the_service_in_the_docs_answers(small, capsys):
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8)
-    names = dict(exported=small, pixels=pixels, jax=jax, np=np, json=json)
-    exec(block_of_the_docs("http.server"), names)
-    exec(block_of_the_docs("urllib.request"), names)
-    answer = ast.literal_eval(capsys.readouterr().out)
-    assert list(answer) == list(digits.CLASS_NAMES)
-    images = (pixels / 255 - digits.MEAN) / digits.STD
-    expected = jax.nn.softmax(small(images.astype(np.float32)))[0]
-    assert_close(list(answer.values()), expected, ROUNDING_F32)
-    names["pixels"] = pixels[:, :7]
-    with pytest.raises(urllib.error.HTTPError, match=r"send one image of \(8, 8, 1\)"):
-        exec(block_of_the_docs("urllib.request"), names)
+@pytest.fixture
+def service(fused, tmp_path, monkeypatch):
+    """A client of the service in the docs."""
+    pytest.importorskip("fastapi", reason="needs FastAPI (the extra [docs])")
+    from fastapi.testclient import TestClient
+
+    export_model(fused["PureMLP"], tmp_path / "digits.zip", preprocessing=PREPROCESSING["PureMLP"])
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("service")
+    exec(block_of_the_docs("FastAPI()", "how_to/deploy.md"), vars(module))
+    monkeypatch.setitem(sys.modules, "service", module)
+    return TestClient(module.app)
+
+
+def test_the_service_in_the_docs_answers(service, small):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8)
+    answer = service.post("/", content=cv2.imencode(".png", pixels)[1].tobytes(), headers={"Content-Type": "image/png"})
+    assert answer.status_code == 200
+    assert list(answer.json()) == list(digits.CLASS_NAMES)
+    images = (pixels[None] / 255 - digits.MEAN) / digits.STD
+    assert_close(list(answer.json().values()), jax.nn.softmax(small(images.astype(np.float32)))[0], ROUNDING_F32)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"no picture", "10 bytes are not a complete picture"), (cv2.imencode(".png", np.eye(9))[1][:60], "60 bytes")],
+)
+def test_the_service_in_the_docs_refuses_what_is_no_picture(service, content, message):
+    answer = service.post("/", content=bytes(content), headers={"Content-Type": "image/png"})
+    assert answer.status_code == 400
+    assert message in answer.json()["detail"]

@@ -119,7 +119,7 @@ def test_a_trained_net_is_written_as_it_is_only_if_asked(onnx, model, tmp_path, 
     export_onnx(model, tmp_path / "trained.onnx", fuse=False)
     assert not caplog.messages
     export_onnx(model, tmp_path / "fused.onnx")
-    assert caplog.messages == ["PureMLP is not fused: it is fused before it is exported"]
+    assert caplog.messages == ["PureMLP is not fused: fusing it before the export"]
     trained, fused = (operators(onnx, tmp_path / f"{name}.onnx") for name in ("trained", "fused"))
     assert trained["Conv"] > fused["Conv"]
     images = random_input(model, 3, dtype=jnp.float32)

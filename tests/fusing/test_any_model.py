@@ -479,9 +479,18 @@ def pool_of_three(x):
     return nnx.avg_pool(x, (3,), (3,), padding="SAME")
 
 
+def halved_three_times(x):
+    return x.squeeze(0)[1::2][1::2][1::2][None]
+
+
+def pool_of_two(x):
+    return nnx.avg_pool(x, (2,), (2,), padding="SAME")
+
+
 SIZED = {
     "pairs": (8, lambda x: x.reshape(len(x), -1, 8), pool_of_three, (2, 6, 4), (2, 8, 4)),
     "a batch of one": (4, lambda x: x.squeeze(0), lambda x: x.sum(0) / 8, (1, 8, 4), (1, 12, 4)),
+    "a pool behind halvings, a batch of one": (4, halved_three_times, pool_of_two, (1, 32, 4), (1, 40, 4)),
     "frequencies": (15, lambda x: x.reshape(*x.shape[:2], 15), lambda x: x.sum(1) / 9, (2, 9, 5, 3), (2, 12, 5, 3)),
     "samples": (1, lambda x: x[..., None], pool_of_three, (2, 15), (2, 16)),
 }

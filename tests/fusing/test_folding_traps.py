@@ -599,6 +599,55 @@ def test_subclasses_with_a_call_of_their_own_stay():
     assert re.search("ReLUNorm|__call__", said["norm2"])
 
 
+class AfterConv(nnx.Module):
+    """A norm that reads what `between` makes of a convolution's output."""
+
+    def __init__(self, between, conv=nnx.Conv, *, rngs):
+        self.conv = conv(4, 4, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.between = between
+
+    def __call__(self, x):
+        return nnx.tanh(self.norm(self.between(self, self.conv(x))))
+
+
+BEFORE_A_NORM = {
+    "activation": (lambda model, x: nnx.relu(x), nnx.Conv, "not into what is before it: max lies in between"),
+    "padded pool": (
+        lambda model, x: nnx.avg_pool(x, (3, 3), padding="SAME"),
+        nnx.Conv,
+        "not into what is before it: a pool with padding lies in between",
+    ),
+    "call of its own": (
+        lambda model, x: x,
+        StandardisedConv,
+        "not into what is before it: conv lies in between, and StandardisedConv overrides __call__",
+    ),
+    "mask": (
+        lambda model, x: x,
+        functools.partial(nnx.Conv, mask=jnp.ones((3, 3, 4, 4))),
+        "not into what is before it: conv lies in between, and it has a mask",
+    ),
+    "skip": (lambda model, x: x + nnx.relu(x), nnx.Conv, "not into what is before it: add lies in between"),
+    "loop": (
+        lambda model, x: jax.lax.fori_loop(0, 2, lambda _, x: nnx.relu(x), x),
+        nnx.Conv,
+        "not into what is before it: scan lies in between",
+    ),
+    "other norm": (lambda model, x: model.norm(nnx.relu(x)), nnx.Conv, "not into what is before it: norm lies in betw"),
+    "input": (lambda model, x: jnp.ones_like(x), nnx.Conv, "not into what is before it: broadcast_in_dim lies in"),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE_A_NORM)
+def test_the_report_says_what_lies_before_a_norm(name):
+    between, conv, reason = BEFORE_A_NORM[name]
+    model = build(functools.partial(AfterConv, between, conv), dtype=jnp.float32)
+    said = reasons(model, jax.ShapeDtypeStruct(IMAGES.shape, jnp.float32))["norm"]
+    assert reason in said
+    assert "not into what is after it: tanh lies in between" in said
+
+
 class ReadingAttributes(nnx.Module):
     def __init__(self, *, rngs):
         self.pair = ConvNorm(4, 6, (3, 3), rngs=rngs)

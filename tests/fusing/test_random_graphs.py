@@ -180,7 +180,7 @@ GRAPHS = dict(steps=STEPS, layers=LAYERS, is_shared=SHARED, seed=st.integers(0, 
 
 
 @pytest.mark.filterwarnings("ignore:nothing to fuse")
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(**GRAPHS)
 def test_any_graph_computes_the_same(**options):
     check_any_graph(**options)
@@ -263,7 +263,7 @@ SUMS = dict(
 
 
 @pytest.mark.filterwarnings("ignore:nothing to fuse")
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(**SUMS)
 def test_any_sum_of_branches_computes_the_same(**options):
     check_any_sum(**options)

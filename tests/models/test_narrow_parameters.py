@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from cases import random_input
+from cases import quick_jit, random_input
 from flax import nnx
 from tolerance import ROUNDING_BF16, assert_close, assert_identical
 
@@ -44,7 +44,7 @@ def trained_for_a_step(model, images):
 
     graphdef = nnx.graphdef(model)
     step = make_step(graphdef, optimizer, loss, batch_size=len(images), steps_per_epoch=1, mesh=mesh)
-    state = jax.jit(step)(init_state(model, optimizer), {"image": images}, jax.random.key(0))
+    state = quick_jit(step)(init_state(model, optimizer), {"image": images}, jax.random.key(0))
     return nnx.merge(graphdef, state.parameters, state.statistics, copy=True)
 
 
@@ -59,9 +59,9 @@ def test_narrow_parameters(name, dtype, tmp_path):
     chex.assert_tree_all_finite(after)
     assert any((one != other).any() for one, other in zip(before, after, strict=True))
     model.eval()
-    fused = fuse_params(model)
+    fused = quick_jit(fuse_params)(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(fused, nnx.Param))} == {jnp.dtype(dtype)}
-    forward = jax.jit(lambda model, images: model(images))
+    forward = quick_jit(lambda model, images: model(images))
     outputs = forward(fused, images)
     assert_close(outputs, forward(model, images), ROUNDING_BF16)
     for which in (model, fused):

@@ -10,9 +10,9 @@ from tolerance import ROUNDING_BF16, ROUNDING_F64, assert_close, assert_identica
 
 from repmlp_jax import RepMLP, RepMLPResNet, fuse_params, fuse_report
 from repmlp_jax.blocks.layers import BatchNorm
+from repmlp_jax.blocks.resampling import adaptive_average, enlarge
 from repmlp_jax.models.backbone import with_backbone_of
 from repmlp_jax.models.pspnet import PSPNet, PyramidPooling
-from repmlp_jax.models.resampling import adaptive_average, enlarge
 from repmlp_jax.models.residual import BaseBlock
 
 SMALL = dict(

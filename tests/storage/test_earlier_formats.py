@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from repmlp_jax import PureMLP, load_model, save_model
 from repmlp_jax.cli import app
+from repmlp_jax.interop.initial_weights import with_weights_of
 from repmlp_jax.models.state import arrays_of
 from repmlp_jax.storage import models as saved_models
 from repmlp_jax.storage.earlier_formats import as_stored
-from repmlp_jax.training.initial_weights import with_weights_of
 
 FORMS = ("trained", "fused", "int8", "int8_multiplied")
 NAMES = [f"{kind}_{form}" for kind in ("pure_mlp", "repmlpnet") for form in FORMS]

@@ -31,6 +31,8 @@ from repmlp_jax import (
     save_model,
 )
 from repmlp_jax.fusing.folded import FoldedNorm
+from repmlp_jax.fusing.fuse import fusable_modules
+from repmlp_jax.fusing.modules import dotted
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.storage.outline import differences
 
@@ -447,6 +449,19 @@ def test_what_was_fused_twice_is_refused(tmp_path, foldable):
         TypeError, match=r"this Foldable was changed since .*: .* is a FoldedNorm instead of a BatchNorm"
     ):
         save_model(tmp_path / "model", fuse_params(once, IMAGES, only=("norms.1", "small")))
+
+
+def test_what_was_fused_in_part_comes_back_and_is_fused_further(tmp_path):
+    small = dict(image_size=8, in_features=1, widths=(4, 4), partition_size=4, conv_kernels=(1,))
+    model = randomised(abstract(create_model, "pure_mlp", **small))
+    first = next(path for path, _ in fusable_modules(model))
+    part = fuse_params(model, only=dotted(first))
+    assert len(fusable_modules(part)) == len(fusable_modules(model)) - 1
+    loaded = assert_comes_back(tmp_path / "part", part)
+    assert loaded.folding == part.folding
+    whole = fuse_params(loaded)
+    assert not hasattr(whole, "folding")
+    assert not differences(assert_comes_back(tmp_path / "whole", whole), fuse_params(model))
 
 
 def test_a_net_of_ones_own_is_quantised_and_exported(tmp_path):

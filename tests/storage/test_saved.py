@@ -210,7 +210,7 @@ def test_load_model_and_save_model_put_back_the_model_that_a_killed_save_was_rep
     assert not aside.exists()
     path.rename(aside)
     assert_identical(load_model(path), load_model(folder))
-    assert "was to be replaced by a process that did not finish; it is back as it was" in caplog.text
+    assert "did not finish; the folder is restored" in caplog.text
 
 
 def test_a_model_that_is_replaced_while_it_is_read_is_read_whole(folder, model, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 from absl import flags
+from absl import logging as absl_logging
 from cases import abstract
 from pages import PAGES
 
@@ -304,6 +305,12 @@ def test_every_command_line_of_the_docs_comes_to_its_data(parse_line, monkeypatc
     config = parse_line(arguments)
     with pytest.raises(DataIsReadError):
         train_and_evaluate(config, tmp_path / "run")
+
+
+def test_log_lines_are_plain(parse):
+    parse("--config=configs/digits.py")
+    record = logging.LogRecord("repmlp_jax", logging.WARNING, "loop.py", 1, "resuming from step %d", (3,), None)
+    assert absl_logging.get_absl_handler().format(record) == "resuming from step 3"
 
 
 def test_flags_change_a_recipe(parse):

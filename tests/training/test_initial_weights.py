@@ -6,7 +6,7 @@ from cases import abstract, randomised
 from safetensors.numpy import save_file
 
 from repmlp_jax import PureMLP, RepMLPNet, fuse_params, save_model, to_torch
-from repmlp_jax.training.initial_weights import with_weights_of
+from repmlp_jax.interop.initial_weights import with_weights_of
 
 SIZES = dict(image_size=(8, 8), in_features=1, widths=(4,), partition_size=(4, 4), conv_kernels=(1,))
 

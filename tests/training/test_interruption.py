@@ -29,4 +29,4 @@ def test_ctrl_c_outside_of_the_loop_is_one_line(capsys):
     with pytest.raises(SystemExit) as stop, report_errors():
         raise KeyboardInterrupt
     assert stop.value.code == 128 + signal.SIGINT
-    assert capsys.readouterr().err == "stopped: the same command goes on from the last checkpoint, if there is one\n"
+    assert capsys.readouterr().err == "stopped: the same command resumes from the last checkpoint, if there is one\n"

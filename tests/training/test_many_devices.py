@@ -282,7 +282,7 @@ def test_too_many_damaged_pictures_end_both_processes_with_their_number(tmp_path
     for output in outputs:
         (line,) = (line for line in output.splitlines() if line.startswith("error: "))
         assert re.fullmatch(r"error: \d+ of 1\d+ examples are damaged, more than 5%; the log names them", line)
-        assert re.search(r"example \d+ is damaged, the next takes its place: ", output)
+        assert re.search(r"example \d+ is damaged; the next one replaces it: ", output)
 
 
 @pytest.mark.slow

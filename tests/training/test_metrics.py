@@ -74,7 +74,7 @@ def written(tmp_path):
 def test_what_is_no_row_is_named_and_stays(written, damage, line):
     written.write_text(damage(written.read_text()))
     before = written.read_bytes()
-    with pytest.raises(ValueError, match=f"metrics.csv, line {line}.*: the run then goes on without"):
+    with pytest.raises(ValueError, match=f"metrics.csv, line {line}.*: the run then resumes without"):
         Metrics(written.parent, 15, ("loss",))
     assert written.read_bytes() == before
 
@@ -86,7 +86,7 @@ def test_rows_that_are_missing_are_said(written, caplog):
     metrics.warn_of_missing(range(5, 20))
     metrics.close()
     assert caplog.messages == [
-        f"{written} has no row of steps 6, 7, 8, 9, 11 and 7 more, which were done before; they are not done again, "
+        f"{written} has no rows for steps 6, 7, 8, 9, 11 and 7 more, which were run before; they are not repeated, "
         "and the rows stay missing"
     ]
 

@@ -61,7 +61,7 @@ def test_the_log_says_what_is_waited_for(monkeypatch, caplog):
         connect("nowhere:1234", 2, 1)
     assert [record.getMessage() for record in caplog.records] == [
         "process 1 waits for the others at nowhere:1234, at most 300 seconds",
-        "the host nowhere is not known here: no such name",
+        "the host nowhere cannot be resolved: no such name",
     ]
 
 

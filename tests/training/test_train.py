@@ -22,6 +22,7 @@ from repmlp_jax.storage.checkpoint_format import read_record
 from repmlp_jax.storage.digest import digests
 from repmlp_jax.tasks import classification
 from repmlp_jax.training import feed, loop, sharding, train_and_evaluate
+from repmlp_jax.training import results as results_of_runs
 from repmlp_jax.training.metrics import COLUMNS
 from repmlp_jax.training.step import init_state, make_step
 
@@ -34,7 +35,7 @@ SCHEMA = COLUMNS | {"test_loss": float, "test_accuracy": float}
 def run(as_users_have_it, tmp_path_factory):
     """A finished run on all devices, the functions compiled in each epoch, and the hidden transfers of its steps."""
     workdir = tmp_path_factory.mktemp("run")
-    compiled, transfers = [[]], []
+    compiled, transfers, lines = [[]], [], []
 
     def listen(event, _, fun_name=None, **__):
         if event == "/jax/core/compile/backend_compile_duration":
@@ -63,13 +64,17 @@ def run(as_users_have_it, tmp_path_factory):
     jax.monitoring.register_event_duration_secs_listener(listen)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Metrics", Metrics)
+        for module in (loop, results_of_runs):
+            patch.setattr(module, "print_line", lambda text: lines.extend(text.splitlines()))
         patch.setattr(classification, "ResidentFeed", GuardedFeed)
         config = get_config(
             epochs=EPOCHS, batch_size=BATCH_SIZE, learning_rate=0.2, steps_per_call=4, checkpoint_every_steps=0
         )
         results = train_and_evaluate(config, workdir)
     jax.monitoring.unregister_event_duration_listener(listen)
-    return SimpleNamespace(workdir=workdir, config=config, results=results, compiled=compiled, transfers=transfers)
+    return SimpleNamespace(
+        workdir=workdir, config=config, results=results, compiled=compiled, transfers=transfers, lines=lines
+    )
 
 
 def rows(workdir):
@@ -91,6 +96,27 @@ def test_it_leaves_what_it_says(run):
     steps = sorted(int(path.name) for path in (run.workdir / "checkpoints").iterdir())
     best = max(rows(run.workdir), key=lambda row: row["test_accuracy"])["step"]
     assert steps == sorted({best, STEPS * (EPOCHS - 1), STEPS * EPOCHS})
+
+
+def test_it_says_what_it_does_and_the_lines_of_epochs_align(run):
+    first, second, third, *others = run.lines
+    parameters = run.results["trained"]["parameters"]
+    assert first == f"training  pure_mlp, {parameters:,} parameters, on digits: 1,437 images, 3 epochs of 11 steps"
+    assert second == f"device    {jax.device_count()} × cpu"
+    assert third == f"writing   {run.workdir}"
+    epochs = [line for line in others if line.startswith("epoch")]
+    assert len(epochs) == EPOCHS
+    assert len({tuple(place for place, sign in enumerate(line) if sign in ".%") for line in epochs}) == 1
+    assert others.count(loop.LAG) <= 1
+    *_, saved, curves = others
+    assert saved == f"saved: {run.workdir / 'model'} and {run.workdir / 'fused'}"
+    assert curves == f"curves: {run.workdir / 'curves.png'}"
+
+
+@pytest.mark.parametrize(("trained", "tested", "lags"), [(0.9, 0.85, False), (0.228, 0.083, True)])
+def test_test_scores_far_below_those_of_training_are_explained(trained, tested, lags):
+    assert loop._lags(SimpleNamespace(accuracy=trained), dict(accuracy=tested)) == lags
+    assert not loop._lags(SimpleNamespace(accuracy=trained), {})
 
 
 def test_a_row_for_each_epoch(run):

@@ -51,7 +51,7 @@ def roc(similarities: Num[np.ndarray, " P"], same: Bool[np.ndarray, " P"]) -> Ro
     """The rates at every threshold that changes them; pairs of equal similarity are accepted together.
 
     Args:
-        similarities: of each pair; larger for images that look more alike.
+        similarities: of each pair; larger for more similar images.
         same: whether the pair shows the same person.
 
     Raises:

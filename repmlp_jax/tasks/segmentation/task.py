@@ -9,12 +9,12 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from repmlp_jax.data import augment
 from repmlp_jax.data.stream import make_stream
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.models.randomness import abstract
+from repmlp_jax.progress import progress_bar
 from repmlp_jax.tasks.segmentation import metrics
 from repmlp_jax.tasks.segmentation.data import load_street_scenes, street_scenes
 from repmlp_jax.tasks.segmentation.examples import evaluation_example, training_example
@@ -171,7 +171,7 @@ class SceneEvaluator:
     def _pictures(self):
         indices = range(jax.process_index(), len(self._records), jax.process_count())
         hidden = jax.process_index() > 0
-        for index in tqdm(indices, "evaluating", unit=" pictures", delay=2, leave=False, disable=hidden):
+        for index in progress_bar(indices, "evaluating", unit=" pictures", delay=2, leave=False, disable=hidden):
             example = evaluation_example(self._records[index], dataset=self._scenes)
             yield example["image"], example["label"]
 

@@ -34,7 +34,28 @@ def enlarge(x: Float[Array, "N H W C"], size: Sequence[int]) -> Float[Array, "N 
         x: the maps.
         size: (h, w) of the result.
     """
+    if x.shape[1:3] == tuple(size):
+        return x
     return _resample(x, *(_interpolations(*sides) for sides in zip(x.shape[1:3], size, strict=True)))
+
+
+def beside_each_other(maps: Sequence[Float[Array, "N _ _ _"]]) -> Float[Array, "N H W C"]:
+    """Concatenates the channels of maps, all enlarged to the size of the first."""
+    first, *others = maps
+    return jnp.concatenate([first, *(enlarge(other, first.shape[1:3]) for other in others)], axis=-1)
+
+
+def convolve_enlarged(
+    x: Float[Array, "N h w C"], kernel: Float[Array, "kh kw C O"], size: Sequence[int]
+) -> Float[Array, "N H W O"]:
+    """Enlarges maps and convolves them with stride 1, 'same' padding and a kernel of odd sides.
+
+    Both are linear, so what each tap of the kernel makes of the few pixels is enlarged and moved by one matrix.
+    """
+    n, h, w, _ = x.shape
+    kh, kw, _, features = kernel.shape
+    products = jnp.einsum("nhwc,ijco->nihjwo", x, kernel).reshape(n, kh * h, kw * w, features)
+    return _resample(products, *(_moved(*sides) for sides in zip((h, w), size, (kh, kw), strict=True)))
 
 
 def _resample(x, rows, columns):
@@ -51,6 +72,12 @@ def _averages(source: int, result: int) -> np.ndarray:
         start, stop = index * source // result, -(-(index + 1) * source // result)
         matrix[index, start:stop] = 1 / (stop - start)
     return matrix
+
+
+def _moved(source: int, result: int, taps: int) -> np.ndarray:
+    """The interpolations that each tap of a kernel sees, of pixels within the result."""
+    matrix = np.pad(_interpolations(source, result), ((taps // 2, taps // 2), (0, 0)))
+    return np.concatenate([matrix[tap : tap + result] for tap in range(taps)], axis=1)
 
 
 def _interpolations(source: int, result: int) -> np.ndarray:

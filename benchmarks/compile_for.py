@@ -12,8 +12,8 @@ beside the computation, so bytes over bandwidth stand beside them. For GPUs ther
 are counted.
 
 A row is MODEL:BATCH:WHAT:DTYPE, for several chips with MESH:fsdpN, as `pure_mlp:2048:step:float32:4x4:fsdp4`. WHAT is
-`fused` or `trained`, the forward pass in evaluation mode, `int8` or `int8_products`, that of a fused model with weights
-in int8 or that multiplies in int8, or `step`, a training step by the recipe in `configs/`.
+`fused` or `trained`, the forward pass in evaluation mode, `int8`, that of a fused model with weights in int8, or
+`step`, a training step by the recipe in `configs/`.
 DTYPE is `float32`, `bfloat16`, which keeps parameters in float32, or `bfloat16_parameters`, which does not.
 
 The compiler comes with a plugin of JAX, best in an environment beside the usual one, as the plugin looks for its device

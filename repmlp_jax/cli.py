@@ -349,7 +349,6 @@ def export(
 def quantise(
     model: ModelFolder,
     out: Annotated[Path, typer.Argument(help="Folder to save the model in int8 in.")],
-    activations: Annotated[bool, typer.Option("--activations", help="Multiply in int8, too.")] = False,
     overwrite: Overwrite = False,
 ):
     """Rounds the kernels of a saved model to int8; a model that is not fused is fused first.
@@ -362,20 +361,19 @@ def quantise(
     with one_line_errors():
         from repmlp_jax import fuse_params, quantise_params, save_model
         from repmlp_jax.fusing.fuse import fusable_modules
-        from repmlp_jax.quantisation.quantise import quantisation, quantise_report
+        from repmlp_jax.quantisation.quantise import is_quantised, quantise_report
         from repmlp_jax.storage.models import load
 
         _refuse_existing(out, overwrite)
         saved = load(model)
-        if quantisation(saved.model) is not None:
+        if is_quantised(saved.model):
             raise ValueError(f"{model} is in int8 already")
         net = saved.model
         if fusable_modules(net):
             print(f"{model} is not fused: it is fused first")
             net = fuse_params(net)
         before, after = quantise_report(net).nbytes
-        quantised = quantise_params(net, activations="dynamic" if activations else None)
-        save_model(out, quantised, preprocessing=saved.preprocessing, overwrite=overwrite)
+        save_model(out, quantise_params(net), preprocessing=saved.preprocessing, overwrite=overwrite)
         print(f"{'bytes of parameters':22}{before:>16,} → {after:,}")
         print(f"saved: {out}")
 

@@ -43,6 +43,7 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 GIVEN = {
     "README.md": ["runs/digits/model", "digit.png"] + ["RepMLPNet-T224.pth"] * HAS_TORCH,
     "docs/export.md": ["runs/digits/model", "runs/digits/fused", "t224"],
+    "docs/quantisation.md": ["runs/digits/fused"],
     "docs/how_to/deploy.md": ["digits.zip", "digit.png", "runs/digits/fused"],
     "docs/how_to/fuse.md": ["runs/digits/model"],
     "docs/how_to/weights.md": ["RepMLPNet-T224.safetensors"],

@@ -28,8 +28,6 @@ RECIPES = {
     "RepMLPNet": "imagenet_repmlpnet.py",
     "RepMLP-Res50": "imagenet_resnet50.py",
 }
-# What is in int8 → the argument of `quantise_params`.
-ACTIVATIONS = {"int8": None, "int8_products": "dynamic"}
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 # The backward pass takes twice the multiply-accumulates of the forward pass.
 MACS_OF_A_STEP = 3
@@ -51,9 +49,8 @@ def _forward(row, devices):
     model.eval()
     if row.what != "trained":
         model = nnx.eval_shape(fuse_params, model)
-    if row.what in ACTIVATIONS:
-        quantise = functools.partial(quantise_params, activations=ACTIVATIONS[row.what])
-        model = nnx.eval_shape(quantise, model)
+    if row.what == "int8":
+        model = nnx.eval_shape(quantise_params, model)
     graphdef, state = nnx.split(model)
 
     def forward(parameters, images):

@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 NAME = re.compile(
-    r"(?P<small>small )?(?P<model>[\w-]+):(?P<batch>[1-9]\d*):(?P<what>fused|trained|step|int8|int8_products)"
+    r"(?P<small>small )?(?P<model>[\w-]+):(?P<batch>[1-9]\d*):(?P<what>fused|trained|step|int8)"
     r":(?P<dtype>float32|bfloat16|bfloat16_parameters)(?::(?P<chips>[1-9]\d*x[1-9]\d*)(?::fsdp(?P<fsdp>[1-9]\d*))?)?"
 )
 
@@ -17,7 +17,7 @@ class Row:
         model: a name of `list_models()`.
         batch: images, of all chips together.
         what: "fused" or "trained", a forward pass in evaluation mode, "int8", that of a fused model with weights in
-            int8, "int8_products", that of one that multiplies in int8, or "step", a training step by the recipe.
+            int8, or "step", a training step by the recipe.
         dtype: "float32", "bfloat16" with parameters in float32, or "bfloat16_parameters" with these in bfloat16, too.
         chips: "1", or a mesh of chips, "4x4".
         fsdp: chips that share one copy of the parameters.
@@ -46,7 +46,7 @@ def row(name: str) -> Row:
     parts = NAME.fullmatch(name)
     if parts is None:
         raise ValueError(
-            f"there is no row {name!r}; a name is MODEL:BATCH:fused|trained|step|int8|int8_products:"
+            f"there is no row {name!r}; a name is MODEL:BATCH:fused|trained|step|int8:"
             f"float32|bfloat16|bfloat16_parameters, and for several chips :4x4:fsdp4 follows"
         )
     found = Row(

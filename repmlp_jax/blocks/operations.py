@@ -41,6 +41,8 @@ NARROW_ROW = 128
 def by_platform(*operands, default: Callable[..., Result], **forms: Callable[..., Result]) -> Result:
     """Computes the form of the platform that the program is for, `cpu`, `tpu` or `cuda`, or else the default.
 
+    ONNX files hold the default.
+
     Its callers are jitted. If a jitted function is differentiated, `lax.platform_dependent` alone passes the choice
     from the forward to the backward pass as a number. There XLA compiles a conditional, in which convolutions on the
     CPU run on one core, 20 times slower. Under `jax.checkpoint` the backward pass makes its own choice.

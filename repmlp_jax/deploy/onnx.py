@@ -112,6 +112,8 @@ def _forward(model, preprocessing, preprocess):
 def _outputs(forward, model, images) -> np.ndarray:
     with jax.default_matmul_precision("highest"):
         outputs = jax.jit(forward)(model, images)
+    if not isinstance(outputs, jax.Array):
+        raise TypeError(f"the model gives a {type(outputs).__name__}, and not one array: export a module that does")
     if outputs.dtype != jnp.float32:
         raise TypeError(f"the model gives {outputs.dtype}, and the ONNX file is in float32: build it with dtype=None")
     return np.asarray(outputs)
@@ -125,8 +127,8 @@ def _convert(name, forward, model, images, opset):
 
     of_any_batch = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("N"), *images.shape[1:]), images.dtype)
     try:
-        file = to_onnx(lambda images: forward(model, images), of_any_batch, opset, OPERATORS)
-    except ValueError as error:
+        file = to_onnx(forward, model, of_any_batch, opset, OPERATORS)
+    except Exception as error:  # A model that does not take a batch of any size raises any kind of error.
         raise ValueError(f"this {name} cannot be written as ONNX: {error}") from error
     onnx.checker.check_model(file, full_check=True)
     return file

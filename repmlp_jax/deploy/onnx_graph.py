@@ -137,14 +137,17 @@ def is_static(shape: Sequence) -> bool:
     return all(isinstance(size, int) for size in shape)
 
 
-def to_onnx(function: Callable, images: jax.ShapeDtypeStruct, opset: int, operators: Operators) -> onnx.ModelProto:
-    """Writes a function of a batch of images, of any size, as an ONNX model.
+def to_onnx(
+    function: Callable, weights: Any, images: jax.ShapeDtypeStruct, opset: int, operators: Operators
+) -> onnx.ModelProto:
+    """Writes a function of weights and of a batch of images, of any size, as an ONNX model.
 
-    Arrays that the function closes over are constants. What depends on them alone is computed here.
+    The weights are constants. What depends on them alone is computed here.
 
     Args:
-        function: takes and returns an array.
-        images: its argument, whose first axis is symbolic.
+        function: takes weights and images, and returns an array.
+        weights: a PyTree of arrays.
+        images: their shape and dtype; the first axis is symbolic.
         opset: version of ONNX's operators.
         operators: name of a primitive → function of the graph, the equation, and its operands, which returns what
             stands for the result, or a list if there are several.
@@ -152,11 +155,11 @@ def to_onnx(function: Callable, images: jax.ShapeDtypeStruct, opset: int, operat
     Raises:
         ValueError: if there is a primitive that is not in `operators`, or it is used in a way that ONNX lacks.
     """
-    program = jax.make_jaxpr(function)(images)
+    program = jax.make_jaxpr(function)(weights, images)
     outputs: Any = program.out_avals[0]
     graph = Graph(opset, images.shape[0])
     argument = Tensor(INPUT, images.shape, tuple(range(len(images.shape))))
-    (result,) = _evaluate(graph, operators, program.jaxpr, program.consts, [argument])
+    (result,) = _evaluate(graph, operators, program.jaxpr, program.consts, [*jax.tree.leaves(weights), argument])
     name = graph.value(result, shape=outputs.shape)
     graph.nodes.append(helper.make_node("Identity", [name], [OUTPUT], OUTPUT))
     nodes = _simplified(graph)

@@ -23,6 +23,8 @@ OF_ACCURACY, OF_OUTPUTS = 0.01, 0.05
 # the quantiser would give scales to what is summed over. With more groups the small products stay as they are.
 MOST_GROUPS = 16
 BATCH = 8
+# Images on which outputs are compared without test images.
+COMPARED = 16
 RUNS = 15
 
 
@@ -81,7 +83,7 @@ def export_onnx_int8(
         calibration: some hundred training images, pixels from 0 to 255.
         test: other images, and the number of the class of each, by which the accuracy is measured.
         largest_loss: what may be lost at most: of the accuracy (0.01) or, without `test`, of the outputs (0.05), which
-            are compared on random images.
+            are compared on some of `calibration`, or on random images.
         preprocessing: as of `export_onnx`.
         opset: as of `export_onnx`.
         preprocess: as of `export_onnx`.
@@ -108,7 +110,13 @@ def export_onnx_int8(
 
         try:
             kept = _quantise(content, partial, None if calibration is None else prepared(calibration))
-            report = _compare(content, partial, shape, preprocess, test and (prepared(test[0]), test[1]), kept)
+            if test is not None:
+                images = prepared(test[0])
+            elif calibration is not None:
+                images = prepared(calibration[:COMPARED])
+            else:
+                images = random_images((COMPARED, *shape), preprocess)
+            report = _compare(content, partial, images, None if test is None else test[1], kept)
         except Exception as error:  # onnxruntime raises errors of any kind
             raise ValueError(f"onnxruntime does not quantise this {type(model).__name__}: {error}") from error
         _check_loss(report, largest_loss)
@@ -213,11 +221,10 @@ def _take_apart(file) -> list[str]:
     return left
 
 
-def _compare(content, path, shape, preprocess, test, kept) -> Int8Report:
+def _compare(content, path, images, labels, kept) -> Int8Report:
     from onnxruntime import InferenceSession
 
     sessions = [InferenceSession(file, providers=["CPUExecutionProvider"]) for file in (content, str(path))]
-    images, labels = test or (random_images((2 * BATCH, *shape), preprocess), None)
     before, after = (_outputs(session, images) for session in sessions)
     accuracy = None
     if labels is not None:
@@ -249,7 +256,7 @@ def _check_loss(report, largest_loss):
         before, after = report.accuracy
         lost, most, what = before - after, OF_ACCURACY, f"of the accuracy ({before:.2%} → {after:.2%})"
     else:
-        lost, most, what = report.difference, OF_OUTPUTS, "of the outputs, root mean square, on random images"
+        lost, most, what = report.difference, OF_OUTPUTS, "of the outputs, root mean square"
     most = most if largest_loss is None else largest_loss
     if not lost <= most:
         raise ValueError(f"int8 loses {lost:.4f} {what}, more than largest_loss={most}: pass a larger one to accept it")

@@ -13,7 +13,7 @@ from repmlp_jax.fusing.fuse import check_concrete, check_module
 from repmlp_jax.models.arguments import DTYPES
 from repmlp_jax.models.precision import check_precision
 from repmlp_jax.models.state import arrays_of
-from repmlp_jax.quantisation.quantise import quantisation
+from repmlp_jax.quantisation.quantise import is_quantised
 
 
 def astype(model: nnx.Module, dtype: DTypeLike) -> nnx.Module:
@@ -45,7 +45,7 @@ def astype(model: nnx.Module, dtype: DTypeLike) -> nnx.Module:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"astype: dtype={jnp.dtype(dtype).name} is not a floating-point dtype")
     check_precision([dtype], "astype")
-    if quantisation(model):
+    if is_quantised(model):
         raise ValueError(f"astype: this {type(model).__name__} is quantised: cast it before quantise_params")
     dtype = jnp.dtype(dtype)
     copy: Any = nnx.clone(model)

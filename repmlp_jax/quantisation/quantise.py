@@ -6,7 +6,6 @@ product.)
 """
 
 import dataclasses
-import functools
 import math
 import warnings
 from collections.abc import Iterator
@@ -19,48 +18,39 @@ from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock
 from repmlp_jax.fusing.algebra import fusing_dtype
 from repmlp_jax.fusing.fuse import check_module, check_weights, fusable_modules
 from repmlp_jax.fusing.host import transformed_on_host
-from repmlp_jax.fusing.modules import dotted, replace_modules
+from repmlp_jax.fusing.modules import dotted
 from repmlp_jax.fusing.report import change, table
 from repmlp_jax.quantisation import quantised as int8
 
-ACTIVATIONS = (None, "dynamic")
-# Blocks → modules that multiply FC3 in int8. (NNX's layers take the product as an argument.)
-BLOCKS: dict[Any, Any] = {FusedRepMLP: int8.Int8RepMLP, FusedRepMLPNetBlock: int8.Int8RepMLPNetBlock}
+BLOCKS: tuple[Any, ...] = (FusedRepMLP, FusedRepMLPNetBlock)
 NNX_LAYERS = (nnx.Conv, nnx.Linear, nnx.LinearGeneral)
 # Their `kernel` becomes int8; their `bias` stays.
 LAYERS = (*BLOCKS, *NNX_LAYERS)
 UNKNOWN = f"no kernel of {', '.join(layer.__name__ for layer in LAYERS)}"
-# An int32 can hold the sum of this many products of int8.
-MOST_SUMMED = (2**31 - 1) // int8.LARGEST**2
 
 
-def quantise_params(model: nnx.Module, *, activations: str | None = None) -> nnx.Module:
+def quantise_params(model: nnx.Module) -> nnx.Module:
     """Returns a fused model with its kernels rounded to int8.
 
     The kernel of every fused block, `nnx.Conv`, `nnx.Linear` and `nnx.LinearGeneral`, at any depth, becomes int8 with a
     floating-point scale for each output; the error is at most half a scale. Biases and factors of channels stay as they
     are; `quantise_report` lists them all. The result is a new model; the given model is not changed.
 
-    Without `activations` only weights are in int8: a kernel is converted to floating point when it is used, and
-    arithmetic stays as before. With "dynamic", inputs are also rounded to int8, with a scale for each row of a matrix
-    and each image of a convolution. Products are summed exactly in int32. (A row of FC3 is a partition's part in one
-    group of channels.) No calibration is needed, and the result for an image does not depend on its batch.
+    Only weights are in int8: a kernel is converted to floating point when it is used, and arithmetic stays as before.
 
     This is a pure transformation, like `fuse_params`: it works under `jax.jit`, `jax.vmap` over a stack of models, and
     `nnx.eval_shape`. A quantised model can be saved, but not trained.
 
     Args:
         model: a fused model.
-        activations: None or "dynamic".
 
     Returns:
         The quantised model.
 
     Raises:
         TypeError: if `model` is not an NNX module.
-        ValueError: if it is not fused; if `activations` is not one of these; if a parameter or a running
-            statistic is NaN or infinite, or a running variance is negative (traced values cannot be checked); if, with
-            `activations`, a convolution has a mask, or an output sums more products than an int32 can hold.
+        ValueError: if it is not fused; if a parameter or a running statistic is NaN or infinite, or a running variance
+            is negative (traced values cannot be checked).
 
     Warns:
         UserWarning: if there is nothing to quantise, or an array stays that is not a kernel, a bias or a vector.
@@ -73,36 +63,24 @@ def quantise_params(model: nnx.Module, *, activations: str | None = None) -> nnx
         >>> in_int8.kernel.values.dtype
         dtype('int8')
     """
-    if activations not in ACTIVATIONS:
-        raise ValueError(f"{activations=} is none of {', '.join(map(repr, ACTIVATIONS))}")
     _check_model(model, "quantise_params")
-    quantised = transformed_on_host(functools.partial(_quantised, activations), model)
+    quantised = transformed_on_host(_quantised, model)
     _warn_of_what_stays(model, quantised)
     return quantised
 
 
-def _quantised(activations, model):
+def _quantised(model):
     check_weights(model, "quantise")
     model = nnx.clone(model)
     layers = _layers(model)
     for path, layer in layers:
         _check_axes(path, layer)
-    if activations:
-        for path, layer in layers:
-            _check_operand(path, layer)
     # A kernel that two layers share stays shared.
     shared = {id(layer.kernel): layer for _, layer in layers}
-    kernels = {key: _int8_kernel(layer, activations) for key, layer in shared.items()}
-    promote: Any = int8.promote_around_int8
+    kernels = {key: _int8_kernel(layer) for key, layer in shared.items()}
     for _, layer in layers:
         layer.kernel = kernels[id(layer.kernel)]
-        if activations and isinstance(layer, nnx.Conv):
-            layer.promote_dtype, layer.conv_general_dilated = promote, int8.int8_convolution
-        elif activations and isinstance(layer, nnx.Linear | nnx.LinearGeneral):
-            layer.promote_dtype, layer.dot_general = promote, int8.int8_dot_general
-    if not activations:
-        return model
-    return replace_modules(model, _has_operand, lambda _, block: BLOCKS[type(block)](block))
+    return model
 
 
 def dequantise_params(model: nnx.Module) -> nnx.Module:
@@ -112,11 +90,11 @@ def dequantise_params(model: nnx.Module) -> nnx.Module:
 
     Raises:
         TypeError: if `model` is not an NNX module.
-        ValueError: if the model is not quantised, or multiplies in int8.
+        ValueError: if the model is not quantised.
     """
     check_module(model, "dequantise_params")
-    if quantisation(model) != {"activations": None}:
-        raise ValueError("dequantise_params takes only models of quantise_params(model, activations=None)")
+    if not is_quantised(model):
+        raise ValueError("dequantise_params takes only models of quantise_params")
     return transformed_on_host(_dequantised, model)
 
 
@@ -197,13 +175,10 @@ def quantise_report(model: nnx.Module) -> QuantiseReport:
     return QuantiseReport(tuple(rows), (sum(row.nbytes[0] for row in rows), sum(row.nbytes[1] for row in rows)))
 
 
-def quantisation(model: nnx.Module) -> dict[str, str | None] | None:
-    """The arguments of `quantise_params` that a model was quantised with; None if it is not quantised."""
-    check_module(model, "quantisation")
-    kinds = {type(node) for _, node in nnx.iter_graph(model)}
-    if not kinds & {int8.Int8Kernel, int8.Int8Operand}:
-        return None
-    return {"activations": "dynamic" if int8.Int8Operand in kinds else None}
+def is_quantised(model: nnx.Module) -> bool:
+    """Whether `quantise_params` made a model."""
+    check_module(model, "is_quantised")
+    return any(isinstance(node, int8.Int8Kernel) for _, node in nnx.iter_graph(model))
 
 
 def summed_axes(layer: Any) -> tuple[int, ...]:
@@ -236,10 +211,6 @@ def _layers(model) -> list[tuple[tuple, Any]]:
     return [(path, layer) for path, layer in found if isinstance(layer.kernel, nnx.Param)]
 
 
-def _has_operand(node) -> bool:
-    return type(node) in BLOCKS and isinstance(node.kernel, int8.Int8Operand)
-
-
 def _parameters(model) -> Iterator[tuple[tuple, object, nnx.Param]]:
     """Yields every parameter once, with its path and the module that holds it."""
     nodes = dict(nnx.iter_graph(model))
@@ -251,7 +222,7 @@ def _parameters(model) -> Iterator[tuple[tuple, object, nnx.Param]]:
 def _why_it_stays(path, owner, parameter) -> str:
     if isinstance(owner, int8.Int8Kernel):
         return "quantised already"
-    if path[-1] == "bias" and isinstance(owner, (*LAYERS, *BLOCKS.values())):
+    if path[-1] == "bias" and isinstance(owner, LAYERS):
         return "a bias"
     return "a vector" if parameter.ndim < 2 else UNKNOWN
 
@@ -271,22 +242,10 @@ def _check_axes(path, layer):
         )
 
 
-def _check_operand(path, layer):
-    kernel, where = layer.kernel.get_value(), dotted((*path, "kernel"))
-    if getattr(layer, "mask", None) is not None:
-        raise ValueError(f"cannot multiply {where} in int8, as it has a mask: multiply it into the kernel")
-    summed = math.prod(kernel.shape[axis] for axis in summed_axes(layer))
-    if summed > MOST_SUMMED:
-        raise ValueError(
-            f"cannot multiply {where} in int8: each output sums over {summed:,} products, and an int32 surely holds "
-            f"{MOST_SUMMED:,}. activations=None has no such limit"
-        )
-
-
-def _int8_kernel(layer, activations) -> int8.Int8Kernel:
+def _int8_kernel(layer) -> int8.Int8Kernel:
     kernel = layer.kernel.get_value()
     values, scale = int8.round_to_int8(kernel, summed_axes(layer))
-    return (int8.Int8Operand if activations else int8.Int8Kernel)(values, scale, kernel.dtype)
+    return int8.Int8Kernel(values, scale, kernel.dtype)
 
 
 def _warn_of_what_stays(model, quantised):

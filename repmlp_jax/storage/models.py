@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -24,7 +25,7 @@ from repmlp_jax.models.precision import check_precision
 from repmlp_jax.models.randomness import abstract
 from repmlp_jax.models.registry import registered_classes
 from repmlp_jax.models.state import arrays_of, load_state
-from repmlp_jax.quantisation.quantise import quantisation, quantise_params
+from repmlp_jax.quantisation.quantise import is_quantised, quantise_params
 from repmlp_jax.storage import earlier_formats, one_file
 from repmlp_jax.storage.digest import describe, digests
 from repmlp_jax.storage.folding import arguments_of_folding, folding_of
@@ -33,6 +34,8 @@ from repmlp_jax.storage.preprocessing import check_preprocessing_of
 from repmlp_jax.storage.whole_file import whole_file
 from repmlp_jax.storage.whole_folder import is_folder, put_back, whole_folder
 from repmlp_jax.version import versions
+
+logger = logging.getLogger("repmlp_jax")
 
 FORMAT = 3
 FORMATS = range(1, FORMAT + 1)
@@ -163,6 +166,8 @@ def _load(path: Path) -> SavedModel:
         abstract = _abstract(model_class, description)
     except Exception as error:
         raise ValueError(f"{misfit}: this does not take its arguments ({error})") from error
+    if (description.get("quantised") or {}).get("activations"):
+        logger.warning("%s multiplied in int8 when it was saved: now only its weights are in int8", path)
     wanted = arrays_of(abstract)
     is_earlier = description["format"] in earlier_formats.MODELS
     expected = earlier_formats.as_stored(wanted, description["arrays"]) if is_earlier else wanted
@@ -289,7 +294,8 @@ def _as_made(model, making):
             model = fuse_params(model, **arguments_of_folding(folding))
         elif making["fused"]:
             model = fuse_params(model)
-    return quantise_params(model, **making["quantised"]) if making.get("quantised") else model
+    # Models that multiplied in int8, which earlier versions made, have the same arrays.
+    return quantise_params(model) if making.get("quantised") else model
 
 
 def check_savable(model: Any):
@@ -317,7 +323,7 @@ def _making(model) -> dict[str, Any]:
         "arguments": json.loads(arguments),
         "fused": False,
         "folding": folding,
-        "quantised": quantisation(model),
+        "quantised": {"activations": None} if is_quantised(model) else None,
     }
     try:
         trained = abstract(_trained, model_class, making)

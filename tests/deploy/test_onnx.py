@@ -210,6 +210,22 @@ def test_common_operations_are_written(onnx, name, tmp_path):
     assert (tmp_path / "net.onnx").is_file()
 
 
+class Rematerialised(nnx.Module):
+    """A net with a transformation of NNX, which refuses arrays that a function closes over."""
+
+    def __init__(self):
+        self.input_shape = (3, 3, 4)
+        self.layer = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return nnx.remat(lambda layer, x: nnx.relu(layer(x)))(self.layer, x)
+
+
+def test_a_net_with_transformations_of_nnx_is_written(onnx, tmp_path):
+    export_onnx(Rematerialised(), tmp_path / "net.onnx")
+    assert operators(onnx, tmp_path / "net.onnx") == {"MatMul": 1, "Add": 1, "Relu": 1, "Identity": 1}
+
+
 @pytest.mark.usefixtures("unchecked_types")
 def test_what_cannot_become_onnx_is_refused_and_not_written(onnx, fused, tmp_path):
     newest = onnx.defs.onnx_opset_version()
@@ -236,6 +252,8 @@ def test_what_cannot_become_onnx_is_refused_and_not_written(onnx, fused, tmp_pat
             TypeError,
             "gives bfloat16, and the ONNX file is in",
         ),
+        (Net(lambda x: (x, x)), {}, TypeError, "the model gives a tuple, and not one array"),
+        (Net(lambda x: x.reshape(int(x.shape[0]), -1)), {}, ValueError, "this Net cannot be written as ONNX: "),
         (
             Net(lambda x: (x.astype(jnp.bfloat16) * 2).astype(jnp.float32)),
             {},

@@ -92,11 +92,10 @@ def test_calling_a_stack_says_what_to_do(name):
             fuse_params(stack)(X)
 
 
-@pytest.mark.parametrize("activations", [None, "dynamic"])
-def test_quantising_a_stack_says_what_to_do(activations):
+def test_quantising_a_stack_says_what_to_do():
     fused = fuse_params(stacked(KINDS["block"]))
     with pytest.raises(ValueError, match=r"cannot quantise .*stack of .*: use jax.vmap\(quantise_params\)"):
-        quantise_params(fused, activations=activations)
+        quantise_params(fused)
 
 
 def test_exporting_a_stack_says_what_to_do():

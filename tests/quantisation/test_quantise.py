@@ -4,18 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, abstract, apply, build, build_block, quick_jit, random_input
+from cases import abstract, apply, build, build_block, quick_jit, random_input
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
-from tolerance import ROUNDING_BF16, ROUNDING_F64, assert_close, assert_identical
+from tolerance import ROUNDING_F64, assert_close, assert_identical
 
-from repmlp_jax import RepMLPNet, RepMLPNetBlock, create_model, fuse_params, load_model, save_model
-from repmlp_jax.blocks.layers import BatchNorm, ConvBN
+from repmlp_jax import RepMLPNet, create_model, fuse_params, load_model, save_model
+from repmlp_jax.blocks.layers import BatchNorm
 from repmlp_jax.blocks.repmlp import FusedRepMLP
 from repmlp_jax.quantisation.quantise import dequantise_params, quantise_params, quantise_report, summed_axes
-from repmlp_jax.quantisation.quantised import Int8Kernel, Int8Operand, round_to_int8
+from repmlp_jax.quantisation.quantised import Int8Kernel, round_to_int8
 
-BOTH = pytest.mark.parametrize("activations", [None, "dynamic"])
 UNKNOWN = "no kernel of FusedRepMLP, FusedRepMLPNetBlock, Conv, Linear, LinearGeneral"
 
 
@@ -70,8 +68,8 @@ def whole_numbers(shape, partition_size=None):
 
 @pytest.fixture(scope="module")
 def quantised(model):
-    """It with int8 weights, and multiplied in int8."""
-    return {activations: quantise_params(model, activations=activations) for activations in (None, "dynamic")}
+    """It with int8 weights."""
+    return quantise_params(model)
 
 
 def relative_error(actual, expected):
@@ -89,9 +87,8 @@ def test_a_kernel_by_hand():
     assert_close(kernel.scale[...][:, ::2], [[1 / 127, 3 / 127]], ROUNDING_F64)
 
 
-@BOTH
-def test_a_channel_of_zeros_stays_zero(activations):
-    quantised = quantise_params(linear([[1.0, 0.0], [2.0, 0.0]]), activations=activations)
+def test_a_channel_of_zeros_stays_zero():
+    quantised = quantise_params(linear([[1.0, 0.0], [2.0, 0.0]]))
     assert jnp.isfinite(quantised.kernel.scale[...]).all()
     y = quantised(jnp.ones((1, 2), jnp.float64))
     assert_close(y, [[3.0, 0.0]], 0.5 / 127)
@@ -116,7 +113,7 @@ def test_a_weight_is_off_by_half_a_scale_at_most(dtype, size):
 
 def test_a_network_s_weights_are_off_by_half_a_scale_at_most(model, quantised):
     nodes = dict(nnx.iter_graph(model))
-    found = kernels(quantised[None])
+    found = kernels(quantised)
     assert found.keys() == {path for path in nodes if path[-1:] == ("kernel",)}
     for path, kernel in found.items():
         exact, (values, scale) = np.asarray(nodes[path][...]), in_numbers(kernel)
@@ -137,9 +134,9 @@ def test_a_channel_s_size_is_no_matter():
 
 
 def test_weights_alone_compute_what_the_rounded_kernels_compute(model, quantised):
-    again = dequantise_params(quantised[None])
+    again = dequantise_params(quantised)
     x = random_input(model)
-    assert_close(apply(quantised[None], x), apply(again, x), ROUNDING_F64)
+    assert_close(apply(quantised, x), apply(again, x), ROUNDING_F64)
     assert nnx.graphdef(again) == nnx.graphdef(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(again))} == {jnp.dtype(jnp.float64)}
 
@@ -157,137 +154,21 @@ def test_the_output_of_fc3_is_off_by_no_more_than_its_inputs_allow():
     assert error.max() > 0
 
 
-# Weights and activations
-
-
-def test_products_by_hand():
-    layer = quantise_params(linear([[1.0, 0.0], [0.5, 2.0]], use_bias=False), activations="dynamic")
-    # 254 is 127 of scale 2, so that -3 is -1.5, rounded to -2; then a row of zeros; then a row of scale 1/127.
-    x = jnp.asarray([[254.0, -3.0], [0.0, 0.0], [0.5, 1.0]], jnp.float64)
-    rows = np.array([[127, -2], [0, 0], [64, 127]])
-    columns = np.array([[127, 0], [64, 127]])
-    scales = np.array([[2.0], [1.0], [1 / 127]]) * np.array([[1 / 127, 2 / 127]])
-    assert_close(layer(x), rows @ columns * scales, ROUNDING_F64)
-
-
-def products(jaxpr):
-    """(dtype of the left, of the right, of the result) of every matrix product and convolution."""
-    found = set()
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-            found.add(tuple(str(variable.aval.dtype) for variable in (*equation.invars[:2], *equation.outvars)))
-        for inner in jaxprs_in_params(equation.params):
-            found |= products(inner)
-    return found
-
-
-@BOTH
-def test_what_is_multiplied(model, quantised, activations):
-    x = jnp.zeros((2, *model.input_shape), jnp.float64)
-    found = products(jax.make_jaxpr(lambda model, x: model(x))(quantised[activations], x).jaxpr)
-    numbers_or_scales = ("float64", "float64", "float64")
-    assert found == ({("int8", "int8", "int32"), numbers_or_scales} if activations else {numbers_or_scales})
-
-
-LAYERS = {
-    "linear": (nnx.Linear, dict(in_features=4, out_features=3), (2, 5, 4)),
-    "without a bias": (nnx.Linear, dict(in_features=4, out_features=3, use_bias=False), (2, 4)),
-    "several axes": (nnx.LinearGeneral, dict(in_features=(2, 3), out_features=(4, 5), axis=(-2, -1)), (7, 2, 3)),
-    "axes in front": (nnx.LinearGeneral, dict(in_features=(2, 3), out_features=4, axis=(1, 2)), (7, 2, 3, 1)),
-    "batch axis": (nnx.LinearGeneral, dict(in_features=3, out_features=4, batch_axis={0: 2}), (2, 7, 3)),
-    "convolution": (nnx.Conv, dict(in_features=4, out_features=6, kernel_size=(3, 3)), (2, 5, 4, 4)),
-    "strides, dilation, groups": (
-        nnx.Conv,
-        dict(
-            in_features=4,
-            out_features=6,
-            kernel_size=(3, 2),
-            strides=(2, 1),
-            kernel_dilation=2,
-            feature_group_count=2,
-            padding="VALID",
-        ),
-        (2, 9, 8, 4),
-    ),
-    "circular, one dimension": (
-        nnx.Conv,
-        dict(in_features=4, out_features=6, kernel_size=3, padding="CIRCULAR"),
-        (2, 5, 4),
-    ),
-    "ours": (ConvBN, dict(in_features=4, out_features=6, kernel_size=3, groups=2, strides=2), (2, 5, 5, 4)),
-    "ours, 1x1": (ConvBN, dict(in_features=4, out_features=6, kernel_size=1), (2, 5, 5, 4)),
-}
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_whole_numbers_are_multiplied_exactly(name):
-    kind, arguments, shape = LAYERS[name]
-    layer, x = build(kind, **arguments), whole_numbers(shape)
-    layer = layer.fused() if kind is ConvBN else layer
-    expected = apply(quantise_params(layer), x)
-    assert_close(apply(quantise_params(layer, activations="dynamic"), x), expected, ROUNDING_F64)
-
-
-def assert_fc3_is_exact(block, x):
-    """Of a block whose other FCs are zero, so that what they see need not be whole."""
-    for path, node in nnx.iter_graph(block):
-        if isinstance(node, nnx.Param) and {"fc1", "fc2"} & set(path):
-            node[...] = jnp.zeros(node.shape, jnp.float64)
-    expected = apply(quantise_params(block), x)
-    assert_close(apply(quantise_params(block, activations="dynamic"), x), expected, ROUNDING_F64)
-
-
-@pytest.mark.parametrize("name", ["more outputs", "padded"])
-def test_fc3_multiplies_whole_numbers_exactly(name):
-    block = build_block(name)
-    x = whole_numbers((2, *block.input_shape), CASES[name]["partition_size"])
-    assert_fc3_is_exact(fuse_params(block), x)
-
-
-def test_shared_fc3_multiplies_whole_numbers_exactly():
-    block = build(RepMLPNetBlock, features=6, partition_size=(2, 3), sharesets=3)
-    assert_fc3_is_exact(fuse_params(block), whole_numbers((2, 4, 9, 6), (2, 3)))
-
-
-def test_a_product_is_off_by_no_more_than_both_roundings_allow():
-    layer, x = build(nnx.Linear, in_features=30, out_features=20), np.random.default_rng(0).normal(size=(7, 30))
-    quantised = quantise_params(layer, activations="dynamic")
-    values, scale = in_numbers(quantised.kernel)
-    of_weights = np.abs(x).sum(1, keepdims=True) * scale / 2
-    of_inputs = np.abs(x).max(1, keepdims=True) / 127 / 2 * np.abs(values * scale).sum(0)
-    x = jnp.asarray(x)
-    error = np.abs(np.asarray(quantised(x)) - layer(x))
-    assert (error <= (of_weights + of_inputs) * (1 + ROUNDING_F64)).all()
-    assert error.max() > 0
-
-
-@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
-def test_what_is_not_finite_is_not_hidden(value):
-    for layer, shape in (
-        (build(nnx.Linear, in_features=3, out_features=2), (2, 3)),
-        (build(nnx.Conv, in_features=3, out_features=2, kernel_size=(1, 1)), (2, 3, 3, 3)),
-    ):
-        x = np.ones(shape)
-        x[(0,) * len(shape)] = value
-        y = np.asarray(apply(quantise_params(layer, activations="dynamic"), jnp.asarray(x)))
-        assert np.isnan(y[0]).all()
-        assert np.isfinite(y[1]).all()
-
-
 # Whole models
 
 
-def test_quantised_models_are_close_and_images_do_not_depend_on_their_batch(model, quantised):
+def test_quantised_models_are_close(model, quantised):
     x = random_input(model)
-    expected, of_weights, actual = (apply(each, x) for each in (model, quantised[None], quantised["dynamic"]))
-    assert 0 < relative_error(of_weights, expected) < 0.03
-    assert 0 < relative_error(actual, expected) < 0.06
-    with_a_glaring_one = apply(quantised["dynamic"], x.at[1].multiply(1000.0))
-    assert_close(with_a_glaring_one[0], actual[0], ROUNDING_F64)
+    assert 0 < relative_error(apply(quantised, x), apply(model, x)) < 0.03
 
 
-@pytest.mark.parametrize("activations", [pytest.param(None, marks=pytest.mark.slow), "dynamic"])
-def test_all_of_a_residual_net(activations):
+def test_a_block_that_computes_in_bfloat16_still_does():
+    block = build_block("one partition", dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    x = random_input(block, dtype=jnp.bfloat16)
+    assert apply(quantise_params(fuse_params(block)), x).dtype == jnp.bfloat16
+
+
+def test_all_of_a_residual_net():
     small = dict(stage_sizes=(1, 2, 1, 1), num_classes=5, image_size=(32, 32), partition_size=(2, 2))
     small |= dict(groups=(2, 2), widths=(16, 32, 32, 32), param_dtype=jnp.float64)
 
@@ -295,17 +176,16 @@ def test_all_of_a_residual_net(activations):
         return fuse_params(create_model("RepMLP-Res50-bottleneck-224", **small, rngs=nnx.Rngs(0)))
 
     def outputs(x):
-        return quantise_params(make(), activations=activations)(x)
+        return quantise_params(make())(x)
 
     report = quantise_report(nnx.eval_shape(make))
     assert {row.kept for row in report.parameters} == {None, "a bias"}
     assert jax.eval_shape(outputs, jnp.zeros((2, 32, 32, 3))) == jax.ShapeDtypeStruct((2, 5), jnp.float64)
 
 
-@BOTH
-def test_every_parameter_is_int8_or_listed(model, quantised, activations):
+def test_every_parameter_is_int8_or_listed(model, quantised):
     report = quantise_report(model)
-    in_int8 = {".".join(map(str, path)): kernel for path, kernel in kernels(quantised[activations]).items()}
+    in_int8 = {".".join(map(str, path)): kernel for path, kernel in kernels(quantised).items()}
     assert in_int8.keys() == {row.path for row in report.parameters if row.kept is None}
     everything = {".".join(map(str, path)) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)}
     assert everything == {row.path for row in report.parameters}
@@ -315,7 +195,7 @@ def test_every_parameter_is_int8_or_listed(model, quantised, activations):
         if row.kept is None:
             assert in_int8[row.path].values.dtype == jnp.int8
             assert row.nbytes[1] == sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(in_int8[row.path])))
-    for which, total in zip((model, quantised[activations]), report.nbytes, strict=True):
+    for which, total in zip((model, quantised), report.nbytes, strict=True):
         assert total == sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(which)))
 
 
@@ -334,9 +214,8 @@ def test_a_quarter_of_the_bytes():
     assert 3.97 < before / after < 4
 
 
-@BOTH
-def test_saved_and_loaded(mlp, tmp_path, activations):
-    quantised = quantise_params(mlp, activations=activations)
+def test_saved_and_loaded(mlp, tmp_path):
+    quantised = quantise_params(mlp)
     save_model(tmp_path / "int8", quantised)
     assert_identical(load_model(tmp_path / "int8"), quantised)
     content = (tmp_path / "int8" / "weights.safetensors").read_bytes()
@@ -344,35 +223,22 @@ def test_saved_and_loaded(mlp, tmp_path, activations):
     assert len(content) == header + quantise_report(mlp).nbytes[1]
 
 
-@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
-def test_a_block_that_computes_in_bfloat16_still_does(param_dtype):
-    block = build_block("one partition", dtype=jnp.bfloat16, param_dtype=param_dtype)
-    x = whole_numbers((2, *block.input_shape), (6, 6)).astype(jnp.bfloat16)
-    weights_alone, both = (quantise_params(fuse_params(block), activations=how) for how in (None, "dynamic"))
-    expected, actual = apply(weights_alone, x), apply(both, x)
-    assert expected.dtype == actual.dtype == jnp.bfloat16
-    assert_close(actual, expected, ROUNDING_BF16)
-
-
-@BOTH
-def test_the_output_has_the_dtype_that_the_float_layer_s_has(activations):
+def test_the_output_has_the_dtype_that_the_float_layer_s_has():
     layer = build(nnx.Linear, in_features=3, out_features=2, use_bias=False, param_dtype=jnp.float32)
     x = jnp.ones((1, 3), jnp.bfloat16)
     with jax.numpy_dtype_promotion("standard"):
-        assert quantise_params(layer, activations=activations)(x).dtype == layer(x).dtype == jnp.float32
+        assert quantise_params(layer)(x).dtype == layer(x).dtype == jnp.float32
 
 
-@BOTH
-def test_the_given_model_stays_as_it_is(mlp, activations):
+def test_the_given_model_stays_as_it_is(mlp):
     before = nnx.clone(mlp)
-    quantise_params(mlp, activations=activations)
+    quantise_params(mlp)
     assert_identical(mlp, before)
 
 
-@BOTH
-def test_under_jit_eval_shape_and_vmap(activations):
+def test_under_jit_eval_shape_and_vmap():
     def quantise(model):
-        return quantise_params(model, activations=activations)
+        return quantise_params(model)
 
     blocks = [fuse_params(build_block("one partition", seed=seed)) for seed in range(2)]
     quantised = [quantise(block) for block in blocks]
@@ -384,11 +250,10 @@ def test_under_jit_eval_shape_and_vmap(activations):
         assert_identical(jax.tree.map(operator.itemgetter(number), stacked), one)
 
 
-@BOTH
-def test_what_is_shared_stays_shared(activations):
+def test_what_is_shared_stays_shared():
     block, layer, tied = fuse_params(build_block("one partition")), linear(np.eye(4)), linear(np.eye(4))
     tied.kernel = layer.kernel
-    quantised = quantise_params(nnx.Sequential(block, layer, block, tied), activations=activations)
+    quantised = quantise_params(nnx.Sequential(block, layer, block, tied))
     assert quantised.layers[0] is quantised.layers[2]
     assert quantised.layers[1].kernel is quantised.layers[3].kernel
 
@@ -400,6 +265,11 @@ def test_a_quantised_model_cannot_be_trained(mlp):
 
 
 # What is refused, and what is said
+
+
+def test_only_models_in_int8_are_made_floating_point_again(mlp):
+    with pytest.raises(ValueError, match="takes only models of quantise_params"):
+        dequantise_params(mlp)
 
 
 @pytest.mark.usefixtures("unchecked_types")
@@ -419,19 +289,6 @@ def test_a_model_that_is_not_fused_is_refused(function):
         function(abstract(make_mlp))
 
 
-@pytest.mark.usefixtures("unchecked_types")
-@pytest.mark.parametrize(
-    ("activations", "message"),
-    [
-        ("static", "activations='static' is none of None, 'dynamic'"),
-        (True, "activations=True is none of None, 'dynamic'"),
-    ],
-)
-def test_activations_that_do_not_exist(activations, message):
-    with pytest.raises(ValueError, match=message):
-        quantise_params(linear(np.eye(2)), activations=activations)
-
-
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
 def test_broken_weights_are_named(mlp, value):
     broken = nnx.clone(mlp)
@@ -440,25 +297,6 @@ def test_broken_weights_are_named(mlp, value):
     message = r"cannot quantise: PureMLP holds values that are NaN or infinite: stages\.0\.2\.kernel \(16 of 128\)"
     with pytest.raises(ValueError, match=message):
         quantise_params(broken)
-
-
-def test_sums_that_an_int32_surely_holds():
-    layer, x = linear(np.ones((133_144, 1)), use_bias=False), jnp.ones((1, 133_144), jnp.float64)
-    assert_close(quantise_params(layer, activations="dynamic")(x), [[133_144.0]], ROUNDING_F64)
-    layer = linear(np.ones((133_145, 1)))
-    message = r"sums over 133,145 products, and an int32 surely holds 133,144\. activations=None has no such limit"
-    with pytest.raises(ValueError, match=message):
-        quantise_params(layer, activations="dynamic")
-    assert quantise_params(layer).kernel.values.shape == (133_145, 1)
-
-
-def test_a_mask():
-    layer = build(nnx.Conv, in_features=2, out_features=2, kernel_size=(1, 1))
-    layer.mask = nnx.data(jnp.zeros((1, 1, 2, 2), jnp.float64))
-    y = quantise_params(layer)(whole_numbers((1, 2, 2, 2)))
-    assert (y == layer.bias[...].reshape(1, 1, 1, 2)).all()
-    with pytest.raises(ValueError, match="cannot multiply kernel in int8, as it has a mask"):
-        quantise_params(layer, activations="dynamic")
 
 
 class Scorer(nnx.Module):
@@ -494,18 +332,16 @@ def test_a_class_derived_from_a_block_stays_and_is_named():
     block = fuse_params(build_block())
     derived = Sparse(block.partitioning, 4, block.global_perceptron, block.kernel[...], block.bias[...], None)
     with pytest.warns(UserWarning, match=f"what stays in floating point is {UNKNOWN}: kernel$"):
-        quantised = quantise_params(derived, activations="dynamic")
+        quantised = quantise_params(derived)
     assert isinstance(quantised, Sparse)
-    assert isinstance(quantised.global_perceptron.fc1.kernel, Int8Operand)
+    assert isinstance(quantised.global_perceptron.fc1.kernel, Int8Kernel)
 
 
-@BOTH
-def test_quantising_twice_changes_nothing_and_says_so(mlp, activations):
-    quantised = quantise_params(mlp, activations=activations)
+def test_quantising_twice_changes_nothing_and_says_so(mlp):
+    quantised = quantise_params(mlp)
     message = f"nothing to quantise: PureMLP has {UNKNOWN} that is not int8 already"
-    for again in (None, "dynamic"):
-        with pytest.warns(UserWarning, match=message):
-            assert_identical(quantise_params(quantised, activations=again), quantised)
+    with pytest.warns(UserWarning, match=message):
+        assert_identical(quantise_params(quantised), quantised)
     kept = {row.kept for row in quantise_report(quantised).parameters}
     assert kept == {"a bias", "quantised already"}
 
@@ -513,14 +349,3 @@ def test_quantising_twice_changes_nothing_and_says_so(mlp, activations):
 def test_a_model_with_nothing_to_quantise_warns():
     with pytest.warns(UserWarning, match="nothing to quantise: BatchNorm has no kernel"):
         quantise_params(BatchNorm(3))
-
-
-def test_only_int8_weights_are_made_floating_point_again(mlp):
-    for other in (mlp, quantise_params(mlp, activations="dynamic")):
-        with pytest.raises(ValueError, match=r"takes only models of quantise_params\(model, activations=None\)"):
-            dequantise_params(other)
-
-
-def test_a_kernel_that_is_multiplied_in_int8_has_no_parts(mlp):
-    with pytest.raises(TypeError, match=r"is read as a whole, kernel\[\.\.\.\], not kernel\[0\]"):
-        quantise_params(mlp, activations="dynamic").head.kernel[0]

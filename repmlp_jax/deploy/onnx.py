@@ -116,6 +116,10 @@ def _outputs(forward, model, images) -> np.ndarray:
         raise TypeError(f"the model gives a {type(outputs).__name__}, and not one array: export a module that does")
     if outputs.dtype != jnp.float32:
         raise TypeError(f"the model gives {outputs.dtype}, and the ONNX file is in float32: build it with dtype=None")
+    if outputs.shape[:1] != images.shape[:1] or not outputs.size:
+        raise ValueError(
+            f"the model gives shape {outputs.shape} for {len(images)} images, and export needs one output for each"
+        )
     return np.asarray(outputs)
 
 
@@ -128,9 +132,9 @@ def _convert(name, forward, model, images, opset):
     of_any_batch = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("N"), *images.shape[1:]), images.dtype)
     try:
         file = to_onnx(forward, model, of_any_batch, opset, OPERATORS)
+        onnx.checker.check_model(file, full_check=True)
     except Exception as error:  # A model that does not take a batch of any size raises any kind of error.
         raise ValueError(f"this {name} cannot be written as ONNX: {error}") from error
-    onnx.checker.check_model(file, full_check=True)
     return file
 
 
@@ -141,7 +145,7 @@ def _with_metadata(file, preprocessing, preprocess) -> bytes:
     file.graph.input[0].doc_string = (
         "pixels from 0 to 255" if preprocess else "pixels / 255, less the mean and divided by the std, if there are any"
     )
-    entries = {"preprocessing": preprocessing, **preprocessing}
+    entries = {**preprocessing, "preprocessing": preprocessing}
     properties = {name: json.dumps(entry) for name, entry in entries.items() if entry is not None} | versions()
     onnx.helper.set_model_props(file, properties)
     return file.SerializeToString()

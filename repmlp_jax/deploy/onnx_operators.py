@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from onnx import helper
 
-from repmlp_jax.deploy.onnx_graph import Graph, Tensor
+from repmlp_jax.deploy.onnx_graph import Graph, Tensor, is_static
 
 # The reductions other than ReduceSum take their axes as an input from here on.
 AXES_AS_INPUT = 18
@@ -170,6 +170,16 @@ def _concatenate(graph, equation, *values):
     return Tensor(joined, equation.outvars[0].aval.shape, order)
 
 
+def _stack(graph, equation, *values):
+    new, axis = equation.outvars[0].aval.shape, equation.params["axis"]
+    one = (*new[:axis], 1, *new[axis + 1 :])
+    parts = [
+        graph.reshape(_whole(graph, equation, index, value, range(len(new) - 1))[0], atom.aval.shape, one)
+        for index, (atom, value) in enumerate(zip(equation.invars, values, strict=True))
+    ]
+    return _ordered(graph.add("Concat", *parts, axis=axis), new)
+
+
 def _split(graph, equation, value):
     name, order = _whole(graph, equation, 0, value)
     sizes = np.array(equation.params["sizes"], np.int64)
@@ -225,7 +235,7 @@ def _pad(graph, equation, value, filling):
 def _tile(graph, equation, value):
     name, order = _whole(graph, equation, 0, value)
     counts = equation.params["reps"]
-    tiled = graph.add("Tile", name, np.array([counts[axis] for axis in order]))
+    tiled = graph.add("Tile", name, graph.sizes([counts[axis] for axis in order]))
     return Tensor(tiled, equation.outvars[0].aval.shape, order)
 
 
@@ -237,6 +247,7 @@ def _gather(graph, equation, value, indices):
     name, order = _whole(graph, equation, 0, value)
     old, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     axes, places = numbers.start_index_map, np.asarray(indices, np.int64)
+    places = np.broadcast_to(places, equation.invars[1].aval.shape)
     limits = [old[axis] - sizes[axis] for axis in axes]
     if numbers.operand_batching_dims or not all(map(_is_int, limits)):
         raise ValueError("an index for each image")
@@ -279,6 +290,11 @@ def _is_int(size) -> bool:
 def _dot_general(graph, equation, a, b):
     (summed_a, summed_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
     shapes = [tuple(atom.aval.shape) for atom in equation.invars]
+    # A constant that is repeated for every image is one of the graph's values.
+    a, b = (
+        value if isinstance(value, Tensor) or is_static(shape) else graph.tensor(np.asarray(value))
+        for value, shape in zip((a, b), shapes, strict=True)
+    )
     if not isinstance(a, Tensor):
         # A constant belongs on the right: there ONNX multiplies any number of axes by a matrix, and quantisers look.
         product = _product(graph, b, shapes[1], batch_b, summed_b, a, shapes[0], batch_a, summed_a)
@@ -343,7 +359,7 @@ def _convolution(graph, equation, images, kernel):
         if isinstance(kernel, Tensor) or any(step != 1 for step in parameters["window_strides"]):
             raise ValueError("a transposed convolution with strides, or a kernel that depends on the images")
         strides = parameters["lhs_dilation"]
-        kernel = np.asarray(kernel).transpose(numbers.rhs_spec)
+        kernel = np.broadcast_to(kernel, equation.invars[1].aval.shape).transpose(numbers.rhs_spec)
         features, inputs, *sides = kernel.shape
         # ONNX's kernel is that of the convolution whose transpose this is.
         kernel = np.flip(kernel, tuple(range(2, kernel.ndim))).reshape(groups, features // groups, inputs, *sides)
@@ -436,6 +452,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "reduce_prod": _reduce("ReduceProd"),
     "concatenate": _concatenate,
     "split": _split,
+    "stack": _stack,
     "slice": _sliced,
     "rev": _reverse,
     "pad": _pad,

@@ -102,6 +102,9 @@ def test_metadata_and_shapes_say_what_goes_in_and_comes_out(onnx, fused, tmp_pat
     assert {name: json.loads(held[name]) for name in ABOUT} == ABOUT
     assert (held["repmlp_jax"], held["jax"], about.producer_name) == (__version__, jax.__version__, "repmlp_jax")
     ((images,), (outputs,)) = session.get_inputs(), session.get_outputs()
+    export_onnx(fused, tmp_path / "net.onnx", preprocessing={"preprocessing": 3, "jax": "mine"}, overwrite=True)
+    held = onnxruntime.InferenceSession(tmp_path / "net.onnx").get_modelmeta().custom_metadata_map
+    assert (json.loads(held["preprocessing"]), held["jax"]) == ({"preprocessing": 3, "jax": "mine"}, jax.__version__)
     assert (images.name, images.type, images.shape) == ("images", "tensor(float)", ["N", 8, 8, 1])
     assert (outputs.name, outputs.type, outputs.shape) == ("outputs", "tensor(float)", ["N", 10])
 
@@ -200,6 +203,17 @@ OPERATIONS = {
     "norms": lambda x: (x - x.mean((1, 2), keepdims=True)) / jnp.sqrt(x.var(3, keepdims=True) + 1e-3),
     "resizing": lambda x: jax.image.resize(x, (x.shape[0], 12, 5, 4), "bilinear"),
     "choices": lambda x: jnp.where((x > 0.5) & ~(x == 0) | (x <= -1), x, jnp.clip(-x, -0.2, 0.3)),
+    "a constant that queries": lambda x: jnp.einsum(
+        "qc,nhwc->nqhw", jnp.full((2, 4), 0.5, jnp.float32), x, precision="highest"
+    ) * jnp.einsum("nhwc,nhwc->n", jnp.broadcast_to(jnp.float32(0.5), x.shape), x, precision="highest")[:, None, None, None],
+    "a transposed convolution with one number": lambda x: lax.conv_transpose(
+        x, jnp.full((2, 2, 4, 3), 0.25, jnp.float32), (2, 2), ((0, 0), (1, 1))
+    ),
+    "an index several times": lambda x: x[:, jnp.full(3, 2)],
+    "a token for each image": lambda x: jnp.concatenate(
+        [jnp.tile(jnp.arange(4, dtype=jnp.float32)[None, None], (x.shape[0], 1, 1)), x.reshape(x.shape[0], -1, 4)], 1
+    ),
+    "stacking": lambda x: jnp.stack([x.transpose(0, 2, 1, 3), jnp.full((x.shape[0], 8, 9, 4), 2, jnp.float32)], 2),
     "repeating": lambda x: jnp.broadcast_to(x[:, None, :, 0].mean(3), (x.shape[0], 3, 9)).reshape(x.shape[0], 27),
 }  # fmt: skip
 
@@ -239,6 +253,20 @@ def test_what_cannot_become_onnx_is_refused_and_not_written(onnx, fused, tmp_pat
             {},
             ValueError,
             "this Net cannot be written as ONNX: it uses JAX's primitive pure_callback, and what can be written is abs",
+        ),
+        (
+            Net(lambda x: x.sum()),
+            {},
+            ValueError,
+            r"the model gives shape \(\) for 3 images, and .* one output for each",
+        ),
+        (Net(lambda x: x[:, :0]), {}, ValueError, r"the model gives shape \(3, 0, 8, 4\) for 3 images"),
+        (Net(lambda x: x.swapaxes(0, 1)), {}, ValueError, r"the model gives shape \(9, 3, 8, 4\) for 3 images"),
+        (
+            Net(lambda x: lax.max(x > 0, x < 1).astype(x.dtype)),
+            {},
+            ValueError,
+            "this Net cannot be written as ONNX: .*Max.* has unsupported type",
         ),
         (
             Net(lambda x: x[:, x[0, 0, 0, 0].astype(int)]),

@@ -13,6 +13,7 @@ from jaxtyping import Integer, UInt8
 
 from repmlp_jax.deploy.onnx import OPSET, checked_content, random_images
 from repmlp_jax.models.images import input_shape_of
+from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.storage.whole_file import whole_file
 
 Images = UInt8[np.ndarray, "N H W C"]
@@ -94,7 +95,8 @@ def export_onnx_int8(
 
     Raises:
         ValueError: if more is lost, images or labels do not fit the model, or as `export_onnx`.
-        TypeError, FileExistsError, ImportError: as `export_onnx`.
+        TypeError: if images are not NumPy arrays in uint8 or labels not integers, or as `export_onnx`.
+        FileExistsError, ImportError: as `export_onnx`.
     """
     with whole_file(path, overwrite) as partial:
         shape = input_shape_of(model)
@@ -102,7 +104,7 @@ def export_onnx_int8(
             _check_images("calibration", calibration, shape)
         if test is not None:
             _check_images("test", test[0], shape)
-            _check_labels(*test)
+            _check_labels(*test, model)
         content = checked_content(model, preprocessing, opset=opset, preprocess=preprocess)
 
         def prepared(images):
@@ -124,16 +126,30 @@ def export_onnx_int8(
 
 
 def _check_images(name, images, shape):
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        raise TypeError(f"{name} must be images in uint8, not {getattr(images, 'dtype', type(images).__name__)}")
+    if not isinstance(images, np.ndarray):
+        raise TypeError(f"{name} must be images in a NumPy array of uint8, not in a {type(images).__name__}")
+    if images.dtype != np.uint8:
+        raise TypeError(f"{name} must be images in uint8, not {images.dtype}")
     if images.ndim != 4 or images.shape[1:] != shape or not len(images):
         takes = ", ".join(map(str, shape))
         raise ValueError(f"{name} has shape {images.shape}, and the model takes images (N, {takes}), at least one")
 
 
-def _check_labels(images, labels):
-    if np.shape(labels) != images.shape[:1]:
-        raise ValueError(f"test has {len(images)} images and labels of shape {np.shape(labels)}")
+def _check_labels(images, labels, model):
+    labels, outputs = np.asarray(labels), output_shape(model)
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"test has {len(images)} images and labels of shape {labels.shape}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels of test must be numbers of classes in integers, not {labels.dtype}")
+    if len(outputs) != 1:
+        raise ValueError(
+            f"test has a class for each image, and the model gives shape (N, {', '.join(map(str, outputs))})"
+        )
+    least, largest = int(labels.min()), int(labels.max())
+    if least < 0 or largest >= outputs[0]:
+        raise ValueError(
+            f"labels of test are from {least} to {largest}, and the model has {outputs[0]} classes, from 0"
+        )
 
 
 def _normalised(images, preprocessing):
@@ -267,10 +283,11 @@ def _quiet():
     """Silences advice about the graph, which the quantiser logs, and onnxruntime about unused constants."""
     import onnxruntime
 
-    logging.disable(logging.WARNING)
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))
     onnxruntime.set_default_logger_severity(3)
     try:
         yield
     finally:
         onnxruntime.set_default_logger_severity(2)
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)

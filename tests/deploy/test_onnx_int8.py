@@ -1,8 +1,10 @@
 """ONNX files in int8: what becomes int8, what is reported, and what is not written."""
 
+import logging
 import re
 from collections import Counter
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import abstract, quick_jit, randomised
@@ -116,8 +118,13 @@ def test_what_cannot_be_quantised_is_not_written(fused, right, tmp_path):
         (dict(calibration=PIXELS[:, :7]), ValueError, rf"calibration has shape \(20, 7, 8, 1\), {takes}"),
         (dict(calibration=PIXELS[:0]), ValueError, rf"calibration has shape \(0, 8, 8, 1\), {takes}"),
         (dict(calibration=PIXELS / 255), TypeError, "calibration must be images in uint8, not float64"),
-        (dict(calibration=[[1]]), TypeError, "calibration must be images in uint8, not list"),
+        (dict(calibration=[[1]]), TypeError, "calibration must be images in a NumPy array of uint8, not in a list"),
+        (dict(calibration=jnp.asarray(PIXELS)), TypeError, "in a NumPy array of uint8, not in a ArrayImpl"),
         (dict(test=(PIXELS, right[:3])), ValueError, r"test has 20 images and labels of shape \(3,\)"),
+        (dict(test=(PIXELS, right + 0.5)), TypeError, "labels of test must be .* in integers, not float64"),
+        (dict(test=(PIXELS, np.full(20, "7"))), TypeError, "labels of test must be .* in integers, not <U1"),
+        (dict(test=(PIXELS, right * 0 + 10)), ValueError, "are from 10 to 10, and the model has 10 classes, from 0"),
+        (dict(test=(PIXELS, right * 0 - 1)), ValueError, "are from -1 to -1, and the model has 10 classes"),
         (dict(test=(PIXELS[0], right)), ValueError, r"test has shape \(8, 8, 1\)"),
         (dict(largest_loss=0), ValueError, r"int8 loses 0\.\d+ of the outputs, .* more than largest_loss=0: pass a"),
         (dict(opset=12), ValueError, "opset=12 must be from 13"),
@@ -125,6 +132,23 @@ def test_what_cannot_be_quantised_is_not_written(fused, right, tmp_path):
         with pytest.raises(error, match=message):
             write(**options)
     assert not list(tmp_path.iterdir())
+
+
+def test_labels_of_images_do_not_fit_a_model_of_maps(tmp_path):
+    net = nnx.Sequential(nnx.Conv(1, 8, (3, 3), rngs=nnx.Rngs(0)))
+    net.input_shape = (8, 8, 1)
+    with pytest.raises(ValueError, match=r"a class for each image, and the model gives shape \(N, 8, 8, 8\)"):
+        export_onnx_int8(net, tmp_path / "net.onnx", test=(PIXELS[:8], np.arange(8)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_logging_stays_as_it_was(fused, tmp_path):
+    logging.disable(logging.ERROR)
+    try:
+        export_onnx_int8(fused, tmp_path / "net.onnx")
+        assert logging.root.manager.disable == logging.ERROR
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class Linear(nnx.Module):

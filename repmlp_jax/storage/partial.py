@@ -61,7 +61,10 @@ def sync_tree(folder: Path) -> None:
 
 
 def _make_folder(folder: Path):
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    above = folder, *folder.parents
+    if files := [one for one in above if one.is_file()]:
+        raise NotADirectoryError(f"{files[0]} is a file, so nothing can be written below it")
+    missing = [one for one in above if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for one in missing:
         sync(one.parent)

@@ -23,6 +23,7 @@ def whole_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         FileExistsError: if `path` exists and `overwrite` is off, or it is neither a file nor a folder.
         IsADirectoryError: if `path` is a folder.
+        NotADirectoryError: if one of its parents is a file.
         TypeError: if `path` is no path.
         ValueError: if it is none of this machine.
     """

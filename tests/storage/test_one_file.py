@@ -82,6 +82,14 @@ def test_another_file_is_not_replaced(tmp_path, model, overwrite):
     assert load_torch_file(tmp_path / "net.safetensors").keys() == {"kernel"}
 
 
+def test_nothing_is_written_below_a_file(file, model):
+    before = file.read_bytes()
+    for path in (file / "net.safetensors", file / "of" / "folder"):
+        with pytest.raises(NotADirectoryError, match=r"net\.safetensors is a file, so nothing can be written below it"):
+            save_model(path, model)
+    assert file.read_bytes() == before
+
+
 def test_a_changed_array_is_damage(file):
     content = bytearray(file.read_bytes())
     content[-3] ^= 4

@@ -172,7 +172,9 @@ def _quantise(content, path, calibration) -> tuple[int, int]:
             # In int8 with ranges as they come, onnxruntime's convolutions are slower than in float32.
             only = dict(op_types_to_quantize=["MatMul"], extra_options={"MatMulConstBOnly": True})
             quantization.quantize_dynamic(file, path, **options, **only)
-            return len(small) + convolutions, products + convolutions
+            weights = {constant.name for constant in file.graph.initializer}
+            free = [node for node in file.graph.node if node.op_type == "MatMul" and node.input[1] not in weights]
+            return len(small) + len(free) + convolutions, products + convolutions
         batches = [calibration[start : start + BATCH] for start in range(0, len(calibration), BATCH)]
         quantization.quantize_static(
             file,

@@ -58,7 +58,8 @@ def _commutative(operator: str) -> Callable[..., Any]:
 
 
 def _maximum(graph, equation, a, b):
-    for x, other in ((a, b), (b, a)):
+    # Relu takes integers from opset 14 on.
+    for x, other in ((a, b), (b, a)) if equation.outvars[0].aval.dtype == np.float32 else ():
         if isinstance(other, np.ndarray) and not other.any():
             return graph.add("Relu", x)
     return graph.add("Max", a, b)

@@ -240,6 +240,12 @@ def test_a_net_with_transformations_of_nnx_is_written(onnx, tmp_path):
     assert operators(onnx, tmp_path / "net.onnx") == {"MatMul": 1, "Add": 1, "Relu": 1, "Identity": 1}
 
 
+def test_the_larger_of_integers_and_zero_is_written_at_the_oldest_opset(onnx, tmp_path):
+    net = Net(lambda x: jnp.maximum((3 * x).astype(jnp.int32), 0).astype(x.dtype))
+    export_onnx(net, tmp_path / "net.onnx", opset=13)  # which compares the outputs
+    assert operators(onnx, tmp_path / "net.onnx")["Max"] == 1
+
+
 @pytest.mark.usefixtures("unchecked_types")
 def test_what_cannot_become_onnx_is_refused_and_not_written(onnx, fused, tmp_path):
     newest = onnx.defs.onnx_opset_version()

@@ -108,6 +108,26 @@ def test_products_of_many_groups_stay_and_are_counted(tmp_path):
     assert "1 of 2 products and convolutions stay in float32" in str(report)
 
 
+class Attention(nnx.Module):
+    """One product with weights, and two of what depends on the image."""
+
+    def __init__(self):
+        self.input_shape = (4, 4, 8)
+        self.linear = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        x = self.linear(x.reshape(x.shape[0], 16, 8))
+        return nnx.softmax(x @ x.swapaxes(1, 2)) @ x
+
+
+@pytest.mark.parametrize(("calibration", "kept"), [(None, 2), (np.repeat(PIXELS[:, :4, :4], 8, axis=3), 0)])
+def test_products_without_weights_stay_and_are_counted_if_nothing_is_calibrated(calibration, kept, tmp_path):
+    report = export_onnx_int8(Attention(), tmp_path / "net.onnx", calibration=calibration, largest_loss=1)
+    assert report.kept == (kept, 3)
+    in_float = operators(tmp_path / "net.onnx")["MatMul"] if calibration is None else 0
+    assert in_float == kept
+
+
 @pytest.mark.usefixtures("unchecked_types")
 def test_what_cannot_be_quantised_is_not_written(fused, right, tmp_path):
     def write(**options):

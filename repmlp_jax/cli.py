@@ -57,6 +57,11 @@ def _print_error(error: Exception):
 def _print_version(wanted: bool) -> bool:
     if not wanted:
         return False
+    _print_environment()
+    raise typer.Exit()
+
+
+def _print_environment():
     import jax
 
     from repmlp_jax.version import versions
@@ -70,7 +75,6 @@ def _print_version(wanted: bool) -> bool:
         reason, *_ = str(error).strip().splitlines() or ["JAX found none"]
         found = f"none: {reason}"
     print(f"{'devices':12}{found}")
-    raise typer.Exit()
 
 
 @app.callback()
@@ -118,6 +122,20 @@ def list_command(
                 print(f"{name:36}{row['class']:14}{size:>11}{parameters:>14,}{macs:>18,}", flush=True)
         if as_json:
             print(json.dumps(rows, indent=1))
+
+
+@app.command()
+def info():
+    """Prints the versions, the devices, and which optional packages are installed and what for.
+
+    Example: repmlp-jax info
+    """
+    from repmlp_jax.extras import EXTRAS, missing_from
+
+    _print_environment()
+    for extra, (purpose, _) in EXTRAS.items():
+        state = f'not installed: pip install "repmlp_jax[{extra}]"' if missing_from(extra) else "installed"
+        print(f"{f'[{extra}]':12}{state}, for {purpose}")
 
 
 @app.command()

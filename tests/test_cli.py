@@ -28,6 +28,7 @@ from repmlp_jax import (
     PureMLP,
     RepMLPNet,
     __version__,
+    extras,
     fuse_params,
     fuse_report,
     load_model,
@@ -429,3 +430,12 @@ def test_a_program_of_its_own_ends_with_one_line_and_code_2(arguments, message, 
 @pytest.mark.parametrize("command", ["list", "summary", "import", "fuse", "evaluate", "predict"])
 def test_every_command_shows_an_example(command):
     assert f"Example: repmlp-jax {command}" in " ".join(run(command, "--help").stdout.split())
+
+
+def test_info_names_versions_devices_and_what_the_extras_are_for(monkeypatch):
+    monkeypatch.setattr(extras, "missing_from", lambda extra: ["onnx"] if extra == "onnx" else [])
+    lines = [" ".join(line.split()) for line in run("info").stdout.splitlines()]
+    assert f"jax {jax.__version__}" in lines
+    assert "devices 8 × cpu (cpu)" in lines
+    assert '[onnx] not installed: pip install "repmlp_jax[onnx]", for ONNX files and int8' in lines
+    assert lines[-1] == "[torch] installed, for weights in .pth, .pt, .tar and .bin files"

@@ -23,7 +23,11 @@ def on_an_accelerator(monkeypatch):
     """Every choice by platform is that of GPUs and TPUs."""
     for module in (evaluation, feed, step):
         monkeypatch.setattr(module, "platform_of", lambda mesh: "gpu")
-    monkeypatch.setattr(lax, "platform_dependent", lambda *operands, cpu, default: default(*operands))
+
+    def on_a_gpu(*operands, default, **forms):
+        return forms.get("cuda", default)(*operands)
+
+    monkeypatch.setattr(lax, "platform_dependent", on_a_gpu)
     # The functions traced so far hold both forms, and would be taken from JAX's caches.
     jax.clear_caches()
     yield

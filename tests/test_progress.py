@@ -25,6 +25,7 @@ def test_a_bar_is_drawn_on_terminals_alone(monkeypatch, stream, is_drawn):
     assert not sys.stderr.getvalue()
 
 
+@pytest.mark.usefixtures("unchecked_types")  # that of tqdm.auto is picked at the import
 def test_a_notebook_gets_a_bar_though_it_is_no_terminal(monkeypatch):
     class Widget(tqdm_notebook):
         def __init__(self, *_, disable, **__):

@@ -28,14 +28,12 @@ class Found(NamedTuple):
         kept: number of a norm, or of a layer beside others, → why it stays.
         pixels: number of a layer → the pixels, or vectors, that its calls return.
         narrower: number of a norm that is folded → the narrower dtype that it is then computed in.
-        pooled: whether a step reads through a pool, which may be padded for other sizes, four halvings deep.
     """
 
     steps: list[Step]
     kept: dict[int, str]
     pixels: dict[int, int]
     narrower: dict[int, str]
-    pooled: bool
 
 
 class _KeptError(Exception):
@@ -91,12 +89,14 @@ def find_steps(
     except Exception as error:  # such as reverse-mode differentiation within the call, which the marks do not take
         reason = f"the call cannot be followed: {type(error).__name__}: {error}".splitlines()[0]
         norms = [number for number, (_, layer) in enumerate(layers_of(model)) if is_norm(layer)]
-        return Found([], dict.fromkeys(norms, reason), {}, {}, False)
+        return Found([], dict.fromkeys(norms, reason), {}, {})
     traces += _larger(marked, call, example)
     refused: dict[Step, str] = {}
     seen_pools = False
     while True:
-        found = [_Finder(model, *traced, chosen, dense_groups, refused).find() for traced in traces]
+        found = [_Finder(model, *traced, chosen, dense_groups, refused) for traced in traces]
+        for finder in found:
+            finder.find()
         if found[0].pooled and not seen_pools:
             seen_pools = True
             for more in range(5, 33, 2):
@@ -111,7 +111,7 @@ def find_steps(
             seen = _seen_by_the_model(model, call, example, found[0].steps, unmarked, traces[0][0])
             new = dict.fromkeys(seen, "the model's code looks at its layers, and computes something else without it")
         if not new:
-            return found[0]
+            return found[0].result()
         refused |= new
 
 
@@ -220,12 +220,16 @@ class _Finder:
         # Why a convolution or FC takes no norm.
         self.stopped: dict[int, str] = {}
         self.narrower: dict[int, str] = {}
+        # Whether a step reads through a pool, which may be padded for other sizes, four halvings deep.
         self.pooled = False
 
-    def find(self) -> Found:
+    def find(self):
         """Looks for steps until there is none."""
         while self._after() or self._before() or self._branches():
             pass
+
+    def result(self) -> Found:
+        """What was found, and why the rest stays."""
         kept = {}
         for number, layer in enumerate(self.layers):
             reasons = self.kept.get(number, [])
@@ -234,7 +238,7 @@ class _Finder:
                 kept[number] = "; ".join(dict.fromkeys(reasons))
         calls = self.program.calls.items()
         pixels = {number: sum(_pixels(call) for _, call in found) for number, found in calls}
-        return Found(self.steps, kept, pixels, self.narrower, self.pooled)
+        return Found(self.steps, kept, pixels, self.narrower)
 
     def _take(self, step) -> bool:
         if step in self.refused:

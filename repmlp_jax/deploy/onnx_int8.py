@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
-import statistics
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from flax import nnx
 from jaxtyping import Integer, UInt8
 
 from repmlp_jax.deploy.onnx import OPSET, checked_content, random_images
+from repmlp_jax.deploy.timing import median_seconds
 from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.storage.whole_file import whole_file
@@ -26,7 +26,6 @@ MOST_GROUPS = 16
 BATCH = 8
 # Images on which outputs are compared without test images.
 COMPARED = 16
-RUNS = 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +247,8 @@ def _compare(content, path, images, labels, kept) -> Int8Report:
     if labels is not None:
         right, still = (float((outputs.argmax(-1) == labels).mean()) for outputs in (before, after))
         accuracy = right, still
-    slow, fast = _milliseconds(sessions, images[:1])
+    calls = [functools.partial(session.run, None, {"images": images[:1]}) for session in sessions]
+    slow, fast = (1e3 * seconds for seconds in median_seconds(calls))
     difference = float(np.sqrt(np.square(after - before).mean() / np.square(before).mean()))
     return Int8Report((len(content), path.stat().st_size), (slow, fast), accuracy, difference, kept)
 
@@ -256,17 +256,6 @@ def _compare(content, path, images, labels, kept) -> Int8Report:
 def _outputs(session, images) -> np.ndarray:
     starts = range(0, len(images), BATCH)
     return np.concatenate([session.run(None, {"images": images[start : start + BATCH]})[0] for start in starts])
-
-
-def _milliseconds(sessions, image) -> list[float]:
-    """The medians of the sessions' times, which are run in turn, so that a drift of the machine meets both."""
-    found: list[list[float]] = [[] for _ in sessions]
-    for _ in range(RUNS):
-        for session, times in zip(sessions, found, strict=True):
-            start = time.perf_counter()
-            session.run(None, {"images": image})
-            times.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(times) for times in found]
 
 
 def _check_loss(report, largest_loss):

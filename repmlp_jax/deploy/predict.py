@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,10 +51,7 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
     """
     whole_number("batch_size", batch_size, 1)
     saved = load(path)
-    classes = number_of_classes(saved, path)
-    dataset = open_dataset(dataset_name, data_dir, input_shape_of(saved.model)[-1])
-    names, called = saved.preprocessing.get("class_names") or (), dict(model=str(path), dataset=dataset_name)
-    order = class_order(names, classes, dataset.class_names, dataset.num_classes, **called)
+    dataset, order = open_with_classes_of(saved, path, dataset_name, data_dir)
     mesh = sharding.make_mesh()
     batch_size = sharding.rounded_up(batch_size, mesh)
     if isinstance(dataset, Dataset):
@@ -66,6 +64,19 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
 
     evaluator = Evaluator(batches, logits, batch_metrics, mean_metrics, mesh)
     return evaluator.evaluate(saved.model) | dict(images=examples)
+
+
+def open_with_classes_of(
+    saved: SavedModel, path: str | Path, dataset_name: str, data_dir: str | Path | None
+) -> tuple[Any, np.ndarray]:
+    """Opens a dataset whose classes a saved classifier has; returns it, and the model's class for each of its own.
+
+    Raises as `evaluate`.
+    """
+    classes = number_of_classes(saved, path)
+    dataset = open_dataset(dataset_name, data_dir, input_shape_of(saved.model)[-1])
+    names, called = saved.preprocessing.get("class_names") or (), dict(model=str(path), dataset=dataset_name)
+    return dataset, class_order(names, classes, dataset.class_names, dataset.num_classes, **called)
 
 
 def _resident(saved, path, dataset_name, dataset, batch_size, mesh):

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from repmlp_jax.data import Dataset, open_dataset
-from repmlp_jax.deploy.predict import number_of_classes
+from repmlp_jax.data import Dataset
+from repmlp_jax.deploy.predict import open_with_classes_of
 from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.storage.models import SavedModel
-from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.tasks.classification import check_size
 
 CALIBRATION, TEST = 256, 2000
@@ -31,11 +30,8 @@ def samples(saved: SavedModel, path: str | Path, dataset_name: str, data_dir: st
     Raises:
         FileNotFoundError, ValueError: as `evaluate`.
     """
-    classes = number_of_classes(saved, path)
     height, width, channels = shape = input_shape_of(saved.model)
-    dataset = open_dataset(dataset_name, data_dir, channels)
-    names, called = saved.preprocessing.get("class_names") or (), dict(model=str(path), dataset=dataset_name)
-    order = class_order(names, classes, dataset.class_names, dataset.num_classes, **called)
+    dataset, order = open_with_classes_of(saved, path, dataset_name, data_dir)
     if isinstance(dataset, Dataset):
         check_size(path, shape, dataset_name, dataset.test[0].shape[1:])
         (train, _), (test, labels) = dataset.train, dataset.test
@@ -45,7 +41,9 @@ def samples(saved: SavedModel, path: str | Path, dataset_name: str, data_dir: st
 
     def read(source, most):
         examples = [
-            evaluation_example(source[int(index)], size=(height, width), num_classes=classes, channels=channels)
+            evaluation_example(
+                source[int(index)], size=(height, width), num_classes=dataset.num_classes, channels=channels
+            )
             for index in _spread(len(source), most)
         ]
         return np.stack([each["image"] for each in examples]), np.stack([each["label"] for each in examples])

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,15 @@ RUNS = 15
 
 
 def seconds_per_image(models: Sequence[nnx.Module]) -> list[float]:
-    """The medians of the times that compiled calls of models take with one image of `input_shape`.
+    """The medians of the times that compiled calls of models take with one image of `input_shape`."""
+    return median_seconds([_compiled(model) for model in models])
 
-    The models are called in turn, so that a drift of the machine meets all of them.
+
+def median_seconds(calls: Sequence[Callable]) -> list[float]:
+    """The medians of the times of functions without arguments.
+
+    They are called in turn, so that a drift of the machine meets all of them.
     """
-    calls = [_compiled(model) for model in models]
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(RUNS):
         for call, found in zip(calls, seconds, strict=True):

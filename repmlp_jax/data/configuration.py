@@ -14,6 +14,7 @@ from repmlp_jax.models.registry import MODELS, create_model
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.resnet import RepMLPResNet
 from repmlp_jax.storage.models import SavedModel, is_saved_model, load
+from repmlp_jax.storage.preprocessing import statistics_of
 
 # Of the datasets that the paper trains these classes on.
 STATISTICS: dict[Any, tuple] = {
@@ -70,6 +71,5 @@ def data_configuration(model: str | Path) -> DataConfiguration:
 def configuration_of(saved: SavedModel) -> DataConfiguration:
     """The preprocessing of a model that was loaded."""
     shape = input_shape_of(saved.model)
-    mean = saved.preprocessing.get("mean") or (0.0,) * shape[-1]
-    std = saved.preprocessing.get("std") or (1.0,) * shape[-1]
+    mean, std = statistics_of(saved.preprocessing, shape[-1])
     return DataConfiguration(shape, tuple(mean), tuple(std))

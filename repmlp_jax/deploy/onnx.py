@@ -10,7 +10,7 @@ from flax import nnx
 
 from repmlp_jax.deploy.program import ready_to_run
 from repmlp_jax.fusing.arguments import whole_number
-from repmlp_jax.storage.preprocessing import check_preprocessing_of
+from repmlp_jax.storage.preprocessing import check_preprocessing_of, statistics_of
 from repmlp_jax.storage.whole_file import whole_file
 from repmlp_jax.version import __version__, versions
 
@@ -104,8 +104,7 @@ def _forward(model, preprocessing, preprocess):
         return lambda model, images: model(images)
     from repmlp_jax.data.augment import normalise
 
-    channels = model.input_shape[-1]
-    mean, std = preprocessing.get("mean") or (0.0,) * channels, preprocessing.get("std") or (1.0,) * channels
+    mean, std = statistics_of(preprocessing, model.input_shape[-1])
     return lambda model, pixels: model(normalise(pixels, mean, std))
 
 

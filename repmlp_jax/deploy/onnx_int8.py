@@ -14,6 +14,7 @@ from repmlp_jax.deploy.onnx import OPSET, checked_content, random_images
 from repmlp_jax.deploy.timing import median_seconds
 from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.output_shape import output_shape
+from repmlp_jax.storage.preprocessing import statistics_of
 from repmlp_jax.storage.whole_file import whole_file
 
 Images = UInt8[np.ndarray, "N H W C"]
@@ -152,7 +153,7 @@ def _check_labels(images, labels, model):
 
 
 def _normalised(images, preprocessing):
-    mean, std = (np.float32(preprocessing.get(name) or plain) for name, plain in (("mean", 0), ("std", 1)))
+    mean, std = (np.asarray(one, np.float32) for one in statistics_of(preprocessing, images.shape[-1]))
     return (images.astype(np.float32) / 255 - mean) / std
 
 

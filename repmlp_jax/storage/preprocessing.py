@@ -102,6 +102,6 @@ def _check_keys(value):
             _check_keys(entry)
 
 
-def statistics_of(preprocessing: dict, channels: int) -> tuple[Statistics, Statistics]:
+def statistics_of(preprocessing: dict, channels: int) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and std of the channels of images scaled to [0, 1]; without them 0 and 1, as such images are left so."""
     return preprocessing.get("mean") or (0.0,) * channels, preprocessing.get("std") or (1.0,) * channels

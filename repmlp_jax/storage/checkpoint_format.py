@@ -77,7 +77,7 @@ def write(path: Path, state: Any, record: Record) -> Any:
     """
     # Orbax does not protect its metadata, so the record gets its own digest.
     text = json.dumps(record)
-    return ocp.save_async(path, state, custom_metadata={"record": text, "sha256": _sha256(text)})
+    return ocp.save_async(path, _with_what_is_there(state), custom_metadata={"record": text, "sha256": _sha256(text)})
 
 
 def read_record(path: Path) -> Record:
@@ -108,7 +108,7 @@ def read(path: Path, abstract_state: Any, retyped: Collection[str] = ()) -> Any:
     record = _attempt_everywhere(path, lambda: _open_record(path))
     if record["format"] > FORMAT:
         raise ValueError(f"checkpoint {path} is of format {record['format']}; this version reads formats 1 to {FORMAT}")
-    wanted = jax.tree.map(_placed, abstract_state)
+    wanted = _with_what_is_there(jax.tree.map(_placed, abstract_state))
     leaves, structure = jax.tree.flatten(wanted)
     dtypes = {name: record["arrays"][name].partition("[")[0] for name in retyped if name in record["arrays"]}
     named = dict(zip(describe(wanted), leaves, strict=True))
@@ -122,7 +122,19 @@ def read(path: Path, abstract_state: Any, retyped: Collection[str] = ()) -> Any:
     _attempt_everywhere(path, lambda: _require_digests(state, record))
     arrays = dict(zip(describe(state), jax.tree.leaves(state), strict=True))
     _attempt_everywhere(path, lambda: check_finite(arrays, "it"))
-    return jax.tree.map(_as_wanted, state, wanted)
+    state = jax.tree.map(_as_wanted, state, wanted)
+    return abstract_state._replace(**state) if _is_named(abstract_state) else state
+
+
+def _is_named(state: Any) -> bool:
+    return isinstance(state, tuple) and hasattr(state, "_fields")
+
+
+def _with_what_is_there(state: Any) -> Any:
+    """A named tuple as a dict without the fields that are None: checkpoints of earlier versions lack these."""
+    if not _is_named(state):
+        return state
+    return {name: value for name, value in state._asdict().items() if value is not None}
 
 
 def _open_record(path: Path) -> Record:

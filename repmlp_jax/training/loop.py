@@ -19,6 +19,7 @@ from repmlp_jax.progress import print_line, progress_bar
 from repmlp_jax.storage.checkpoints import Checkpoints
 from repmlp_jax.storage.models import check_savable
 from repmlp_jax.training import sharding
+from repmlp_jax.training.average import models_of
 from repmlp_jax.training.config import check_config
 from repmlp_jax.training.environment import environment
 from repmlp_jax.training.interruption import Interruption
@@ -46,10 +47,10 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
     """Trains a model on a task, fuses it, and compares both.
 
     It writes `config.json`, `metrics.csv`, `curves.png`, `tensorboard/` and `checkpoints/` to `workdir`, and at the end
-    `model/` and `fused/`, which `load_model` reads, and `results.json`. A second call with the same configuration
-    resumes from the last complete checkpoint and ends with bit-identical parameters; fields that do not change what is
-    learned (`config.FREE`) may differ, and `epochs` where the learning rates so far do not depend on it. With several
-    processes, every process calls it.
+    `results.json` and what `load_model` reads: `model/` and `fused/`, with `ema_decay` also `ema/` and `ema_fused/`. A
+    second call with the same configuration resumes from the last complete checkpoint and ends with bit-identical
+    parameters; fields that do not change what is learned (`config.FREE`) may differ, and `epochs` where the learning
+    rates so far do not depend on it. With several processes, every process calls it.
 
     Args:
         config: as `default_config()`.
@@ -63,7 +64,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         TypeError: if `save_model` would not take the model, see `check_savable`.
         ValueError: if the configuration is not valid, `workdir` holds a run of another configuration or other flags of
             JAX, or more than 5 % of at least 1,000 examples are damaged.
-        FileExistsError: if `model` or `fused` in `workdir` is nothing that `save_model` wrote.
+        FileExistsError: if one of these in `workdir` is nothing that `save_model` wrote.
         BlockingIOError: if another run is in `workdir`.
         FloatingPointError: if a loss, a parameter or a statistic is not finite; the message names the step.
         SystemExit: after SIGTERM or SIGINT (Ctrl-C), once the state is saved.
@@ -73,7 +74,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch_size("batch_size", config.batch_size, mesh)
     check_processes(config)
-    check_results(workdir)
+    check_results(workdir, averaged=config.ema_decay > 0)
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
     task = make_task(for_the_devices(config, mesh), mesh, order_key)
     if task.feed.examples < config.batch_size:
@@ -94,7 +95,7 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
         return task.make_model(nnx.Rngs(key))
 
     def make_state(key):
-        return init_state(make_model(key), optimizer, task.correct_dtype)
+        return init_state(make_model(key), optimizer, task.correct_dtype, averaged=config.ema_decay > 0)
 
     abstract_model = nnx.eval_shape(make_model, init_key)
     result = task.result(abstract_model)
@@ -105,9 +106,10 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
     abstract_state = jax.eval_shape(make_state, init_key)
     shardings = sharding.state_shardings(abstract_state, mesh)
     sizes = dict(batch_size=config.batch_size, steps_per_epoch=steps_per_epoch, accumulate=config.accumulate)
-    one_step = make_step(graphdef, optimizer, task.loss, **sizes, mesh=mesh)
+    one_step = make_step(graphdef, optimizer, task.loss, **sizes, ema_decay=config.ema_decay, mesh=mesh)
     train_steps = task.feed.compile(one_step, step_key, shardings)
     pace = Pace(config.steps_per_call)
+    names = [prefix + name for prefix in (("", "ema_") if config.ema_decay else ("",)) for name in task.scores]
     plain_config = json.loads(config.to_json())
     if is_chief:
         replace_text(workdir / "config.json", json.dumps(plain_config, indent=1))
@@ -119,7 +121,11 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
             model = make_model(init_key)
             if config.init_from:
                 model = with_weights_of(config.init_from, model, head=config.init_head)
-            return sharding.put_state(init_state(model, optimizer, task.correct_dtype), shardings)
+            state = init_state(model, optimizer, task.correct_dtype, averaged=config.ema_decay > 0)
+            return sharding.put_state(state, shardings)
+
+    def results_of(state):
+        return {prefix: task.result(model) for prefix, model in models_of(state, graphdef).items()}
 
     def is_row_due(step):
         return step % steps_per_epoch == 0 or _is_multiple(step, config.log_every_steps)
@@ -134,7 +140,7 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
         step, state = checkpoints.restore(placed, retyped=RETYPED) or (0, first_state())
         if step:
             logger.warning("resuming from step %d of %d", step, final_step)
-        metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step, task.scores))) if is_chief else None
+        metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step, names))) if is_chief else None
         if metrics is not None:
             metrics.warn_of_missing(done for done in range(1, step + 1) if is_row_due(done))
         explained = False
@@ -158,12 +164,12 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
             if step < stop and not asked_to_stop:
                 continue
 
-            scores = {}
+            scores: dict[str, float] = {}
             is_end_of_epoch = step % steps_per_epoch == 0
             if is_end_of_epoch and (epoch % config.eval_every_epochs == 0 or step == final_step):
-                model = task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
-                scores = task.evaluator.evaluate(model)
-            tested = {f"test_{name}": scores[name] for name in task.scores if name in scores}
+                for prefix, model in results_of(state).items():
+                    scores |= {prefix + name: value for name, value in task.evaluator.evaluate(model).items()}
+            tested = {f"test_{name}": scores[name] for name in names if name in scores}
             images_per_second = config.batch_size / pace.seconds_per_step
             if metrics is not None and is_row_due(step):
                 metrics.add(
@@ -176,7 +182,7 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
                     **tested,
                 )
             if is_chief and is_end_of_epoch:
-                print_line(_line_of_epoch(epoch, seen, task.scores, scores, images_per_second))
+                print_line(_line_of_epoch(epoch, seen, names, scores, images_per_second))
                 if not explained and step <= LAGGING_STEPS and _lags(seen, scores):
                     print_line(LAG)
                     explained = True
@@ -192,8 +198,8 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
 
     if damaged := int(state.damaged):
         logger.warning("%d damaged examples were replaced by others in %d steps", damaged, final_step)
-    model = task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
-    return fuse_and_save(workdir, model, task)
+    models = results_of(state)
+    return fuse_and_save(workdir, models[""], task, models.get("ema_"))
 
 
 def for_the_devices(config: ConfigDict, mesh: Mesh) -> ConfigDict:

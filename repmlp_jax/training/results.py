@@ -15,22 +15,24 @@ from repmlp_jax.training.metrics import PICTURE, replace_text
 from repmlp_jax.training.sharding import on_this_process
 
 SAVED = "model", "fused"
+SAVED_AVERAGES = "ema", "ema_fused"
 
 
-def check_results(workdir: Path):
+def check_results(workdir: Path, *, averaged: bool = False):
     """Refuses a folder in which `fuse_and_save` would not replace what is there; raises FileExistsError."""
-    for name in SAVED:
+    for name in SAVED + (SAVED_AVERAGES if averaged else ()):
         check_may_write(workdir / name, overwrite=True)
 
 
-def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
-    """Fuses a trained model, saves both, compares them and prints the table.
+def fuse_and_save(workdir: Path, model: nnx.Module, task, average: nnx.Module | None = None) -> dict:
+    """Fuses a trained model, saves both, compares them and prints the table; the same with an average of the weights.
 
     Returns:
         A dict of `trained` and `fused`, each with the task's scores, parameters, macs (multiply-accumulates per image)
         and images_per_second; `baselines`, name → scores that a model has to beat; `largest_output_difference` on the
         test images at the highest matmul precision, and their `largest_output`; `largest_output_difference_as_run`, at
-        the devices' default precision; `computed_in`, a dtype.
+        the devices' default precision; `computed_in`, a dtype. With an average also `ema` and `ema_fused`, each with
+        the task's scores, and `largest_output_difference_ema`.
     """
     model = on_this_process(model)
     model.eval()
@@ -47,13 +49,21 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
     results["largest_output"] = comparison.largest_output
     results["largest_output_difference_as_run"] = comparison.difference_as_run
     results["computed_in"] = _compute_dtype(model)
+    models = dict(zip(SAVED, (model, fused), strict=True))
+    if average is not None:
+        average = on_this_process(average)
+        average.eval()
+        models |= zip(SAVED_AVERAGES, (average, fuse_params(average)), strict=True)
+        comparison = task.evaluator.compare(*(models[name] for name in SAVED_AVERAGES), runs=1)
+        results |= zip(SAVED_AVERAGES, comparison.scores, strict=True)
+        results["largest_output_difference_ema"] = comparison.largest_difference
     if jax.process_index() == 0:
-        for name, saved in zip(SAVED, (model, fused), strict=True):
+        for name, saved in models.items():
             save_model(workdir / name, saved, preprocessing=task.preprocessing, overwrite=True)
         task.draw(workdir, fused)
         replace_text(workdir / "results.json", json.dumps(results, indent=1))
         print_line(_table(results, task.scores))
-        print_line(f"saved: {' and '.join(str(workdir / name) for name in SAVED)}")
+        print_line(f"saved: {' and '.join(str(workdir / name) for name in models)}")
         if (picture := workdir / PICTURE).exists():  # There are no curves without epochs.
             print_line(f"curves: {picture}")
     return results
@@ -67,13 +77,14 @@ def _compute_dtype(model) -> str:
 
 def score(name: str, value: float) -> str:
     """Formats a score: a loss as a number, a share in per cent."""
-    return f"{value:.4f}" if name == "loss" else f"{value:.2%}"
+    return f"{value:.4f}" if name.endswith("loss") else f"{value:.2%}"
 
 
 def _table(results, scores) -> str:
     shown = [name for name in scores if name != "loss"]
     widths = [max(10, len(name) + 2) for name in shown]
-    margin = 2 + max(map(len, ("trained", *results["baselines"])))
+    averages = {name.replace("_", " "): results[name] for name in SAVED_AVERAGES if name in results}
+    margin = 2 + max(map(len, ("trained", *averages, *results["baselines"])))
 
     def line(head, row):
         cells = "".join(f"{score(name, row[name]):>{width}}" for name, width in zip(shown, widths, strict=True))
@@ -85,7 +96,7 @@ def _table(results, scores) -> str:
         row = results[name]
         sizes = f"{row['parameters']:>14,}{row['macs']:>18,}{row['images_per_second']:>12,.0f}"
         lines.append(line(name, row) + sizes)
-    lines += [line(name, row) for name, row in results["baselines"].items()]
+    lines += [line(name, row) for name, row in (averages | results["baselines"]).items()]
     exact, as_run = results["largest_output_difference"], results["largest_output_difference_as_run"]
     is_exact = results["computed_in"] in ("float32", "float64")
     rounded = "" if is_exact else f", computed in {results['computed_in']}"

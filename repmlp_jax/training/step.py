@@ -10,6 +10,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
+from repmlp_jax.training import average
+from repmlp_jax.training.average import Average
 from repmlp_jax.training.sharding import gathered, platform_of
 
 
@@ -38,6 +40,7 @@ class TrainState(NamedTuple):
         totals: of the epoch so far.
         failed_step: the first step whose loss, parameters or statistics were not finite, or -1.
         damaged: number of examples so far that could not be read and were replaced by others.
+        average: of parameters and statistics; None: the run keeps none.
     """
 
     step: Int[Array, ""]
@@ -47,6 +50,7 @@ class TrainState(NamedTuple):
     totals: Totals
     failed_step: Int[Array, ""]
     damaged: Int[Array, ""]
+    average: Average | None = None
 
 
 RETYPED = ("totals/correct",)
@@ -54,9 +58,20 @@ RETYPED = ("totals/correct",)
 
 
 def init_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation, correct_dtype: DTypeLike = jnp.int32
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    correct_dtype: DTypeLike = jnp.int32,
+    *,
+    averaged: bool = False,
 ) -> TrainState:
-    """The state before the first step; `correct_dtype` is the dtype of the task's count of correct examples."""
+    """The state before the first step.
+
+    Args:
+        model: the initial model.
+        optimizer: an Optax optimizer.
+        correct_dtype: dtype of the task's count of correct examples.
+        averaged: whether the state holds an average of the weights.
+    """
     parameters, statistics = nnx.state(model, nnx.Param, ...)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -66,6 +81,7 @@ def init_state(
         totals=Totals(jnp.zeros((), jnp.float32), jnp.zeros((), correct_dtype), jnp.zeros((), jnp.int32)),
         failed_step=jnp.full((), -1, jnp.int32),
         damaged=jnp.zeros((), jnp.int32),
+        average=average.start(parameters, statistics) if averaged else None,
     )
 
 
@@ -96,7 +112,7 @@ def fetch_metrics(state: TrainState) -> tuple[TrainState, StepMetrics]:
     )
 
 
-def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumulate=1, mesh):
+def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumulate=1, ema_decay=0.0, mesh):
     """Makes a training step, `(state, batch, key) → state`, which the feed compiles.
 
     Args:
@@ -107,6 +123,7 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
         batch_size: examples of a batch, over all devices.
         steps_per_epoch: number of steps after which the totals start from zero again.
         accumulate: parts of a batch, computed one after another to save memory; a norm sees one part at a time.
+        ema_decay: of the average of the weights; 0: the state holds none.
         mesh: the devices.
     """
     is_split = mesh.shape.get("fsdp", 1) > 1
@@ -154,6 +171,9 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
         parameters = optax.apply_updates(state.parameters, updates)
         # The loss alone does not tell: XLA's CPU compiler returns 0 for `relu(nan)` within some programs.
         failed = (state.failed_step < 0) & ~_are_finite((loss, parameters, statistics))
+        followed = state.average
+        if followed is not None:
+            followed = average.follow(followed, Average(parameters, statistics), state.step, ema_decay)
         return TrainState(
             step=state.step + 1,
             parameters=parameters,
@@ -162,6 +182,7 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
             totals=Totals(seen.loss + loss * batch_size, seen.correct + correct, seen.examples + batch_size),
             failed_step=jnp.where(failed, state.step + 1, state.failed_step),
             damaged=state.damaged + skipped,
+            average=followed,
         )
 
     return one_step

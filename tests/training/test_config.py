@@ -42,6 +42,8 @@ def test_all_mistakes_in_one_message():
         (dict(label_smoothing=5.0), "label_smoothing=5.0 must be from 0 to below 1"),
         (dict(label_smoothing=-1.0), "label_smoothing=-1.0 must be from 0 to below 1"),
         (dict(momentum=5.0), "momentum=5.0 must be from 0 to below 1"),
+        (dict(ema_decay=1.0), "ema_decay=1.0 must be from 0 to below 1"),
+        (dict(ema_decay=-0.1), "ema_decay=-0.1 must be from 0 to below 1"),
         (dict(seed=2**40), r"seed=1099511627776 must be from 0 to 2³² - 1"),
         (dict(drop_at=(2.0,)), r"drop_at=\(2.0,\) must be fractions between 0 and 1 in increasing order"),
         (dict(drop_at=(0.9, 0.1)), r"drop_at=\(0.9, 0.1\) must be fractions between 0 and 1 in increasing order"),

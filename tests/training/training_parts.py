@@ -43,7 +43,7 @@ def prepare(config, mesh) -> Prepared:
     steps_per_epoch = feed.examples // config.batch_size
     optimizer, _ = make_optimizer(config, steps_per_epoch)
     model = randomised(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed))))
-    state = init_state(model, optimizer)
+    state = init_state(model, optimizer, averaged=config.ema_decay > 0)
     shardings = state_shardings(state, mesh)
     step = make_step(
         nnx.graphdef(model),
@@ -52,6 +52,7 @@ def prepare(config, mesh) -> Prepared:
         batch_size=config.batch_size,
         steps_per_epoch=steps_per_epoch,
         accumulate=config.accumulate,
+        ema_decay=config.ema_decay,
         mesh=mesh,
     )
     everywhere = replicated(mesh)

@@ -17,7 +17,7 @@ class Average(NamedTuple):
     batches, is that of the last step.
 
     Attributes:
-        parameters: of the model.
+        parameters: of the model, those that train.
         statistics: of the model.
     """
 
@@ -57,7 +57,10 @@ def _rounded(average, like):
 def models_of(state: Any, graphdef: Any) -> dict[str, Any]:
     """The models of a training state: "" → that of the weights, and "ema_" → that of their average, if it has one."""
     weights = Average(state.parameters, state.statistics)
-    each = {"": weights} | ({"ema_": _rounded(state.average, weights)} if state.average is not None else {})
+    each = {"": weights}
+    if state.average is not None:
+        parameters = nnx.merge_state(state.parameters, state.average.parameters)
+        each["ema_"] = _rounded(Average(parameters, state.average.statistics), weights)
     return {prefix: nnx.merge(graphdef, *values, copy=True) for prefix, values in each.items()}
 
 

@@ -41,6 +41,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         ),
     ),
     ("be from 0 to below 1", lambda value: 0 <= value < 1, ("label_smoothing", "momentum", "ema_decay")),
+    ("be above 0 and not above 1", lambda value: 0 < value <= 1, ("layer_decay",)),
     ("be from 0 to 2³² - 1", lambda value: 0 <= value < 2**32, ("seed",)),  # JAX takes others for one of these
     (
         "be fractions between 0 and 1 in increasing order",
@@ -91,6 +92,11 @@ def default_config() -> ConfigDict:
             weight_decay=1e-4,  # of kernels only, not of biases and norms
             clip_norm=0.0,  # largest global norm of the gradients; 0: no clipping
             ema_decay=0.0,  # of an average of the weights, its share that a step keeps, such as 0.9999; 0: no average
+            # Fine-tuning
+            freeze="",  # parts that do not train, with commas between, such as "embedding,stages.0" or "*.norm"
+            train_only="",  # the only parts that train, such as "head"
+            layer_decay=1.0,  # factor of the learning rate from each block to the one before it
+            rate_factors="",  # factors of the learning rates of parts, such as "head=10,embedding=0.1"
             # Devices
             mesh=dict(data=0, fsdp=1),  # copies of the model (0: as many as fit) × devices that share a copy
             # Augmentation and loss
@@ -117,7 +123,10 @@ def default_config() -> ConfigDict:
 
 
 # Values for fields that the configurations of earlier versions lack: what those versions did.
-BEFORE = {"checkpoint_every_seconds": 0.0, "log_every_steps": 0, "profile_steps": 0, "ema_decay": 0.0}
+BEFORE = {
+    **{"checkpoint_every_seconds": 0.0, "log_every_steps": 0, "profile_steps": 0},
+    **{"ema_decay": 0.0, "freeze": "", "train_only": "", "layer_decay": 1.0, "rate_factors": ""},
+}
 # Fields that a process of a run may set differently from the others.
 OF_A_PROCESS = ("data_dir", "workers", "checkpoint_every_seconds", "profile_steps")
 # Fields that do not change what is learned: a resumed run may set them differently.

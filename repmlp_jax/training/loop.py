@@ -27,6 +27,7 @@ from repmlp_jax.training.metrics import Metrics, replace_text
 from repmlp_jax.training.only_run import only_run
 from repmlp_jax.training.optimizer import make_optimizer
 from repmlp_jax.training.pace import Pace
+from repmlp_jax.training.parts import parts_of
 from repmlp_jax.training.profiler import Profiler
 from repmlp_jax.training.results import check_results, fuse_and_save, score
 from repmlp_jax.training.resuming import check_processes, check_resumable
@@ -79,34 +80,40 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
     task = make_task(for_the_devices(config, mesh), mesh, order_key)
     if task.feed.examples < config.batch_size:
         raise ValueError(f"batch_size={config.batch_size} is more than the {task.feed.examples} training images")
+    parts = parts_of(config, task.make_model)
     with only_run(workdir):
         check_resumable(workdir, config, task.feed.examples)
-        return _train_task(config, workdir, mesh, task, init_key, step_key)
+        return _train_task(config, workdir, mesh, task, parts, init_key, step_key)
 
 
-def _train_task(config, workdir, mesh, task, init_key, step_key):
+def _train_task(config, workdir, mesh, task, parts, init_key, step_key):
     is_chief = jax.process_index() == 0
     steps_per_epoch = task.feed.examples // config.batch_size
     final_step = config.epochs * steps_per_epoch
 
-    optimizer, learning_rate = make_optimizer(config, steps_per_epoch)
+    optimizer, learning_rate = make_optimizer(config, steps_per_epoch, parts.factors)
+    kept = dict(averaged=config.ema_decay > 0, trains=parts.filter)
 
     def make_model(key):
         return task.make_model(nnx.Rngs(key))
 
     def make_state(key):
-        return init_state(make_model(key), optimizer, task.correct_dtype, averaged=config.ema_decay > 0)
+        return init_state(make_model(key), optimizer, task.correct_dtype, **kept)
 
     abstract_model = nnx.eval_shape(make_model, init_key)
     result = task.result(abstract_model)
     check_savable(result)  # before it is trained
     if is_chief:
         print_line(_introduction(config, count_parameters(result), task.feed.examples, steps_per_epoch, mesh, workdir))
+        if summary := parts.summary(abstract_model):
+            print_line(summary)
     graphdef = nnx.graphdef(abstract_model)
+    in_training = nnx.graphdef(parts.with_frozen_norms(abstract_model))
     abstract_state = jax.eval_shape(make_state, init_key)
     shardings = sharding.state_shardings(abstract_state, mesh)
     sizes = dict(batch_size=config.batch_size, steps_per_epoch=steps_per_epoch, accumulate=config.accumulate)
-    one_step = make_step(graphdef, optimizer, task.loss, **sizes, ema_decay=config.ema_decay, mesh=mesh)
+    means = dict(ema_decay=config.ema_decay, trains=parts.filter)
+    one_step = make_step(in_training, optimizer, task.loss, **sizes, **means, mesh=mesh)
     train_steps = task.feed.compile(one_step, step_key, shardings)
     pace = Pace(config.steps_per_call)
     names = [prefix + name for prefix in (("", "ema_") if config.ema_decay else ("",)) for name in task.scores]
@@ -121,8 +128,7 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
             model = make_model(init_key)
             if config.init_from:
                 model = with_weights_of(config.init_from, model, head=config.init_head)
-            state = init_state(model, optimizer, task.correct_dtype, averaged=config.ema_decay > 0)
-            return sharding.put_state(state, shardings)
+            return sharding.put_state(init_state(model, optimizer, task.correct_dtype, **kept), shardings)
 
     def results_of(state):
         return {prefix: task.result(model) for prefix, model in models_of(state, graphdef).items()}

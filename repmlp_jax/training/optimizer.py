@@ -1,16 +1,24 @@
 """Optimizers and learning-rate schedules."""
 
 import collections
+from collections.abc import Mapping
 
 import jax
 import optax
 
 
-def make_optimizer(config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(
+    config, steps_per_epoch: int, factors: Mapping[tuple, float] | None = None
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer and the learning-rate schedule that a configuration asks for.
 
     SGD follows PyTorch and adds the decay to the gradient; AdamW decouples it. Only kernels decay, not biases and
     norms.
+
+    Args:
+        config: as `default_config()`.
+        steps_per_epoch: of the schedule.
+        factors: path of a parameter → factor of its learning rate; empty or None: 1 for all.
     """
     schedule = make_schedule(config, steps_per_epoch)
     if config.optimizer == "adamw":
@@ -22,6 +30,15 @@ def make_optimizer(config, steps_per_epoch: int) -> tuple[optax.GradientTransfor
         ]
     if config.clip_norm:
         rule.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if factors:
+        rule.append(
+            optax.stateless(
+                lambda updates, _: jax.tree.map_with_path(
+                    lambda path, update: update * factors[tuple(entry.key for entry in path if hasattr(entry, "key"))],
+                    updates,
+                )
+            )
+        )
     return optax.chain(*rule), schedule
 
 

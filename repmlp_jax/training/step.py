@@ -1,6 +1,6 @@
 """The training step: a pure function from state to state."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,7 @@ def init_state(
     correct_dtype: DTypeLike = jnp.int32,
     *,
     averaged: bool = False,
+    trains: Any = nnx.Param,
 ) -> TrainState:
     """The state before the first step.
 
@@ -71,17 +72,19 @@ def init_state(
         optimizer: an Optax optimizer.
         correct_dtype: dtype of the task's count of correct examples.
         averaged: whether the state holds an average of the weights.
+        trains: NNX filter of the parameters that train; the optimizer and the average have no others.
     """
     parameters, statistics = nnx.state(model, nnx.Param, ...)
+    trained, _ = nnx.split_state(parameters, trains, ...)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         parameters=parameters,
         statistics=statistics,
-        optimizer=optimizer.init(parameters),
+        optimizer=optimizer.init(trained),
         totals=Totals(jnp.zeros((), jnp.float32), jnp.zeros((), correct_dtype), jnp.zeros((), jnp.int32)),
         failed_step=jnp.full((), -1, jnp.int32),
         damaged=jnp.zeros((), jnp.int32),
-        average=average.start(parameters, statistics) if averaged else None,
+        average=average.start(trained, statistics) if averaged else None,
     )
 
 
@@ -112,7 +115,9 @@ def fetch_metrics(state: TrainState) -> tuple[TrainState, StepMetrics]:
     )
 
 
-def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumulate=1, ema_decay=0.0, mesh):
+def make_step(
+    graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumulate=1, ema_decay=0.0, trains=nnx.Param, mesh
+):
     """Makes a training step, `(state, batch, key) → state`, which the feed compiles.
 
     Args:
@@ -124,14 +129,15 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
         steps_per_epoch: number of steps after which the totals start from zero again.
         accumulate: parts of a batch, computed one after another to save memory; a norm sees one part at a time.
         ema_decay: of the average of the weights; 0: the state holds none.
+        trains: NNX filter of the parameters that train; of the others no gradient is computed.
         mesh: the devices.
     """
     is_split = mesh.shape.get("fsdp", 1) > 1
 
-    def loss_of(parameters, statistics, batch, key):
+    def loss_of(trained, frozen, statistics, batch, key):
         if is_split:
-            parameters = gathered(parameters, mesh)
-        model = nnx.merge(graphdef, parameters, statistics, copy=True)
+            trained, frozen = (gathered(part, mesh) for part in (trained, frozen))
+        model = nnx.merge(graphdef, trained, frozen, statistics, copy=True)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # by which norms know the parts of the batch
             value, correct = loss(model, batch, key)
         _, statistics = nnx.state(model, nnx.Param, ...)
@@ -139,18 +145,18 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
 
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
 
-    def gradient_of_batch(parameters, statistics, batch, key):
+    def gradient_of_batch(trained, frozen, statistics, batch, key):
         if accumulate == 1:
-            return gradient_of(parameters, statistics, batch, key)
+            return gradient_of(trained, frozen, statistics, batch, key)
 
         def add_part(total, part_and_key):
             statistics, sums = total
-            (loss, (statistics, correct)), gradients = gradient_of(parameters, statistics, *part_and_key)
+            (loss, (statistics, correct)), gradients = gradient_of(trained, frozen, statistics, *part_and_key)
             return (statistics, jax.tree.map(jnp.add, sums, gradients)), (loss, correct)
 
         # Every `accumulate`-th example forms a part, so that every device keeps its own examples.
         parts = jax.tree.map(lambda array: jnp.moveaxis(array.reshape(-1, accumulate, *array.shape[1:]), 1, 0), batch)
-        total = statistics, jax.tree.map(jnp.zeros_like, parameters)
+        total = statistics, jax.tree.map(jnp.zeros_like, trained)
         keys = jax.random.split(key, accumulate)
         (statistics, gradients), (losses, corrects) = lax.scan(add_part, total, (parts, keys), unroll=unroll)
         gradients = jax.tree.map(lambda array: array / accumulate, gradients)
@@ -162,21 +168,22 @@ def make_step(graphdef, optimizer, loss, *, batch_size, steps_per_epoch, accumul
     def one_step(state, batch, key):
         skipped = batch.get("skipped", jnp.zeros((), jnp.int32)).sum(dtype=jnp.int32)
         batch = {name: array for name, array in batch.items() if name != "skipped"}
+        trained, frozen = nnx.split_state(state.parameters, trains, ...)
         (loss, (statistics, correct)), gradients = gradient_of_batch(
-            state.parameters, state.statistics, batch, jax.random.fold_in(key, state.step)
+            trained, frozen, state.statistics, batch, jax.random.fold_in(key, state.step)
         )
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
         is_first = state.step % steps_per_epoch == 0
         seen = jax.tree.map(lambda total: jnp.where(is_first, jnp.zeros_like(total), total), state.totals)
-        parameters = optax.apply_updates(state.parameters, updates)
+        trained = optax.apply_updates(trained, updates)
         # The loss alone does not tell: XLA's CPU compiler returns 0 for `relu(nan)` within some programs.
-        failed = (state.failed_step < 0) & ~_are_finite((loss, parameters, statistics))
+        failed = (state.failed_step < 0) & ~_are_finite((loss, trained, statistics))
         followed = state.average
         if followed is not None:
-            followed = average.follow(followed, Average(parameters, statistics), state.step, ema_decay)
+            followed = average.follow(followed, Average(trained, statistics), state.step, ema_decay)
         return TrainState(
             step=state.step + 1,
-            parameters=parameters,
+            parameters=nnx.merge_state(trained, frozen),
             statistics=statistics,
             optimizer=optimizer_state,
             totals=Totals(seen.loss + loss * batch_size, seen.correct + correct, seen.examples + batch_size),

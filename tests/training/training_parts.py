@@ -9,6 +9,7 @@ from flax import nnx
 from repmlp_jax.tasks import task_class
 from repmlp_jax.training.feed import ResidentFeed
 from repmlp_jax.training.optimizer import make_optimizer
+from repmlp_jax.training.parts import parts_of
 from repmlp_jax.training.sharding import make_mesh, put_state, replicated, state_shardings
 from repmlp_jax.training.step import TrainState, init_state, make_step
 
@@ -41,18 +42,20 @@ def prepare(config, mesh) -> Prepared:
     task = task_class(config.task)(config, mesh, jax.random.key(1))
     feed: ResidentFeed = task.feed
     steps_per_epoch = feed.examples // config.batch_size
-    optimizer, _ = make_optimizer(config, steps_per_epoch)
+    parts = parts_of(config, task.make_model)
+    optimizer, _ = make_optimizer(config, steps_per_epoch, parts.factors)
     model = randomised(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed))))
-    state = init_state(model, optimizer, averaged=config.ema_decay > 0)
+    state = init_state(model, optimizer, averaged=config.ema_decay > 0, trains=parts.filter)
     shardings = state_shardings(state, mesh)
     step = make_step(
-        nnx.graphdef(model),
+        nnx.graphdef(parts.with_frozen_norms(model)),
         optimizer,
         task.loss,
         batch_size=config.batch_size,
         steps_per_epoch=steps_per_epoch,
         accumulate=config.accumulate,
         ema_decay=config.ema_decay,
+        trains=parts.filter,
         mesh=mesh,
     )
     everywhere = replicated(mesh)

@@ -51,7 +51,11 @@ def follow(average: Average, now: Average, step: Int[Array, ""], decay: float) -
 
 def _rounded(average, like):
     """The average in the dtypes of the model."""
-    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype) if _is_averaged(leaf) else leaf, average, like)
+    return jax.tree.map(lambda one, other: one if one.dtype == other.dtype else _cast(one, other.dtype), average, like)
+
+
+# Compiled, so that it takes arrays that lie on the devices of several processes.
+_cast = jax.jit(lambda array, dtype: array.astype(dtype), static_argnums=1)
 
 
 def models_of(state: Any, graphdef: Any) -> dict[str, Any]:

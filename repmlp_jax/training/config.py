@@ -16,8 +16,8 @@ from repmlp_jax.training.model_arguments import problems_of_arguments
 
 CHOICES = {
     "task": ("classification", "faces", "segmentation"),
-    "optimizer": ("sgd", "adamw"),
-    "schedule": ("cosine", "poly", "steps"),
+    "optimizer": ("sgd", "adamw", "lamb", "lion", "muon"),
+    "schedule": ("cosine", "linear", "poly", "steps", "constant"),
     "augmentation": ("", "autoaugment", "randaugment"),
     "init_head": ("load", "skip"),
 }
@@ -35,7 +35,17 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         "not be below 0",
         lambda value: value >= 0,
         (
-            *("epochs", "warmup_epochs", "weight_decay", "clip_norm", "crop_padding", "mixup", "cutmix", "num_people"),
+            *(
+                "epochs",
+                "warmup_epochs",
+                "weight_decay",
+                "clip_norm",
+                "loss_scale",
+                "crop_padding",
+                "mixup",
+                "cutmix",
+                "num_people",
+            ),
             *("margin", "auxiliary_weight", "workers", "steps_per_call", "log_every_steps", "profile_steps"),
             *("checkpoint_every_steps", "checkpoint_every_seconds"),
         ),
@@ -82,15 +92,16 @@ def default_config() -> ConfigDict:
             epochs=100,  # 0: only evaluate and fuse the model of init_from
             batch_size=128,  # of all devices together; an epoch leaves out the last images that fill no batch
             accumulate=1,  # parts of a batch; they are computed one after another to save memory
-            optimizer="sgd",  # "sgd" or "adamw"
+            optimizer="sgd",  # "sgd", "adamw", "lamb", "lion", or "muon"
             learning_rate=0.2,  # at its peak, after the warm-up
-            schedule="cosine",  # "cosine" to 0, "poly" to 0, or "steps"
+            schedule="cosine",  # to 0 by "cosine", "linear" or "poly"; "steps", or "constant"
             poly_power=0.9,  # of "poly"
             drop_at=(0.6, 0.867, 0.967),  # of "steps": fractions of the training after which the rate is divided by 10
             warmup_epochs=0.0,  # the learning rate rises linearly from 0 in these epochs
             momentum=0.9,  # of "sgd"
             weight_decay=1e-4,  # of kernels only, not of biases and norms
             clip_norm=0.0,  # largest global norm of the gradients; 0: no clipping
+            loss_scale=0.0,  # of float16: factor of the loss at the start, such as 32768; it then adapts; 0: none
             ema_decay=0.0,  # of an average of the weights, its share that a step keeps, such as 0.9999; 0: no average
             # Fine-tuning
             freeze="",  # parts that do not train, with commas between, such as "embedding,stages.0" or "*.norm"
@@ -125,7 +136,7 @@ def default_config() -> ConfigDict:
 # Values for fields that the configurations of earlier versions lack: what those versions did.
 BEFORE = {
     **{"checkpoint_every_seconds": 0.0, "log_every_steps": 0, "profile_steps": 0},
-    **{"ema_decay": 0.0, "freeze": "", "train_only": "", "layer_decay": 1.0, "rate_factors": ""},
+    **{"ema_decay": 0.0, "loss_scale": 0.0, "freeze": "", "train_only": "", "layer_decay": 1.0, "rate_factors": ""},
 }
 # Fields that a process of a run may set differently from the others.
 OF_A_PROCESS = ("data_dir", "workers", "checkpoint_every_seconds", "profile_steps")
@@ -173,6 +184,12 @@ def check_config(config: ConfigDict) -> ConfigDict:
             )
     if values.get("batch_size", 1) % max(1, values.get("accumulate", 1)):
         problems.append(f"accumulate={config.accumulate} does not divide batch_size={config.batch_size}")
+    dtypes = values.get("model_arguments", {})
+    if values.get("loss_scale") and (str(dtypes.get("dtype")), dtypes.get("param_dtype") or "float32") != HALF:
+        problems.append(
+            f"loss_scale={config.loss_scale} is for model_arguments.dtype=float16 with param_dtype=float32: bfloat16 "
+            f"and float32 need no scale"
+        )
     if values.get("warmup_epochs", 0) >= values.get("epochs", math.inf) > 0:
         problems.append(f"warmup_epochs={config.warmup_epochs} must be less than epochs={config.epochs}")
     mesh = values.get("mesh", {})
@@ -185,6 +202,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
 
 
 INTEGER = "an integer"
+HALF = ("float16", "float32")  # dtypes that are computed in, and that parameters are kept in
 
 
 def _kind_missed(value, default) -> str:

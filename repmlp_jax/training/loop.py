@@ -92,7 +92,7 @@ def _train_task(config, workdir, mesh, task, parts, init_key, step_key):
     final_step = config.epochs * steps_per_epoch
 
     optimizer, learning_rate = make_optimizer(config, steps_per_epoch, parts.factors)
-    kept = dict(averaged=config.ema_decay > 0, trains=parts.filter)
+    kept = dict(averaged=config.ema_decay > 0, trains=parts.filter, scaled_by=config.loss_scale)
 
     def make_model(key):
         return task.make_model(nnx.Rngs(key))
@@ -263,8 +263,9 @@ def _check_damaged(seen, batch_size):
 
 
 def _failure(failed_step, checkpoints, config):
+    scaled = ", or its gradients with a loss scale of 1" if config.loss_scale else ""
     return (
-        f"the loss of step {failed_step} is not finite, or a parameter or statistic after it; the last checkpoint is "
-        f"of step {max(checkpoints.steps(), default=0)}. A lower learning_rate (now {config.learning_rate:g}) or more "
-        f"warmup_epochs (now {config.warmup_epochs:g}) may help"
+        f"the loss of step {failed_step} is not finite, or a parameter or statistic after it{scaled}; the last "
+        f"checkpoint is of step {max(checkpoints.steps(), default=0)}. A lower learning_rate (now "
+        f"{config.learning_rate:g}) or more warmup_epochs (now {config.warmup_epochs:g}) may help"
     )

@@ -94,7 +94,7 @@ def _check_epochs(where, step, epochs, config, steps_per_epoch):
             f"epochs is {config.epochs} now and {epochs} in {where}: with schedule={config.schedule!r} the learning "
             f"rate of earlier steps depends on it, first that of step {np.flatnonzero(now_rates != rates)[0] + 1}. "
             f"Start a run in another workdir, with init_from set to the model/ of this one, to train it further. A "
-            f"run can be prolonged with schedule='steps' with drop_at=(), a constant rate"
+            f"run can be prolonged with schedule='constant'"
         )
 
 

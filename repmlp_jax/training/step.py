@@ -10,8 +10,9 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
-from repmlp_jax.training import average
+from repmlp_jax.training import average, loss_scale
 from repmlp_jax.training.average import Average
+from repmlp_jax.training.loss_scale import LossScale
 from repmlp_jax.training.sharding import gathered, platform_of
 
 
@@ -41,6 +42,7 @@ class TrainState(NamedTuple):
         failed_step: the first step whose loss, parameters or statistics were not finite, or -1.
         damaged: number of examples so far that could not be read and were replaced by others.
         average: of parameters and statistics; None: the run keeps none.
+        loss_scale: of float16; None: the loss is not scaled.
     """
 
     step: Int[Array, ""]
@@ -51,6 +53,7 @@ class TrainState(NamedTuple):
     failed_step: Int[Array, ""]
     damaged: Int[Array, ""]
     average: Average | None = None
+    loss_scale: LossScale | None = None
 
 
 RETYPED = ("totals/correct",)
@@ -64,6 +67,7 @@ def init_state(
     *,
     averaged: bool = False,
     trains: Any = nnx.Param,
+    scaled_by: float = 0.0,
 ) -> TrainState:
     """The state before the first step.
 
@@ -73,6 +77,7 @@ def init_state(
         correct_dtype: dtype of the task's count of correct examples.
         averaged: whether the state holds an average of the weights.
         trains: NNX filter of the parameters that train; the optimizer and the average have no others.
+        scaled_by: factor of the loss at the start; 0: the loss is not scaled.
     """
     parameters, statistics = nnx.state(model, nnx.Param, ...)
     trained, _ = nnx.split_state(parameters, trains, ...)
@@ -85,6 +90,7 @@ def init_state(
         failed_step=jnp.full((), -1, jnp.int32),
         damaged=jnp.zeros((), jnp.int32),
         average=average.start(trained, statistics) if averaged else None,
+        loss_scale=loss_scale.start(scaled_by) if scaled_by else None,
     )
 
 
@@ -134,24 +140,24 @@ def make_step(
     """
     is_split = mesh.shape.get("fsdp", 1) > 1
 
-    def loss_of(trained, frozen, statistics, batch, key):
+    def loss_of(trained, frozen, statistics, batch, key, factor):
         if is_split:
             trained, frozen = (gathered(part, mesh) for part in (trained, frozen))
         model = nnx.merge(graphdef, trained, frozen, statistics, copy=True)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # by which norms know the parts of the batch
             value, correct = loss(model, batch, key)
         _, statistics = nnx.state(model, nnx.Param, ...)
-        return value, (statistics, correct)
+        return value if factor is None else value * factor, (statistics, correct)
 
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
 
-    def gradient_of_batch(trained, frozen, statistics, batch, key):
+    def gradient_of_batch(trained, frozen, statistics, batch, key, factor):
         if accumulate == 1:
-            return gradient_of(trained, frozen, statistics, batch, key)
+            return gradient_of(trained, frozen, statistics, batch, key, factor)
 
         def add_part(total, part_and_key):
             statistics, sums = total
-            (loss, (statistics, correct)), gradients = gradient_of(trained, frozen, statistics, *part_and_key)
+            (loss, (statistics, correct)), gradients = gradient_of(trained, frozen, statistics, *part_and_key, factor)
             return (statistics, jax.tree.map(jnp.add, sums, gradients)), (loss, correct)
 
         # Every `accumulate`-th example forms a part, so that every device keeps its own examples.
@@ -169,27 +175,45 @@ def make_step(
         skipped = batch.get("skipped", jnp.zeros((), jnp.int32)).sum(dtype=jnp.int32)
         batch = {name: array for name, array in batch.items() if name != "skipped"}
         trained, frozen = nnx.split_state(state.parameters, trains, ...)
+        scale = state.loss_scale
         (loss, (statistics, correct)), gradients = gradient_of_batch(
-            trained, frozen, state.statistics, batch, jax.random.fold_in(key, state.step)
+            trained,
+            frozen,
+            state.statistics,
+            batch,
+            jax.random.fold_in(key, state.step),
+            None if scale is None else scale.factor,
         )
+        if scale is not None:
+            loss, gradients = jax.tree.map(lambda array: array / scale.factor, (loss, gradients))
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
         is_first = state.step % steps_per_epoch == 0
         seen = jax.tree.map(lambda total: jnp.where(is_first, jnp.zeros_like(total), total), state.totals)
-        trained = optax.apply_updates(trained, updates)
-        # The loss alone does not tell: XLA's CPU compiler returns 0 for `relu(nan)` within some programs.
-        failed = (state.failed_step < 0) & ~_are_finite((loss, trained, statistics))
+        moved = optax.apply_updates(trained, updates)
         followed = state.average
         if followed is not None:
-            followed = average.follow(followed, Average(trained, statistics), state.step, ema_decay)
+            followed = average.follow(followed, Average(moved, statistics), state.step, ema_decay)
+        if scale is not None:  # a step whose gradients overflow is skipped, with a smaller scale for the next
+            finite = _are_finite(gradients)
+            loss = jnp.where(finite | (scale.factor > 1), loss, jnp.nan)  # with a scale of 1 no smaller one would help
+            before = trained, state.optimizer, state.statistics, state.average
+            after = moved, optimizer_state, statistics, followed
+            moved, optimizer_state, statistics, followed = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), after, before
+            )
+            scale = loss_scale.adjusted(scale, finite)
+        # The loss alone does not tell: XLA's CPU compiler returns 0 for `relu(nan)` within some programs.
+        failed = (state.failed_step < 0) & ~_are_finite((loss, moved, statistics))
         return TrainState(
             step=state.step + 1,
-            parameters=nnx.merge_state(trained, frozen),
+            parameters=nnx.merge_state(moved, frozen),
             statistics=statistics,
             optimizer=optimizer_state,
             totals=Totals(seen.loss + loss * batch_size, seen.correct + correct, seen.examples + batch_size),
             failed_step=jnp.where(failed, state.step + 1, state.failed_step),
             damaged=state.damaged + skipped,
             average=followed,
+            loss_scale=scale,
         )
 
     return one_step

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_recipe import get_config
 from tolerance import ROUNDING_F32, assert_close, assert_identical, assert_trees_close
-from training_parts import mesh_of, prepare
+from training_parts import killed_at, mesh_of, prepare
 
 from repmlp_jax import fuse_params, load_model
 from repmlp_jax.models.state import arrays_of
@@ -83,10 +83,6 @@ def test_averages_on_eight_devices_are_those_on_one():
     assert_trees_close(eight.average.parameters, one.average.parameters, 1e-13)
 
 
-class KilledError(Exception):
-    """Ends a run without a chance to save."""
-
-
 def config_of_runs():
     return get_config(ema_decay=0.9, steps_per_call=3, checkpoint_every_steps=6, learning_rate=0.3)
 
@@ -111,19 +107,9 @@ def run(as_users_have_it, tmp_path_factory):
 @pytest.mark.slow
 def test_a_run_killed_between_two_checkpoints_ends_with_the_same_average(run, tmp_path, monkeypatch):
     unbroken, _ = run
-    fetch_metrics = loop.fetch_metrics
-
-    def killed(state):
-        state, seen = fetch_metrics(state)
-        if seen.step == 33:
-            raise KilledError
-        return state, seen
-
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh_of(1))
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "fetch_metrics", killed)
-        with pytest.raises(KilledError):
-            train_and_evaluate(config_of_runs(), tmp_path)
+    with killed_at(33):
+        train_and_evaluate(config_of_runs(), tmp_path)
     train_and_evaluate(config_of_runs(), tmp_path)
     records = [read_record(workdir / "checkpoints" / "44") for workdir in (unbroken, tmp_path)]
     assert records[0]["digests"] == records[1]["digests"]

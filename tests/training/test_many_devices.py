@@ -222,10 +222,23 @@ def assert_same_run(workdir, expected):
     assert names == {path.name for path in expected.iterdir()}
 
 
+FINE_TUNING = (
+    "--config.ema_decay=0.9",
+    "--config.freeze=embedding",
+    "--config.layer_decay=0.8",
+    "--config.mesh.fsdp=2",
+)
+
+
 @pytest.mark.slow
-def test_killed_processes_start_again_and_end_as_an_undisturbed_pair(tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "saved"),
+    [((), ("model", "fused")), (("--config.optimizer=muon", *FINE_TUNING), ("model", "fused", "ema", "ema_fused"))],
+    ids=["as usual", "with all that the state can hold"],
+)
+def test_killed_processes_start_again_and_end_as_an_undisturbed_pair(tmp_path, arguments, saved):
     """Bit for bit, with a dataset of which each process streams its part."""
-    streamed = prepare_digits(tmp_path / "data")
+    streamed = (*prepare_digits(tmp_path / "data"), *arguments)
     undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "killed"
     codes, outputs = finish(start(undisturbed, *streamed, processes=2))
     assert codes == [0, 0], outputs
@@ -239,7 +252,7 @@ def test_killed_processes_start_again_and_end_as_an_undisturbed_pair(tmp_path):
     codes, outputs = finish(start(workdir, *streamed, processes=2))
     assert codes == [0, 0], outputs
     assert "resuming from step" in outputs[0]
-    for name in ("model", "fused"):
+    for name in saved:
         assert_identical(*(load_model(folder / name) for folder in (workdir, undisturbed)))
     assert (workdir / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
 

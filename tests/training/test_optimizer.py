@@ -69,16 +69,18 @@ def test_cross_entropy():
     assert cross_entropy(logits.astype(jnp.bfloat16), targets).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["poly", "steps"])
+@pytest.mark.parametrize("name", ["poly", "linear", "steps", "constant"])
 def test_other_schedules(name):
     config = get_config(schedule=name, epochs=10, learning_rate=0.4, warmup_epochs=1.0, drop_at=(0.5, 0.75))
     schedule = make_schedule(config, 20)
     assert schedule(0) == 0
     assert_close(schedule(10), 0.2, ROUNDING_F32)
-    if name == "poly":
+    if name in ("poly", "linear"):
         for step in (20, 65, 110, 199):
-            assert_close(schedule(step), 0.4 * (1 - (step - 20) / 180) ** 0.9, ROUNDING_F32)
+            assert_close(schedule(step), 0.4 * (1 - (step - 20) / 180) ** (0.9 if name == "poly" else 1), ROUNDING_F32)
         assert schedule(200) == 0
+    elif name == "constant":
+        assert {float(schedule(step)) for step in (20, 65, 199)} == {float(np.float32(0.4))}
     else:
         for step, rate in ((20, 0.4), (99, 0.4), (101, 0.04), (149, 0.04), (151, 0.004), (199, 0.004)):
             assert_close(schedule(step), rate, ROUNDING_F32)
@@ -91,13 +93,44 @@ def test_drops_that_fall_on_one_step_all_count():
         assert_close(schedule(step), rate, ROUNDING_F32)
 
 
-def test_adamw_decays_kernels_apart_from_the_gradient():
-    config = get_config(optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+def test_others_decay_kernels_apart_from_the_gradient(name):
+    config = get_config(optimizer=name, learning_rate=0.1, weight_decay=0.5)
     optimizer, _ = make_optimizer(config, 20)
     parameters = {"fc": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, parameters), optimizer.init(parameters), parameters)
     assert_close(updates["fc"]["kernel"], jnp.full(3, -0.05), ROUNDING_F32)
     assert not updates["fc"]["bias"].any()
+
+
+def test_lamb_scales_a_step_by_the_norm_of_what_it_moves():
+    optimizer, _ = make_optimizer(get_config(optimizer="lamb", learning_rate=0.1, weight_decay=0.0), 20)
+    parameters = {"one": {"kernel": jnp.full(4, 2.0)}, "other": {"kernel": jnp.full(4, 6.0)}}
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, parameters), optimizer.init(parameters), parameters)
+    assert_close(updates["one"]["kernel"], jnp.full(4, -0.2), 1e-5)
+    assert_close(updates["other"]["kernel"], jnp.full(4, -0.6), 1e-5)
+
+
+def test_muon_makes_each_matrix_of_a_kernel_orthogonal_and_leaves_classifiers_to_adam():
+    shapes = dict(fc=(8, 6), fc3=(2, 6, 6), conv=(3, 3, 4, 8), head=(8, 6))
+    random = np.random.default_rng(0)
+    gradients = {
+        name: {"kernel": jnp.asarray(random.normal(size=shape), jnp.float32)} for name, shape in shapes.items()
+    }
+    gradients["fc"]["bias"] = jnp.full(6, 0.5)
+    parameters = jax.tree.map(jnp.ones_like, gradients)
+    optimizer, _ = make_optimizer(get_config(optimizer="muon", learning_rate=0.1, weight_decay=0.0), 20)
+    updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
+    matrices = [updates["fc"]["kernel"], *updates["fc3"]["kernel"], updates["conv"]["kernel"].reshape(36, 8)]
+    for matrix in matrices:
+        singular = np.linalg.svd(matrix, compute_uv=False)
+        # Newton and Schulz's five steps leave them between 0.7 and 1.2; a gradient's are 10 times apart.
+        assert singular.max() < 2 * singular.min()
+        # As long as Adam's steps usually are: 0.2 of the rate for each number.
+        assert_close(np.sqrt(np.square(matrix).mean()), 0.02, 0.3)
+    for adams in (updates["head"]["kernel"], updates["fc"]["bias"]):
+        # The first step of Adam with Nesterov's momentum: 1 + 0.9 · 0.1 / (1 - 0.9²) times the rate.
+        assert_close(np.abs(adams), np.full(adams.shape, 0.1 * (1 + 0.9 / 1.9)), 1e-4)
 
 
 def test_gradients_are_clipped_by_the_norm_of_all():
@@ -111,7 +144,7 @@ def test_gradients_are_clipped_by_the_norm_of_all():
     assert_close(updates["other"], [-0.8], ROUNDING_F32)
 
 
-@pytest.mark.parametrize("kind", ["cosine", "poly", "steps"])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "poly", "steps", "constant"])
 @pytest.mark.parametrize("warmup_epochs", [0, 1])
 def test_schedules_work_where_jax_refuses_implicit_promotion(kind, warmup_epochs):
     config = types.SimpleNamespace(

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 from tiny_recipe import get_config
 from tolerance import ROUNDING_F32, assert_close, assert_trees_close
-from training_parts import mesh_of, prepare
+from training_parts import killed_at, mesh_of, prepare
 
 from repmlp_jax import RepMLPNet, load_model
 from repmlp_jax.models.registry import create_model
@@ -156,10 +156,6 @@ def test_a_part_trains_on_eight_devices_as_on_one(fsdp):
     assert_trees_close(eight.statistics, one.statistics, 1e-5)
 
 
-class KilledError(Exception):
-    """Ends a run without a chance to save."""
-
-
 @pytest.mark.slow
 def test_a_killed_fine_tuning_ends_as_an_unbroken_one_and_says_what_trains(tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh_of(1))
@@ -176,18 +172,8 @@ def test_a_killed_fine_tuning_ends_as_an_unbroken_one_and_says_what_trains(tmp_p
         r"trained   [\d,]+ of 22,130 parameters: head.bias, head.kernel, stages.0.2.* and \d+ more", trained
     )
     assert "rates     0.25 to 1 times the learning rate" in lines
-    fetch_metrics = loop.fetch_metrics
-
-    def killed(state):
-        state, seen = fetch_metrics(state)
-        if seen.step == 14:
-            raise KilledError
-        return state, seen
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "fetch_metrics", killed)
-        with pytest.raises(KilledError):
-            train_and_evaluate(config, tmp_path / "killed")
+    with killed_at(14):
+        train_and_evaluate(config, tmp_path / "killed")
     train_and_evaluate(config, tmp_path / "killed")
     records = [read_record(tmp_path / name / "checkpoints" / "22") for name in ("unbroken", "killed")]
     assert records[0]["digests"] == records[1]["digests"]

@@ -18,7 +18,7 @@ from repmlp_jax.training.resuming import check_resumable
 pytestmark = pytest.mark.usefixtures("as_users_have_it")
 EXAMPLES = 1437
 STEPS_PER_EPOCH = EXAMPLES // 64
-CONSTANT = dict(schedule="steps", drop_at=())
+CONSTANT = dict(schedule="constant")
 
 
 def plain(config):

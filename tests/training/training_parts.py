@@ -1,17 +1,41 @@
 """The parts of a training run, as `train_and_evaluate` puts them together."""
 
+import contextlib
 from typing import NamedTuple
 
 import jax
+import pytest
 from cases import randomised
 from flax import nnx
 
 from repmlp_jax.tasks import task_class
+from repmlp_jax.training import loop
 from repmlp_jax.training.feed import ResidentFeed
 from repmlp_jax.training.optimizer import make_optimizer
 from repmlp_jax.training.parts import parts_of
 from repmlp_jax.training.sharding import make_mesh, put_state, replicated, state_shardings
 from repmlp_jax.training.step import TrainState, init_state, make_step
+
+
+class KilledError(Exception):
+    """Ends a run without a chance to save."""
+
+
+@contextlib.contextmanager
+def killed_at(step: int):
+    """Kills the run that is started within, at a look after that step."""
+    fetch_metrics = loop.fetch_metrics
+
+    def fetch(state):
+        state, seen = fetch_metrics(state)
+        if seen.step == step:
+            raise KilledError
+        return state, seen
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "fetch_metrics", fetch)
+        with pytest.raises(KilledError):
+            yield
 
 
 def mesh_of(devices: int, fsdp: int = 1):
@@ -45,7 +69,8 @@ def prepare(config, mesh) -> Prepared:
     parts = parts_of(config, task.make_model)
     optimizer, _ = make_optimizer(config, steps_per_epoch, parts.factors)
     model = randomised(nnx.eval_shape(lambda: task.make_model(nnx.Rngs(config.seed))))
-    state = init_state(model, optimizer, averaged=config.ema_decay > 0, trains=parts.filter)
+    kept = dict(averaged=config.ema_decay > 0, trains=parts.filter, scaled_by=config.loss_scale)
+    state = init_state(model, optimizer, **kept)
     shardings = state_shardings(state, mesh)
     step = make_step(
         nnx.graphdef(parts.with_frozen_norms(model)),

@@ -233,8 +233,8 @@ FINE_TUNING = (
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "saved"),
-    [((), ("model", "fused")), (("--config.optimizer=muon", *FINE_TUNING), ("model", "fused", "ema", "ema_fused"))],
-    ids=["as usual", "with all that the state can hold"],
+    [((), ("model", "fused")), (FINE_TUNING, ("model", "fused", "ema", "ema_fused"))],
+    ids=["as usual", "fine-tuning with an average"],
 )
 def test_killed_processes_start_again_and_end_as_an_undisturbed_pair(tmp_path, arguments, saved):
     """Bit for bit, with a dataset of which each process streams its part."""

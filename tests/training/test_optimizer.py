@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from tiny_recipe import get_config
 from tolerance import ROUNDING_F32, assert_close
 
+from repmlp_jax.storage.checkpoint_format import make_record, read, write
+from repmlp_jax.storage.digest import digests
 from repmlp_jax.training.losses import cross_entropy
 from repmlp_jax.training.optimizer import make_optimizer, make_schedule
 
@@ -101,6 +104,17 @@ def test_others_decay_kernels_apart_from_the_gradient(name):
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, parameters), optimizer.init(parameters), parameters)
     assert_close(updates["fc"]["kernel"], jnp.full(3, -0.05), ROUNDING_F32)
     assert not updates["fc"]["bias"].any()
+
+
+@pytest.mark.parametrize("name", ["lamb", "lion", "muon"])
+def test_the_state_comes_back_from_a_checkpoint(tmp_path, name):
+    parameters = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
+    optimizer, _ = make_optimizer(get_config(optimizer=name, clip_norm=1.0), 20)
+    _, state = optimizer.update(parameters, optimizer.init(parameters), parameters)
+    write(tmp_path / "1", state, make_record(1, state, {}, {}, {})).result()
+    found = read(tmp_path / "1", jax.eval_shape(lambda: state))
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    assert digests(found) == digests(state)
 
 
 def test_lamb_scales_a_step_by_the_norm_of_what_it_moves():

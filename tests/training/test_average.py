@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_recipe import get_config
 from tolerance import ROUNDING_F32, assert_close, assert_identical, assert_trees_close
 from training_parts import killed_at, mesh_of, prepare
@@ -34,7 +35,8 @@ def test_parameters_and_statistics_are_averaged_with_a_warm_up_and_counts_are_th
 
     def now(step):
         statistics = dict(mean=jnp.asarray(values[step]) + 1, batches=jnp.int32(step), key=jax.random.key(step))
-        return Average(dict(kernel=jnp.asarray(values[step]), fixed=jnp.full(4, 0.1)), statistics)
+        parameters = dict(kernel=jnp.asarray(values[step]), fixed=jnp.full(4, 0.1))
+        return Average(nnx.State(parameters), nnx.State(statistics))
 
     average = start(*now(0))
     for step, expected in enumerate(averages_of(values.astype(np.float64), 0.5)):
@@ -48,9 +50,10 @@ def test_parameters_and_statistics_are_averaged_with_a_warm_up_and_counts_are_th
 
 
 def test_in_half_precision_a_slow_average_moves():
-    average = start(dict(kernel=jnp.ones(1, jnp.bfloat16)), {})
+    ones, twos = (nnx.State(dict(kernel=jnp.full(1, value, jnp.bfloat16))) for value in (1, 2))
+    average = start(ones, nnx.State({}))
     for step in range(10_000, 10_100):
-        average = follow(average, Average(dict(kernel=jnp.full(1, 2, jnp.bfloat16)), {}), jnp.int32(step), 0.999)
+        average = follow(average, Average(twos, nnx.State({})), jnp.int32(step), 0.999)
     assert average.parameters["kernel"].dtype == jnp.float32
     assert_close(average.parameters["kernel"], [2 - 0.999**100], 1e-4)
 

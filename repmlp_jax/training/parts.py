@@ -103,7 +103,7 @@ def _factors(text) -> Iterator[tuple[str, float]]:
         except ValueError:
             factor = math.nan
         if not pattern or not 0 < factor < math.inf:
-            raise ValueError(f"config: rate_factors has {entry!r}, and takes PATTERN=FACTOR with a factor above 0")
+            raise ValueError(f"config: rate_factors: {entry!r} must be PATTERN=FACTOR, with a factor above 0")
         yield pattern.strip(), factor
 
 

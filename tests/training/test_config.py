@@ -58,7 +58,7 @@ def test_all_mistakes_in_one_message():
         (dict(dataset="digit"), "no dataset is called 'digit'; the nearest is 'digits'"),
         (
             dict(optimizer="adam"),
-            "optimizer='adam' is none of 'sgd', 'adamw', 'lamb', 'lion', 'muon'; the nearest is 'adamw'",
+            "optimizer='adam' must be one of 'sgd', 'adamw', 'lamb', 'lion', 'muon'; the nearest is 'adamw'",
         ),
         (dict(batch_size=64, accumulate=3), "accumulate=3 does not divide batch_size=64"),
         (

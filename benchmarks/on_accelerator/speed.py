@@ -200,7 +200,7 @@ def epochs(journal, options):
             ends.append(time.perf_counter())
 
     plain = loop.Metrics, loop.fuse_and_save
-    loop.Metrics, loop.fuse_and_save = Metrics, lambda *_: {}
+    loop.Metrics, loop.fuse_and_save = Metrics, lambda *_, **__: {}
     try:
         with tempfile.TemporaryDirectory() as workdir:
             train_and_evaluate(config, workdir)

@@ -205,7 +205,7 @@ def _train_task(config, workdir, mesh, task, parts, init_key, step_key):
     if damaged := int(state.damaged):
         logger.warning("%d damaged examples were replaced by others in %d steps", damaged, final_step)
     models = results_of(state)
-    return fuse_and_save(workdir, models[""], task, models.get("ema_"))
+    return fuse_and_save(workdir, models[""], task, average=models.get("ema_"))
 
 
 def for_the_devices(config: ConfigDict, mesh: Mesh) -> ConfigDict:

@@ -24,7 +24,7 @@ def check_results(workdir: Path, *, averaged: bool = False):
         check_may_write(workdir / name, overwrite=True)
 
 
-def fuse_and_save(workdir: Path, model: nnx.Module, task, average: nnx.Module | None = None) -> dict:
+def fuse_and_save(workdir: Path, model: nnx.Module, task, *, average: nnx.Module | None = None) -> dict:
     """Fuses a trained model, saves both, compares them and prints the table; the same with an average of the weights.
 
     Returns:
@@ -54,9 +54,9 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task, average: nnx.Module | 
         average = on_this_process(average)
         average.eval()
         models |= zip(SAVED_AVERAGES, (average, fuse_params(average)), strict=True)
-        comparison = task.evaluator.compare(*(models[name] for name in SAVED_AVERAGES), runs=1)
-        results |= zip(SAVED_AVERAGES, comparison.scores, strict=True)
-        results["largest_output_difference_ema"] = comparison.largest_difference
+        of_averages = task.evaluator.compare(*(models[name] for name in SAVED_AVERAGES), runs=1)
+        results |= zip(SAVED_AVERAGES, of_averages.scores, strict=True)
+        results["largest_output_difference_ema"] = of_averages.largest_difference
     if jax.process_index() == 0:
         for name, saved in models.items():
             save_model(workdir / name, saved, preprocessing=task.preprocessing, overwrite=True)

@@ -129,7 +129,7 @@ def scored(monkeypatch, as_users_have_it):
 
     monkeypatch.setattr(loop, "Metrics", Metrics)
     monkeypatch.setattr(Evaluator, "evaluate", evaluate)
-    monkeypatch.setattr(loop, "fuse_and_save", lambda *_: {})
+    monkeypatch.setattr(loop, "fuse_and_save", lambda *_, **__: {})
     return get_config(epochs=4, checkpoint_every_seconds=1000.0, checkpoint_every_steps=0, steps_per_call=22)
 
 

@@ -247,12 +247,17 @@ def fuse(
 @app.command()
 def evaluate(
     model: ModelFolder,
-    dataset: Annotated[str, typer.Option(help="cifar10, digits, or a prepared TFDS dataset.")],
-    data_dir: Annotated[str | None, typer.Option(help="Folder of TFDS datasets. Default: TFDS_DATA_DIR.")] = None,
+    dataset: Annotated[str, typer.Option(help="cifar10, digits, folder, or a prepared TFDS dataset.")],
+    data_dir: Annotated[
+        str | None, typer.Option(help="Of folder: the folder. Else that of TFDS datasets, by default TFDS_DATA_DIR.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
     """Evaluates a saved model on the validation split of a dataset, or on its test split if it has none.
+
+    With --dataset folder the pictures are files in val/CLASS/ or test/CLASS/ of --data-dir. If it has neither, they are
+    all those in CLASS/, or the share of them that the model's training held out.
 
     Example: repmlp-jax evaluate runs/digits/fused --dataset digits
     """
@@ -269,7 +274,9 @@ def evaluate(
 @app.command()
 def predict(
     model: ModelFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Pictures, in any format that OpenCV reads.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE…", help="Pictures that OpenCV reads, or folders of such pictures.")
+    ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):

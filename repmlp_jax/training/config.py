@@ -40,7 +40,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             *("checkpoint_every_steps", "checkpoint_every_seconds"),
         ),
     ),
-    ("be from 0 to below 1", lambda value: 0 <= value < 1, ("label_smoothing", "momentum")),
+    ("be from 0 to below 1", lambda value: 0 <= value < 1, ("label_smoothing", "momentum", "val_share")),
     ("be from 0 to 2³² - 1", lambda value: 0 <= value < 2**32, ("seed",)),  # JAX takes others for one of these
     (
         "be fractions between 0 and 1 in increasing order",
@@ -71,11 +71,12 @@ def default_config() -> ConfigDict:
             init_from="",  # weights to start from: a saved model's folder, or a file of official PyTorch weights
             init_head="load",  # "skip": the classifier keeps its initial weights, for other classes
             # Data
-            dataset="cifar10",  # "cifar10", "digits", or the name of a TFDS dataset, which is streamed
+            dataset="cifar10",  # "cifar10", "digits"; streamed: "folder", or the name of a TFDS dataset
             test_dataset="",  # for faces: the dataset to verify on; "": the test split of `dataset`
             num_people=0,  # for streamed faces: number of people in the dataset; 0: the dataset is held on the devices
             eval_split="val",  # for street scenes: the split to evaluate on
-            data_dir="",  # folder of TFDS datasets; "": TFDS_DATA_DIR, or TFDS's default
+            data_dir="",  # of "folder": its path; else folder of TFDS datasets, "": TFDS_DATA_DIR, or TFDS's default
+            val_share=0.0,  # of "folder" without val/ or test/: the share of the pictures in data_dir/CLASS to hold out
             workers=0,  # processes that read and decode streamed data; 0: the training process itself
             # Optimisation
             epochs=100,  # 0: only evaluate and fuse the model of init_from
@@ -116,7 +117,7 @@ def default_config() -> ConfigDict:
 
 
 # Values for fields that the configurations of earlier versions lack: what those versions did.
-BEFORE = {"checkpoint_every_seconds": 0.0, "log_every_steps": 0, "profile_steps": 0}
+BEFORE = {"checkpoint_every_seconds": 0.0, "log_every_steps": 0, "profile_steps": 0, "val_share": 0.0}
 # Fields that a process of a run may set differently from the others.
 OF_A_PROCESS = ("data_dir", "workers", "checkpoint_every_seconds", "profile_steps")
 # Fields that do not change what is learned: a resumed run may set them differently.

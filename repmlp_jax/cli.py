@@ -26,7 +26,9 @@ plot = typer.Typer(
 )
 app.add_typer(plot, name="plot")
 
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder or .safetensors file of a saved model.")]
+ModelFolder = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder or .safetensors file of a saved model, or hf://OWNER/NAME.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 Picture = Annotated[Path, typer.Argument(help="File of the picture: .png, or .svg or .pdf.")]
 Block = Annotated[int, typer.Option(min=0, help="Which RepMLP block, counted from 0.")]
@@ -403,6 +405,27 @@ def quantise(
         print(f"saved: {out}")
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, whose model/ is uploaded, or of a saved model.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository; it is made if there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Let nobody else read it.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
+):
+    """Uploads a saved model to the Hugging Face hub, with a card that says what it is.
+
+    The card, README.md, has the scores and the recipe of the run, and how the model is loaded. Whoever may read the
+    repository can name hf://OWNER/NAME in place of the folder of a model. It takes pip install "repmlp_jax[hub]", and
+    `hf auth login` with a token that may write.
+
+    Example: repmlp-jax push runs/digits OWNER/digits
+    """
+    with one_line_errors():
+        from repmlp_jax.deploy.push import push
+
+        print(f"pushed: {push(folder, repo, private=private, overwrite=overwrite)}")
+
+
 @plot.command("kernels")
 def plot_kernels(
     model: ModelFolder,
@@ -477,10 +500,10 @@ def _report(model: str):
     """The fuse report of a model, given by its name or its folder."""
     from repmlp_jax import create_model, fuse_report, load_model
     from repmlp_jax.models.randomness import abstract
-    from repmlp_jax.storage.models import is_saved_model
+    from repmlp_jax.storage.models import is_saved_model, model_path
 
-    if is_saved_model(local_path(model)):
-        return fuse_report(load_model(model))
+    if is_saved_model(path := model_path(model)):
+        return fuse_report(load_model(path))
     return fuse_report(abstract(create_model, model))
 
 

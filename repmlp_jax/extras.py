@@ -4,6 +4,7 @@ import importlib.util
 
 EXTRAS = {
     "onnx": ("ONNX files and int8", ("onnx", "onnxruntime")),
+    "hub": ("models on the Hugging Face hub", ("huggingface_hub",)),
     "torch": ("weights in .pth, .pt, .tar and .bin files", ("torch",)),
 }
 

@@ -11,14 +11,13 @@ import optax
 
 from repmlp_jax.data import FOLDER, LOADERS, augment, load_dataset, open_dataset
 from repmlp_jax.data.mixing import mix
-from repmlp_jax.local_path import local_path
 from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.models.randomness import abstract
 from repmlp_jax.models.registry import MODELS
 from repmlp_jax.models.state import head_places
 from repmlp_jax.progress import print_line
-from repmlp_jax.storage.models import is_saved_model, load
+from repmlp_jax.storage.models import is_saved_model, load, model_path
 from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
@@ -156,9 +155,9 @@ def mean_metrics(measured) -> dict[str, float]:
 
 def _check_order(init_from: str, name: str, dataset):
     """Refuses a saved model whose classes are not the dataset's: without training they would be scored by number."""
-    if not init_from or not is_saved_model(local_path(init_from)):
+    if not init_from or not is_saved_model(path := model_path(init_from)):
         return
-    saved = load(init_from)
+    saved = load(path)
     names = saved.preprocessing.get("class_names") or ()
     classes = output_shape(saved.model)[-1]
     order = class_order(names, classes, dataset.class_names, dataset.num_classes, model=init_from, dataset=name)

@@ -68,7 +68,7 @@ def default_config() -> ConfigDict:
             seed=0,  # of the initial weights, the order of the data and the augmentation
             model="pure_mlp",  # one of list_models()
             model_arguments={},  # of the model's class, in addition to those of its name
-            init_from="",  # weights to start from: a saved model's folder, or a file of official PyTorch weights
+            init_from="",  # weights to start from: a saved model, also hf://OWNER/NAME, or a file of official weights
             init_head="load",  # "skip": the classifier keeps its initial weights, for other classes
             # Data
             dataset="cifar10",  # "cifar10", "digits"; streamed: "folder", or the name of a TFDS dataset

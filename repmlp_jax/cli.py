@@ -327,7 +327,7 @@ def export(
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Of ONNX: leave a trained model as it is.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Of ONNX: round weights and products to int8.")] = False,
     dataset: Annotated[str | None, typer.Option(help="Of --int8: to calibrate with and test on.")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Of --int8: folder of TFDS datasets.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Of --dataset, as of evaluate.")] = None,
     largest_loss: Annotated[
         float | None, typer.Option(help="Of --int8: share of accuracy (0.01) or outputs (0.05) that may be lost.")
     ] = None,

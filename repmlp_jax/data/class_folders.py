@@ -11,7 +11,7 @@ from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from repmlp_jax.listing import listed
 from repmlp_jax.local_path import local_path
 
-HELD_OUT = ("val", "validation", "test")  # The first that is there is evaluated on.
+HELD_OUT = ("val", "valid", "validation", "test")  # The first that is there is evaluated on.
 
 
 def load_folder(
@@ -21,7 +21,7 @@ def load_folder(
 
     Args:
         data_dir: a folder with `train/CLASS/…`, and `val/CLASS/…`, `validation/CLASS/…` or `test/CLASS/…`. With
-            `val_share`, one with `CLASS/…`.
+            `val_share`, one with `CLASS/…`. (`valid/` is `val/`; upper and lower case are the same.)
         channels: that pictures are decoded to, 3 (RGB) or 1 (grey).
         val_share: the share of each class that is held out for validation, at least one picture. A picture's name
             decides whether it is; what a share holds out, a larger one does, too.
@@ -53,7 +53,7 @@ def load_folder(
         training = _read(train) if train else PictureFiles(folder, dict.fromkeys(validation.files, ()), {})
         _check_same(training, validation)
     elif needs_train and (not val_share or train or held_out):
-        lacking = f"no train/ beside {held_out.name}/" if held_out else "no val/, validation/ or test/"
+        lacking = f"no train/ beside {held_out.name}/" if held_out else "no val/ or test/"
         there = listed(f"{name}/" for name in _folders(folder)) or "no folder"
         raise ValueError(
             f"{folder} holds {lacking}, but {there}; val_share, such as 0.2, holds out a share of the pictures in "

@@ -172,7 +172,8 @@ def _show(images):
     """Prints what there is to train on; every process of a run has to see the same files."""
     from repmlp_jax.data.looking import look
 
-    check_same("list of files in data_dir", [images.train.names(), images.validation.names()])
+    if jax.process_count() > 1:
+        check_same("list of files in data_dir", [images.train.names(), images.validation.names()])
     found = look(images)
     if jax.process_index() == 0:
         print_line(found)

@@ -42,7 +42,12 @@ def test_classes_are_the_names_of_the_folders_in_order(tmp_path):
 
 @pytest.mark.parametrize(
     ("there", "expected"),
-    [(("test",), "test"), (("validation", "test"), "validation"), (("test", "Val"), "Val")],
+    [
+        (("test",), "test"),
+        (("validation", "test"), "validation"),
+        (("valid", "test"), "valid"),
+        (("test", "Val"), "Val"),
+    ],
 )
 def test_the_first_held_out_split_is_evaluated_on(tmp_path, there, expected):
     write(tmp_path, *(f"{split}/{name}/1.png" for split in ("Train", *there) for name in ("ant", "bee")))
@@ -95,10 +100,10 @@ def test_an_evaluation_needs_no_training_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("paths", "options", "message"),
     [
-        ((), {}, r"holds no val/, validation/ or test/, but no folder; val_share, such as 0.2"),
-        (("ant/1.png", "bee/1.png"), {}, r"holds no val/, validation/ or test/, but ant/, bee/; val_share"),
+        ((), {}, r"holds no val/ or test/, but no folder; val_share, such as 0.2"),
+        (("ant/1.png", "bee/1.png"), {}, r"holds no val/ or test/, but ant/, bee/; val_share"),
         (("val/ant/1.png", "val/bee/1.png"), {}, "holds no train/ beside val/, but val/"),
-        (("train/ant/1.png",), dict(val_share=0.5), "holds no val/, validation/ or test/, but train/"),
+        (("train/ant/1.png",), dict(val_share=0.5), "holds no val/ or test/, but train/"),
         (SPLITS, dict(val_share=0.2), r"val_share=0.2 holds out .*/CLASS, and there are train/ and val/: set"),
         (("train/1.png", "val/1.png"), {}, r"val holds 0 folders of classes, and 1 files beside them"),
         (("ant/1.png",), dict(val_share=0.2), "holds 1 folders of classes: 'ant', and 0 files beside them: a classif"),

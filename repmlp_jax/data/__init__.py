@@ -117,6 +117,7 @@ def open_dataset(
         import tensorflow_datasets as tfds
 
         is_known = name.partition(":")[0] in tfds.list_builders(with_community_datasets=False)
-        if not is_known and nearest(name, LOADERS, cutoff=0.6):
-            load_dataset(name)  # raises an error that names the nearest
+        others: dict = {**LOADERS, FOLDER: None}
+        if not is_known and nearest(name, others, cutoff=0.6):
+            lookup(others, name, "dataset")  # raises an error that names the nearest
         raise

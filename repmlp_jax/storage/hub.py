@@ -63,7 +63,7 @@ def download(address: str | os.PathLike[str], files: Sequence[str]) -> Path:
             revision = path.parent.name  # the commit, so that all files are of the same
     if unreachable:
         reason = _reason(unreachable)
-        logger.warning("%s is as it was downloaded before, as the hub cannot be reached: %s", address, reason)
+        logger.warning("hf://%s is as it was downloaded before: the hub cannot be reached (%s)", repository, reason)
     return path.parent
 
 

@@ -122,6 +122,8 @@ def test_folders_that_cannot_be_trained_on_are_one_error(tmp_path, paths, option
 def test_a_folder_that_is_not_there_or_not_named_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"there is no folder {re.escape(str(tmp_path))}/nowhere, which"):
         load_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no dataset is called 'folders'; the nearest is 'folder'"):
+        open_dataset("folders", tmp_path)
     with pytest.raises(ValueError, match="dataset='folder' needs data_dir: the folder that holds train/CLASS"):
         load_folder("")
 

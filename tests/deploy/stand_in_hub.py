@@ -66,7 +66,7 @@ class _Answers(BaseHTTPRequestHandler):
             return self._send(200, {"errors": [], "warnings": []})
         of_models = re.match(r"/api/models/([^/]+/[^/]+)(/.*)?$", self.path)
         of_files = re.match(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)$", self.path)
-        repository = (of_models or of_files)[1]
+        repository = (of_models or of_files or ("", ""))[1]  # the client asks for other things, too
         if repository not in self.server.repositories:
             return self._send(404, {"error": "Repository not found"}, code="RepoNotFound")
         files, commit = self.server.repositories[repository], self.server.commit(repository)

@@ -171,9 +171,9 @@ def import_command(
         from flax import nnx
 
         from repmlp_jax import create_model, from_torch, fuse_params, load_torch_file, save_model
-        from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
         from repmlp_jax.models.randomness import abstract
         from repmlp_jax.models.state import MisfitError
+        from repmlp_jax.storage.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
         _refuse_existing(out, overwrite)
         options: dict = {} if num_classes is None else {"num_classes": num_classes}

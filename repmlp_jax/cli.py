@@ -244,6 +244,25 @@ def fuse(
         print(f"saved: {out}")
 
 
+@app.command(add_help_option=False, context_settings=dict(ignore_unknown_options=True))
+def train(
+    context: typer.Context,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE] [--FLAG=VALUE…]", help="As --help lists them.")
+    ] = None,
+):
+    """Trains a model by a recipe, fuses it, and puts both side by side, as `train.py` of the repository does.
+
+    RECIPE is one of those that come with the library, such as digits, cifar or cifar:wide_convnet; --config=FILE takes
+    your own. Each field of it can be set, as by --config.epochs=10. The same command resumes an interrupted run.
+
+    Example: repmlp-jax train digits --workdir=runs/digits
+    """
+    with one_line_errors():
+        from repmlp_jax.tasks.program import run
+    run([context.command_path, *(arguments or [])])
+
+
 @app.command()
 def evaluate(
     model: ModelFolder,

@@ -77,5 +77,5 @@ def test_without_extras_the_core_works_and_the_rest_names_the_extra(tmp_path):
 
 
 def test_a_module_of_no_extra_is_missing_as_elsewhere():
-    with pytest.raises(ModuleNotFoundError, match="^No module named 'nowhere_to_be_found'$"), extras.name_extra():
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'nowhere_to_be_found'$"), extras.name_extra():
         import nowhere_to_be_found  # noqa: F401

@@ -41,7 +41,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
     except (flags.Error, OSError, ValueError, TypeError) as error:
         _exit(str(error))
     if stray := rest[1:]:
-        _exit(f"{stray[0]!r} is no flag: flags start with '--', and a value follows '=', as in --config.flip=False")
+        _exit(f"{stray[0]!r} is not a flag: flags start with '--', and a value follows '=', as in --config.flip=False")
     return rest
 
 

@@ -92,11 +92,11 @@ def in_the_repository(monkeypatch):
         (["--config="], "--config needs the file of a recipe: --config=FILE"),
         (
             ["--config=configs/digits.py", "somewhere"],
-            "'somewhere' is no flag: flags start with '--', and a value follows '=', as in --config.flip=False",
+            "'somewhere' is not a flag: flags start with '--', and a value follows '=', as in --config.flip=False",
         ),
         (
             ["--config.flip", "False"],
-            "'False' is no flag: flags start with '--', and a value follows '=', as in --config.flip=False",
+            "'False' is not a flag: flags start with '--', and a value follows '=', as in --config.flip=False",
         ),
         (
             ["digit", "--config.epochs=1"],

@@ -6,6 +6,7 @@ That the wheel runs in an environment of its own takes minutes to see, most of t
     empty/bin/repmlp-jax list
 """
 
+import importlib
 import re
 import shutil
 import subprocess
@@ -111,3 +112,17 @@ def test_the_source_distribution_holds_what_the_tests_need_and_nothing_of_yours(
     needed |= {"train.py", "README.md", "CHANGELOG.md", "mkdocs.yml", "requirements.txt", ".pre-commit-config.yaml"}
     assert needed - names == set()
     assert not [name for name in names if name.startswith("runs") or "__pycache__" in name]
+
+
+def test_the_docs_have_the_addresses_of_the_metadata(wheel, tmp_path, monkeypatch):
+    config = pytest.importorskip("mkdocs.config.defaults", reason="needs the extra [docs]").MkDocsConfig()
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    hooks = importlib.import_module("hooks")
+    settings = '[tool.hatch.metadata.hooks.custom]\nrepository = "{}"'
+    config.docs_dir = str(tmp_path / "docs")
+    (tmp_path / "pyproject.toml").write_text(settings.format(""))
+    assert hooks.on_config(config).repo_url is None
+    (tmp_path / "pyproject.toml").write_text(settings.format(REPOSITORY))
+    hooks.on_config(config)
+    assert f"Project-URL: Repository, {config.repo_url}\n" in metadata_of(wheel)
+    assert f"Project-URL: Documentation, {config.site_url}\n" in metadata_of(wheel)

@@ -15,7 +15,7 @@ from repmlp_jax.printing import print_any_character
 
 BAD_INPUT = 2
 app = typer.Typer(
-    help="RepMLP in JAX: list models, import official weights, fuse, evaluate, predict and export.",
+    help="RepMLP in JAX: list models, import official weights, train, fuse, evaluate, predict and export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -248,7 +248,7 @@ def fuse(
 def train(
     context: typer.Context,
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[RECIPE] [--FLAG=VALUE…]", help="As --help lists them.")
+        list[str] | None, typer.Argument(metavar="ARGUMENT", help="A recipe, and flags, which --help lists.")
     ] = None,
 ):
     """Trains a model by a recipe, fuses it, and puts both side by side, as `train.py` of the repository does.

@@ -1,8 +1,12 @@
 """The library without its extras: what works, and what is said of the rest."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +78,15 @@ def test_without_extras_the_core_works_and_the_rest_names_the_extra(tmp_path):
         assert errors.startswith("error: ")
         assert errors.endswith(f"{SAID}\n")
         assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("extra", extras.EXTRAS)
+def test_the_packages_of_an_extra_bring_its_modules(extra):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    packages = {re.split("[>;]", one)[0].lower().replace("_", "-") for one in project["optional-dependencies"][extra]}
+    brought = packages_distributions()
+    for module in set(extras.EXTRAS[extra][1]) & set(brought):
+        assert packages & {package.lower().replace("_", "-") for package in brought[module]}, module
 
 
 def test_a_module_of_no_extra_is_missing_as_elsewhere():

@@ -11,6 +11,7 @@ flags below it.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -45,5 +46,6 @@ def _main(_):
         check_processes(_DISTRIBUTED.value, *processes)
         if _DISTRIBUTED.value:
             connect(*processes)
-        recipe = Path(flags.FLAGS["config"].config_filename).name.replace(".py", "").replace(":", "_")
+        flag: Any = flags.FLAGS[_CONFIG.name]
+        recipe = Path(flag.config_filename).name.replace(".py", "").replace(":", "_")
         train_and_evaluate(_CONFIG.value, _WORKDIR.value or f"runs/{recipe}")

@@ -20,7 +20,7 @@ from repmlp_jax.tasks.faces import task as faces
 from repmlp_jax.tasks.segmentation import task as segmentation
 from repmlp_jax.training import recipe_file, sharding, train_and_evaluate
 from repmlp_jax.training.command_line import ask_for_deterministic_algorithms, parse_flags, report_errors
-from repmlp_jax.training.config import check_config
+from repmlp_jax.training.config import check_config, default_config
 from repmlp_jax.training.processes import check_processes
 
 REPOSITORY = Path(__file__).parents[2]
@@ -175,6 +175,17 @@ def test_a_recipe_is_taken_by_its_name(parse):
     parse("cifar:wide_convnet", "--config.seed=3")
     assert (flags.FLAGS.config.model, flags.FLAGS.config.seed) == ("wide_convnet", 3)
     assert flags.FLAGS["config"].config_filename == f"{CONFIGS}/cifar.py:wide_convnet"
+
+
+def test_full_help_shows_the_fields_with_the_values_of_the_recipe(parse, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse("--helpfull", "--config=configs/cifar.py:wide_convnet", "--config.epochs=7")
+    shown = capsys.readouterr().out
+    assert end.value.code is None
+    assert re.search(r"^  --workdir: ", shown, re.MULTILINE)
+    assert "\n  --config.model='wide_convnet'\n      one of list_models()\n" in shown
+    assert "\n  --config.epochs=7\n" in shown
+    assert set(re.findall(r"^  --config\.(\w+)=", shown, re.MULTILINE)) == set(default_config())
 
 
 def test_a_flag_sets_all_arguments_of_a_model(parse):

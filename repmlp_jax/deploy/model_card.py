@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from repmlp_jax.extras import name_extra
 from repmlp_jax.fusing.fuse import fusable_modules
 from repmlp_jax.fusing.report import count_parameters
 from repmlp_jax.listing import listed
@@ -80,7 +81,8 @@ def _scores(results) -> str:
 def _recipe(config, made_with) -> str:
     if not config:
         return ""
-    from repmlp_jax.training.config import OF_A_PROCESS, default_config
+    with name_extra():
+        from repmlp_jax.training.config import OF_A_PROCESS, default_config
 
     default = default_config().to_dict()
     changed = {name: value for name, value in config.items() if name not in OF_A_PROCESS}

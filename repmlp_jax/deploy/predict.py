@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from repmlp_jax.data import Dataset, augment, open_dataset
-from repmlp_jax.data.configuration import configuration_of
 from repmlp_jax.data.decoding import read_image
 from repmlp_jax.data.picture_files import pictures_in
 from repmlp_jax.data.preprocessing import resize_and_crop
@@ -21,6 +20,7 @@ from repmlp_jax.local_path import local_path
 from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.progress import progress_bar
+from repmlp_jax.storage.configuration import configuration_of
 from repmlp_jax.storage.models import SavedModel, load
 from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.tasks.classification import batch_metrics, check_size, mean_metrics

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from repmlp_jax.extras import name_extra
+
 logger = logging.getLogger("repmlp_jax")
 
 ADDRESS = re.compile(r"hf:/{1,2}")  # Path turns hf:// into hf:/
@@ -77,11 +79,9 @@ def asking(repository: str) -> Iterator[ModuleType]:
         PermissionError: if the hub does not let this user in.
         ConnectionError: if the hub does not answer, or answers with another error.
     """
-    try:
+    with name_extra():
         import huggingface_hub
         from huggingface_hub import constants, errors
-    except ImportError as error:
-        raise ImportError(f'hf://{repository} needs huggingface_hub: pip install "repmlp_jax[hub]"') from error
     place = f"{constants.ENDPOINT}/{repository}"
     log_in = "`hf auth login` logs in"
     try:

@@ -223,4 +223,7 @@ def test_without_the_client_one_line_says_what_to_install(run, monkeypatch):
     for arguments in (["summary", "hf://me/pets"], ["push", str(run), "me/pets"]):
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 2
-        assert result.stderr == 'error: hf://me/pets needs huggingface_hub: pip install "repmlp_jax[hub]"\n'
+        assert result.stderr == (
+            "error: huggingface_hub is not installed. For models on the Hugging Face hub run "
+            'pip install "repmlp_jax[hub]"\n'
+        )

@@ -322,7 +322,7 @@ def predict(
         for error in errors:
             _print_error(error)
         if as_json:
-            given_once = len(set(images)) == len(images)
+            given_once = len({str(path) for path, _ in found}) == len(found)
             print(json.dumps(dict(classified) if given_once else classified))
         else:
             for name, classes in classified:

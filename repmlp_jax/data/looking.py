@@ -12,7 +12,9 @@ from repmlp_jax.data.stream import BadExample
 from repmlp_jax.listing import listed
 from repmlp_jax.progress import progress_bar
 
-LOOKED_AT = 10_000  # files of a split, of which only the header is read: that takes seconds
+LOOKED_AT = 10_000  # files of a split, of which only the header and the end are read: that takes seconds
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what is in the last bytes of a whole file
+LAST = 32
 
 
 def look(images: EncodedImages) -> str:
@@ -52,10 +54,13 @@ def _damage(pictures, index) -> str:
     path = pictures.paths[index]
     try:
         if os.path.isfile(path):  # a pipe might never end
-            with Image.open(path):
-                return ""
-    except Exception:  # A damaged header raises any kind of error, and what Pillow does not know OpenCV may.
+            with open(path, "rb") as file, Image.open(file) as image:
+                file.seek(max(0, os.path.getsize(path) - LAST))
+                if ENDS.get(image.format or "", b"") in file.read():
+                    return ""
+    except Exception:  # A damaged header raises any kind of error.
         pass
+    # It looks damaged, but a file may go on behind its picture, and be of a format that only OpenCV knows.
     try:
         decode(pictures[index]["image"])
     except BadExample as error:

@@ -186,6 +186,16 @@ def test_a_look_says_what_there_is_and_what_is_damaged(tmp_path):
         look(images)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_look_finds_what_is_cut_short_but_not_what_goes_on_behind_its_picture(tmp_path, suffix):
+    images = load_folder(write(tmp_path, *SPLITS))
+    whole = cv2.imencode(suffix, np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))[1].tobytes()
+    (tmp_path / "train/ant/1.png").write_bytes(whole + b"\0" * 1000)
+    assert "damaged" not in look(images)
+    (tmp_path / "train/ant/2.png").write_bytes(whole[:-200])
+    assert "damaged   1 of 3 pictures" in look(images)
+
+
 def test_of_many_pictures_some_are_looked_at(tmp_path, monkeypatch):
     images = load_folder(write(tmp_path, *SPLITS))
     monkeypatch.setattr("repmlp_jax.data.looking.LOOKED_AT", 2)

@@ -92,6 +92,8 @@ def test_a_folder_is_evaluated_and_predicted(tmp_path):
     assert found[single] == json.loads(run("predict", tmp_path / "model", single, "--json").stdout)[single]
     right = sum(classes[0][0] == path.split("/")[-2] for path, classes in found.items())
     assert right == round(scores["accuracy"] * all_of_them)
+    both = json.loads(run("predict", tmp_path / "model", folder / "test", single, "--json").stdout)
+    assert [path for path, _ in both] == [*paths, single]
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("")
     result = run("predict", tmp_path / "model", tmp_path / "empty")

@@ -1,25 +1,44 @@
 """What `print` shows of a model: its blocks."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from repmlp_jax.fusing.modules import dotted
-from repmlp_jax.fusing.report import count_parameters, table
+from repmlp_jax.fusing.order import call_order
+from repmlp_jax.fusing.report import count_parameters, html_table, table
 
 
 class PrintedByBlocks(nnx.Module):
-    """A model that `print` shows as a table of its blocks; its `repr` shows every array, as Flax does."""
+    """A model that `print` and notebooks show as a table of its blocks; its `repr` shows every array, as Flax does."""
 
     input_shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        """The blocks with their classes and numbers of parameters, in the order in which Flax holds them."""
-        rows = [(dotted(path), type(block).__name__, f"{count_parameters(block):,}") for path, block in _blocks(self)]
+        """The blocks with their classes and numbers of parameters, in the order in which the model calls them."""
+        title, rows = self._table()
+        return f"{title}\n{table(rows)}"
+
+    def _repr_html_(self) -> str:
+        """The same, as a notebook shows it."""
+        title, rows = self._table()
+        return f"<p>{title}</p>{html_table(rows)}"
+
+    def _table(self):
+        blocks = dict(_blocks(self))
+        # A model is also printed to see why its call fails.
+        with contextlib.suppress(Exception), jax.numpy_dtype_promotion("standard"):
+            image = jax.ShapeDtypeStruct((1, *self.input_shape), jnp.float32)
+            order = call_order(self, lambda model, x: model(x), [image])
+            blocks = {path: blocks[path] for path in sorted(blocks, key=order)}
+        rows = [(dotted(path), type(block).__name__, f"{count_parameters(block):,}") for path, block in blocks.items()]
         size = "×".join(map(str, self.input_shape))
-        head = f"{type(self).__name__} for images of {size}, {count_parameters(self):,} parameters"
-        return f"{head}\n{table([('block', 'kind', 'parameters'), *rows])}"
+        title = f"{type(self).__name__} for images of {size}, {count_parameters(self):,} parameters"
+        return title, [("block", "kind", "parameters"), *rows]
 
 
 def _blocks(model: Any, place: tuple = ()) -> Iterator[tuple[tuple, nnx.Module]]:

@@ -132,7 +132,9 @@ class Backwards(nnx.Module):
         return self.a(jax.jit(self.b)(x))
 
 
-@pytest.mark.parametrize("example", [(6, 6, 4), jax.ShapeDtypeStruct((1, 6, 6, 4), jnp.float32)], ids=["shape", "array"])
+@pytest.mark.parametrize(
+    "example", [(6, 6, 4), jax.ShapeDtypeStruct((1, 6, 6, 4), jnp.float32)], ids=["shape", "array"]
+)
 def test_rows_stand_in_the_order_of_the_calls(example):
     # Flax holds attributes of an abstract, cloned or fused model in the order of the alphabet.
     report = fuse_report(abstract(Backwards), example)

@@ -28,7 +28,9 @@ def test_a_model_is_printed_block_by_block():
 
 def test_a_notebook_shows_the_same_table():
     model = abstract(PureMLP, **SIZES)
-    assert model._repr_html_().startswith("<p>PureMLP for images of 8×8×3, 5,766 parameters</p><table><tr><th>block</th>")
+    assert model._repr_html_().startswith(
+        "<p>PureMLP for images of 8×8×3, 5,766 parameters</p><table><tr><th>block</th>"
+    )
     assert "<tr><td>head</td><td>Linear</td><td>50</td></tr>" in model._repr_html_()
 
 

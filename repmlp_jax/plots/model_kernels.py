@@ -36,7 +36,8 @@ def plot_kernels(model: nnx.Module, only: Any = None) -> Figure:
     check_module(model, "plot_kernels")
     check_concrete(model, "plot_kernels")
     chosen, order = selection(model, only), own_order(model)
-    found, blocks = [], []
+    found: list[tuple[tuple, str, np.ndarray]] = []
+    blocks: list[tuple] = []
     for path, node in iterate_nodes(model):
         is_inside = any(path[: len(block)] == block for block in blocks)
         if isinstance(node, FUSED | TRAINED):

@@ -6,6 +6,7 @@ It also writes the address of the repository, `repo_url` of mkdocs.yml, into the
 """
 
 import base64
+import copy
 import io
 import os
 import re
@@ -55,7 +56,7 @@ def addressed(name: str, notebook: NotebookNode) -> NotebookNode:
 
 def run(notebook: NotebookNode, folder: Path, seconds: float) -> NotebookNode:
     """Runs all cells in a folder, each with a limit of seconds, and replaces their outputs."""
-    metadata = notebook.metadata
+    metadata = copy.deepcopy(notebook.metadata)
     # Outputs are those of a CPU as users have it, whatever is set for this process.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     environment |= {name: os.environ[name] for name in os.environ if name.startswith("JAX_COMPILATION_CACHE")}
@@ -69,7 +70,7 @@ def run(notebook: NotebookNode, folder: Path, seconds: float) -> NotebookNode:
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute(env=environment)
-    notebook.metadata = metadata  # which would else have the version of Python
+    notebook.metadata = metadata  # without the version of Python and the state of widgets
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]

@@ -50,7 +50,8 @@ def test_it_is_saved_with_the_outputs_of_all_its_cells(name):
     notebook = save.read(name)
     nbformat.validate(notebook)
     assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
-    assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.language_info == {"name": "python"}
     check(name, notebook)
     text = (FOLDER / f"{name}.ipynb").read_text()
     assert not re.search(r"[^\w.~](/(home|root|tmp|usr|work)/| at 0x)", text), "a path or an address of the machine"

@@ -341,7 +341,7 @@ def export(
         _refuse_without(of_onnx, format == "onnx", "--format onnx")
         _refuse_without(of_int8, int8, "--int8")
         if int8 and no_fuse:
-            raise ValueError("--int8 is of a fused model: leave out --no-fuse")
+            raise ValueError("--int8 needs a fused model: leave out --no-fuse")
         _refuse_existing(out, overwrite)
         saved = load(model)
         about: dict[str, Any] = dict(preprocessing=saved.preprocessing, overwrite=overwrite)

@@ -228,7 +228,7 @@ FILES = {
 
 def main():
     """Runs pages until there are no more."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what pages print is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # what pages print is not an answer
     for line in sys.stdin:
         with tempfile.TemporaryDirectory() as folder:
             try:

@@ -105,7 +105,7 @@ def check_may_write(out: Path):
     parent = next(parent for parent in out.parents if parent.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise PermissionError(
-            f"{out} cannot be built: {parent} is no folder that can be written; choose another"
+            f"{out} cannot be built: {parent} is not a folder that can be written; choose another"
         )
 
 

@@ -37,7 +37,7 @@ def export_onnx(
 
     A model that is not fused is fused first, and the log says so. Before the file is written, `onnx.checker` reads it,
     and onnxruntime runs it on random images at two batch sizes and compares the outputs with the model's. The file is
-    written atomically. Parameters in bfloat16 or float16 are written in float32.
+    written atomically. Parameters in bfloat16 or float16 are fused and written in float32.
 
     Its metadata holds the preprocessing as JSON, under that name, each of its entries (`mean`, `std`, `class_names`)
     under its own, and the versions of this library, JAX and Flax.
@@ -67,9 +67,8 @@ def export_onnx(
 def checked_content(model, preprocessing, *, opset: int, preprocess: bool, fuse: bool = True) -> bytes:
     """What `export_onnx` writes, which raises the same errors."""
     check_opset(opset)
-    model, input_shape = ready_to_run(model, fuse)
+    model, input_shape = ready_to_run(jax.tree.map(_in_float32, model), fuse)
     check_preprocessing_of(model, preprocessing)
-    model = jax.tree.map(_in_float32, model)
     images = random_images((max(BATCHES), *input_shape), preprocess)
     forward = _forward(model, preprocessing or {}, preprocess)
     outputs = _outputs(forward, model, images)
@@ -169,5 +168,6 @@ def _compare(content, images, outputs):
 
 
 def _in_float32(array):
-    """Casts bfloat16 and float16 to float32, which is exact; other arrays stay as they are."""
-    return array.astype(jnp.float32) if array.dtype in (jnp.bfloat16, jnp.float16) else array
+    """Casts bfloat16 and float16 to float32, which is exact; other leaves stay as they are."""
+    is_narrow = isinstance(array, jax.Array | np.ndarray) and array.dtype in (jnp.bfloat16, jnp.float16)
+    return array.astype(jnp.float32) if is_narrow else array

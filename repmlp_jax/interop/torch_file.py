@@ -26,7 +26,7 @@ def load_torch_file(path: str | os.PathLike, *, entry: str | None = None) -> dic
 
     The file may be a training checkpoint with the state_dict under "state_dict", "model" or "model_state_dict", also
     one under another; where it holds further ones, as those of an averaged model, the log says which is taken. Its
-    other entries are ignored. Of the keys, what wrappers add is removed and what is no weight is ignored, as in
+    other entries are ignored. Of the keys, what wrappers add is removed and what is not a weight is ignored, as in
     `from_torch`.
 
     Damage is seen by the checksums of `torch.save`. Neither `.safetensors` nor the files of PyTorch before 1.6 have
@@ -43,7 +43,7 @@ def load_torch_file(path: str | os.PathLike, *, entry: str | None = None) -> dic
     Raises:
         FileNotFoundError: if there is no such file; IsADirectoryError: if it is a folder.
         ImportError: if the file needs torch and it is not installed.
-        TypeError: if `path` is no path, or `entry` no name.
+        TypeError: if `path` is not a path, or `entry` not a name.
         ValueError: if the suffix is not one of these, the file is damaged, it holds anything but weights that NumPy
             has, or it unpacks to more than twice its size; if there is no such entry.
     """
@@ -118,7 +118,7 @@ def _state_dict_in(content, entry, path) -> Mapping:
     if not isinstance(found, Mapping) or not found or not all(map(_is_tensor, found.values())):
         raise ValueError(f"{path} holds no state_dict of tensors, but {_describe(found)}{hint}")
     if unnamed := [key for key in found if not isinstance(key, str)]:
-        raise ValueError(f"{path} holds no state_dict: its keys are no names, like {reprlib.repr(unnamed[0])}")
+        raise ValueError(f"{path} holds no state_dict: its keys are not names, like {reprlib.repr(unnamed[0])}")
     return found
 
 

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from absl import flags
+from absl import app, flags
 from absl import logging as absl_logging
 
 from repmlp_jax.printing import print_any_character
 from repmlp_jax.storage.checkpoint_format import CheckpointError
+from repmlp_jax.training.fields import described
 from repmlp_jax.training.recipe_file import all_arguments, close_arguments, with_default
 
 logger = logging.getLogger("repmlp_jax")
@@ -21,12 +22,13 @@ BAD_INPUT = 2
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the flags; an invalid flag ends the program with one line."""
+    """Parses the flags; an invalid flag ends the program with one line, and `--helpfull` with the recipe's fields."""
     print_any_character()
     # Orbax logs every step of its work through absl, at level "info".
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     logger.setLevel(logging.INFO)
+    is_asked, arguments = "--helpfull" in arguments, [one for one in arguments if one != "--helpfull"]
     try:
         rest = flags.FLAGS(with_default("config", arguments))
         close_arguments(flags.FLAGS.config)
@@ -40,8 +42,12 @@ def parse_flags(arguments: list[str]) -> list[str]:
         _exit(f"--config has no field {message}{hint}")
     except (flags.Error, OSError, ValueError, TypeError) as error:
         _exit(str(error))
+    if is_asked:
+        app.usage(writeto_stdout=True)
+        print(f"\n{described(flags.FLAGS.config)}")
+        sys.exit()
     if stray := rest[1:]:
-        _exit(f"{stray[0]!r} is no flag: flags start with '--', and a value follows '=', as in --config.flip=False")
+        _exit(f"{stray[0]!r} is not a flag: flags start with '--', and a value follows '=', as in --config.flip=False")
     return rest
 
 

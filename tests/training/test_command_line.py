@@ -20,7 +20,7 @@ from repmlp_jax.tasks.faces import task as faces
 from repmlp_jax.tasks.segmentation import task as segmentation
 from repmlp_jax.training import sharding, train_and_evaluate
 from repmlp_jax.training.command_line import ask_for_deterministic_algorithms, parse_flags, report_errors
-from repmlp_jax.training.config import check_config
+from repmlp_jax.training.config import check_config, default_config
 from repmlp_jax.training.processes import check_processes
 
 REPOSITORY = Path(__file__).parents[2]
@@ -91,11 +91,11 @@ def in_the_repository(monkeypatch):
         (["--config="], "--config needs the file of a recipe: --config=FILE"),
         (
             ["--config=configs/digits.py", "somewhere"],
-            "'somewhere' is no flag: flags start with '--', and a value follows '=', as in --config.flip=False",
+            "'somewhere' is not a flag: flags start with '--', and a value follows '=', as in --config.flip=False",
         ),
         (
             ["--config.flip", "False"],
-            "'False' is no flag: flags start with '--', and a value follows '=', as in --config.flip=False",
+            "'False' is not a flag: flags start with '--', and a value follows '=', as in --config.flip=False",
         ),
         (["--num_processes=two"], "flag --num_processes=two: invalid literal for int() with base 10: 'two'"),
     ],
@@ -157,6 +157,17 @@ def test_a_flag_sets_any_argument_of_a_model(parse, flag, name, value):
     assert type(arguments[name]) is type(value)
     recipe = load(CONFIGS / "digits.py").get_config().model_arguments
     assert {**arguments, name: 0} == {**recipe, name: 0}
+
+
+def test_full_help_shows_the_fields_with_the_values_of_the_recipe(parse, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse("--helpfull", "--config=configs/cifar.py:wide_convnet", "--config.epochs=7")
+    shown = capsys.readouterr().out
+    assert end.value.code is None
+    assert re.search(r"^  --workdir: ", shown, re.MULTILINE)
+    assert "\n  --config.model='wide_convnet'\n      one of list_models()\n" in shown
+    assert "\n  --config.epochs=7\n" in shown
+    assert set(re.findall(r"^  --config\.(\w+)=", shown, re.MULTILINE)) == set(default_config())
 
 
 def test_a_flag_sets_all_arguments_of_a_model(parse):

@@ -54,7 +54,7 @@ def test_all_mistakes_in_one_message():
         (dict(warmup_epochs=2.0), "warmup_epochs=2.0 must be less than epochs=2"),
         (dict(model="pure_mpl"), "no model is called 'pure_mpl'; the nearest is 'pure_mlp'"),
         (dict(dataset="digit"), "no dataset is called 'digit'; the nearest is 'digits'"),
-        (dict(optimizer="adam"), "optimizer='adam' is none of 'sgd', 'adamw'; the nearest is 'adamw'"),
+        (dict(optimizer="adam"), "optimizer='adam' must be one of 'sgd', 'adamw'; the nearest is 'adamw'"),
         (dict(batch_size=64, accumulate=3), "accumulate=3 does not divide batch_size=64"),
         (
             dict(mesh=dict(data=3, fsdp=2)),

@@ -239,7 +239,8 @@ def test_bfloat16_is_drawn_as_it_is():
 def test_the_colour_bar_has_several_ticks_on_scales_of_every_length(lowest):
     largest = 1.07  # so that no end is a round number
     kernel = jnp.asarray(np.geomspace(lowest * largest, largest, 16).reshape(1, 4, 4))
-    block = FusedRepMLPNetBlock(1, (2, 2), False, Gate(*[nnx.Linear(1, 1, rngs=nnx.Rngs(0))] * 2), kernel, jnp.zeros((1, 4)), None)
+    fc = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+    block = FusedRepMLPNetBlock(1, (2, 2), False, Gate(fc, fc), kernel, jnp.zeros((1, 4)), None)
     bar = plots.receptive_fields(block).axes[-1]
     low, high = bar.get_ylim()
     assert 2 < sum(low <= tick <= high for tick in bar.get_yticks()) < 10

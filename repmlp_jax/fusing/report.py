@@ -296,9 +296,12 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
 
 def html_table(rows: Sequence[tuple[str, ...]]) -> str:
     """Formats rows of the same length as a table of HTML, the first one as its head."""
-    head, *body = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-    head = head.replace("td>", "th>")
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
+    cell = '<{0} style="text-align: left">{1}</{0}>'  # notebooks would align them on the right
+    kinds = ["th"] + ["td"] * (len(rows) - 1)
+    lines = [
+        "".join(cell.format(kind, html.escape(text)) for text in row) for kind, row in zip(kinds, rows, strict=True)
+    ]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def change(pair: tuple[int, int] | None) -> str:

@@ -1,5 +1,7 @@
 """What print shows of a model."""
 
+import re
+
 from cases import abstract, randomised
 
 from repmlp_jax import PureMLP, fuse_params
@@ -27,11 +29,9 @@ def test_a_model_is_printed_block_by_block():
 
 
 def test_a_notebook_shows_the_same_table():
-    model = abstract(PureMLP, **SIZES)
-    assert model._repr_html_().startswith(
-        "<p>PureMLP for images of 8×8×3, 5,766 parameters</p><table><tr><th>block</th>"
-    )
-    assert "<tr><td>head</td><td>Linear</td><td>50</td></tr>" in model._repr_html_()
+    shown = abstract(PureMLP, **SIZES)._repr_html_()
+    assert shown.startswith("<p>PureMLP for images of 8×8×3, 5,766 parameters</p><table><tr><th")
+    assert re.sub("<.*?>", " ", shown).split()[-3:] == ["head", "Linear", "50"]
 
 
 def test_a_model_whose_call_fails_is_printed_all_the_same():

@@ -2,7 +2,7 @@
 
 python notebooks/save.py  # all; or: python notebooks/save.py train_on_tpu
 
-It also writes the address of the repository, `repo_url` of mkdocs.yml, into their badges and first cells.
+It also writes the address of the repository, as pyproject.toml has it, into their badges and first cells.
 """
 
 import base64
@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -33,9 +34,9 @@ def read(name: str) -> NotebookNode:
 
 
 def repository() -> str:
-    """The address of the repository, from mkdocs.yml; "" as long as a placeholder stands for the account."""
-    (address,) = re.findall(r"^repo_url: *(\S+)", (FOLDER.parent / "mkdocs.yml").read_text(), re.MULTILINE)
-    return "" if "OWNER" in address else address
+    """The address of the repository in pyproject.toml; "" as long as it is not known."""
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())
+    return project["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"].rstrip("/")
 
 
 def badge(name: str, address: str) -> str:

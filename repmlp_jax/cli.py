@@ -457,13 +457,30 @@ def plot_kernels(
 ):
     """Draws the weights of one output pixel: FC3, the convolutions, and the fused FC3 (Figure 5 of the paper).
 
-    MODEL is a trained model, not a fused one. By default the output pixel is the middle of the partition in channel 0,
-    and the input channel is the first of its group.
+    By default the output pixel is the middle of the partition in channel 0, and the input channel is the first of its
+    group. If MODEL holds no trained RepMLP block, because it is fused or another model, all its kernels are drawn.
 
     Example: repmlp-jax plot kernels runs/digits/model kernels.png --pixel 1 2
     """
     channels: dict[str, Any] = dict(input_channel=input_channel, output_channel=output_channel)
-    _save_picture(lambda plots: plots.fc3_kernels(_block(model, block), pixel, **channels), out, overwrite)
+
+    def draw(plots):
+        from flax import nnx
+
+        from repmlp_jax import load_model
+        from repmlp_jax.plots.kernels import TRAINED
+
+        net = load_model(model)
+        is_trained = any(isinstance(node, TRAINED) for _, node in nnx.iter_graph(net))
+        of_a_block = {"--block": block, "--pixel": pixel, "--output-channel": output_channel}
+        _refuse_without(
+            of_a_block | {"--input-channel": input_channel}, is_trained, "a model with trained RepMLP blocks"
+        )
+        return (
+            plots.fc3_kernels(_block(net, model, block), pixel, **channels) if is_trained else plots.plot_kernels(net)
+        )
+
+    _save_picture(draw, out, overwrite)
 
 
 @plot.command("receptive-field")
@@ -474,7 +491,13 @@ def plot_receptive_field(model: ModelFolder, out: Picture, block: Block = 0, ove
 
     Example: repmlp-jax plot receptive-field runs/digits/fused field.png
     """
-    _save_picture(lambda plots: plots.receptive_fields(_block(model, block)), out, overwrite)
+
+    def draw(plots):
+        from repmlp_jax import load_model
+
+        return plots.receptive_fields(_block(load_model(model), model, block))
+
+    _save_picture(draw, out, overwrite)
 
 
 @plot.command("identity")
@@ -526,15 +549,13 @@ def _report(model: str):
     return fuse_report(abstract(create_model, model))
 
 
-def _block(folder: Path, number: int):
-    """The RepMLP block with this number in a saved model; prints its path."""
+def _block(model: Any, folder: Path, number: int):
+    """The RepMLP block with this number in a model from a folder; prints its path."""
     from flax import nnx
 
-    from repmlp_jax import load_model
     from repmlp_jax.fusing.modules import dotted
     from repmlp_jax.plots.kernels import FUSED, TRAINED
 
-    model = load_model(folder)
     blocks = [(dotted(path), node) for path, node in nnx.iter_graph(model) if isinstance(node, TRAINED | FUSED)]
     if not blocks:
         raise ValueError(f"{folder} is a {type(model).__name__} that holds no RepMLP block, trained or fused")

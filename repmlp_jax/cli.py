@@ -15,7 +15,7 @@ from repmlp_jax.printing import print_any_character
 
 BAD_INPUT = 2
 app = typer.Typer(
-    help="RepMLP in JAX: list models, import official weights, fuse, evaluate, predict and export.",
+    help="RepMLP in JAX: list models, import official weights, train, fuse, evaluate, predict and export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,7 +26,9 @@ plot = typer.Typer(
 )
 app.add_typer(plot, name="plot")
 
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder or .safetensors file of a saved model.")]
+ModelFolder = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder or .safetensors file of a saved model, or hf://OWNER/NAME.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 Picture = Annotated[Path, typer.Argument(help="File of the picture: .png, or .svg or .pdf.")]
 Block = Annotated[int, typer.Option(min=0, help="Which RepMLP block, counted from 0.")]
@@ -171,9 +173,9 @@ def import_command(
         from flax import nnx
 
         from repmlp_jax import create_model, from_torch, fuse_params, load_torch_file, save_model
-        from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
         from repmlp_jax.models.randomness import abstract
         from repmlp_jax.models.state import MisfitError
+        from repmlp_jax.storage.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
         _refuse_existing(out, overwrite)
         options: dict = {} if num_classes is None else {"num_classes": num_classes}
@@ -244,15 +246,39 @@ def fuse(
         print(f"saved: {out}")
 
 
+@app.command(add_help_option=False, context_settings=dict(ignore_unknown_options=True))
+def train(
+    context: typer.Context,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="ARGUMENT", help="A recipe, and flags, which --help lists.")
+    ] = None,
+):
+    """Trains a model by a recipe, fuses it, and puts both side by side, as `train.py` of the repository does.
+
+    RECIPE is one of those that come with the library, such as digits, cifar or cifar:wide_convnet; --config=FILE takes
+    your own. Each field of it can be set, as by --config.epochs=10. The same command resumes an interrupted run.
+
+    Example: repmlp-jax train digits --workdir=runs/digits
+    """
+    with one_line_errors():
+        from repmlp_jax.tasks.program import run
+    run([context.command_path, *(arguments or [])])
+
+
 @app.command()
 def evaluate(
     model: ModelFolder,
-    dataset: Annotated[str, typer.Option(help="cifar10, digits, or a prepared TFDS dataset.")],
-    data_dir: Annotated[str | None, typer.Option(help="Folder of TFDS datasets. Default: TFDS_DATA_DIR.")] = None,
+    dataset: Annotated[str, typer.Option(help="cifar10, digits, folder, or a prepared TFDS dataset.")],
+    data_dir: Annotated[
+        str | None, typer.Option(help="Of folder: the folder. Else that of TFDS datasets, by default TFDS_DATA_DIR.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
     """Evaluates a saved model on the validation split of a dataset, or on its test split if it has none.
+
+    With --dataset folder the pictures are files in val/CLASS/ or test/CLASS/ of --data-dir. If it has neither, they are
+    all those in CLASS/, or the share of them that the model's training held out.
 
     Example: repmlp-jax evaluate runs/digits/fused --dataset digits
     """
@@ -269,7 +295,9 @@ def evaluate(
 @app.command()
 def predict(
     model: ModelFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Pictures, in any format that OpenCV reads.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE…", help="Pictures that OpenCV reads, or folders of such pictures.")
+    ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
@@ -294,7 +322,7 @@ def predict(
         for error in errors:
             _print_error(error)
         if as_json:
-            given_once = len(set(images)) == len(images)
+            given_once = len({str(path) for path, _ in found}) == len(found)
             print(json.dumps(dict(classified) if given_once else classified))
         else:
             for name, classes in classified:
@@ -318,7 +346,7 @@ def export(
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Of ONNX: leave a trained model as it is.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Of ONNX: round weights and products to int8.")] = False,
     dataset: Annotated[str | None, typer.Option(help="Of --int8: to calibrate with and test on.")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Of --int8: folder of TFDS datasets.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Of --dataset, as of evaluate.")] = None,
     largest_loss: Annotated[
         float | None, typer.Option(help="Of --int8: share of accuracy (0.01) or outputs (0.05) that may be lost.")
     ] = None,
@@ -396,6 +424,27 @@ def quantise(
         print(f"saved: {out}")
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, whose model/ is uploaded, or of a saved model.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository; it is made if there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Let nobody else read it.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
+):
+    """Uploads a saved model to the Hugging Face hub, with a card that says what it is.
+
+    The card, README.md, has the scores and the recipe of the run, and how the model is loaded. Whoever may read the
+    repository can name hf://OWNER/NAME in place of the folder of a model. It takes pip install "repmlp_jax[hub]", and
+    `hf auth login` with a token that may write.
+
+    Example: repmlp-jax push runs/digits OWNER/digits
+    """
+    with one_line_errors():
+        from repmlp_jax.deploy.push import push
+
+        print(f"pushed: {push(folder, repo, private=private, overwrite=overwrite)}")
+
+
 @plot.command("kernels")
 def plot_kernels(
     model: ModelFolder,
@@ -408,13 +457,30 @@ def plot_kernels(
 ):
     """Draws the weights of one output pixel: FC3, the convolutions, and the fused FC3 (Figure 5 of the paper).
 
-    MODEL is a trained model, not a fused one. By default the output pixel is the middle of the partition in channel 0,
-    and the input channel is the first of its group.
+    By default the output pixel is the middle of the partition in channel 0, and the input channel is the first of its
+    group. If MODEL holds no trained RepMLP block, because it is fused or another model, all its kernels are drawn.
 
     Example: repmlp-jax plot kernels runs/digits/model kernels.png --pixel 1 2
     """
     channels: dict[str, Any] = dict(input_channel=input_channel, output_channel=output_channel)
-    _save_picture(lambda plots: plots.fc3_kernels(_block(model, block), pixel, **channels), out, overwrite)
+
+    def draw(plots):
+        from flax import nnx
+
+        from repmlp_jax import load_model
+        from repmlp_jax.plots.kernels import TRAINED
+
+        net = load_model(model)
+        is_trained = any(isinstance(node, TRAINED) for _, node in nnx.iter_graph(net))
+        of_a_block = {"--block": block, "--pixel": pixel, "--output-channel": output_channel}
+        _refuse_without(
+            of_a_block | {"--input-channel": input_channel}, is_trained, "a model with trained RepMLP blocks"
+        )
+        return (
+            plots.fc3_kernels(_block(net, model, block), pixel, **channels) if is_trained else plots.plot_kernels(net)
+        )
+
+    _save_picture(draw, out, overwrite)
 
 
 @plot.command("receptive-field")
@@ -425,7 +491,13 @@ def plot_receptive_field(model: ModelFolder, out: Picture, block: Block = 0, ove
 
     Example: repmlp-jax plot receptive-field runs/digits/fused field.png
     """
-    _save_picture(lambda plots: plots.receptive_fields(_block(model, block)), out, overwrite)
+
+    def draw(plots):
+        from repmlp_jax import load_model
+
+        return plots.receptive_fields(_block(load_model(model), model, block))
+
+    _save_picture(draw, out, overwrite)
 
 
 @plot.command("identity")
@@ -470,22 +542,20 @@ def _report(model: str):
     """The fuse report of a model, given by its name or its folder."""
     from repmlp_jax import create_model, fuse_report, load_model
     from repmlp_jax.models.randomness import abstract
-    from repmlp_jax.storage.models import is_saved_model
+    from repmlp_jax.storage.models import is_saved_model, model_path
 
-    if is_saved_model(local_path(model)):
-        return fuse_report(load_model(model))
+    if is_saved_model(path := model_path(model)):
+        return fuse_report(load_model(path))
     return fuse_report(abstract(create_model, model))
 
 
-def _block(folder: Path, number: int):
-    """The RepMLP block with this number in a saved model; prints its path."""
+def _block(model: Any, folder: Path, number: int):
+    """The RepMLP block with this number in a model from a folder; prints its path."""
     from flax import nnx
 
-    from repmlp_jax import load_model
     from repmlp_jax.fusing.modules import dotted
     from repmlp_jax.plots.kernels import FUSED, TRAINED
 
-    model = load_model(folder)
     blocks = [(dotted(path), node) for path, node in nnx.iter_graph(model) if isinstance(node, TRAINED | FUSED)]
     if not blocks:
         raise ValueError(f"{folder} is a {type(model).__name__} that holds no RepMLP block, trained or fused")

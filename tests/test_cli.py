@@ -438,4 +438,4 @@ def test_info_names_versions_devices_and_what_the_extras_are_for(monkeypatch):
     assert f"jax {jax.__version__}" in lines
     assert "devices 8 × cpu (cpu)" in lines
     assert '[onnx] not installed: pip install "repmlp_jax[onnx]", for ONNX files and int8' in lines
-    assert lines[-1] == "[torch] installed, for weights in .pth, .pt, .tar and .bin files"
+    assert lines[-1] == "[torch] installed, for weights in .pth, .pt, .tar and .bin files, not in .safetensors"

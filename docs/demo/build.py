@@ -4,7 +4,8 @@
     python docs/demo/build.py runs/digits/model     # or takes a trained model
     python -m http.server --directory docs/demo/built
 
-Needs the extra [onnx], which exports the net as it was trained and fused, and npm, which brings onnxruntime-web.
+Needs the extras [train] and [onnx], of which the latter exports the net as it was trained and fused, and npm, which
+brings onnxruntime-web.
 """
 
 import argparse

@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 
 from repmlp_jax.deploy.program import ready_to_run
+from repmlp_jax.extras import name_extra
 from repmlp_jax.fusing.arguments import whole_number
-from repmlp_jax.storage.preprocessing import check_preprocessing_of, statistics_of
+from repmlp_jax.storage.preprocessing import check_preprocessing_of, normalised, statistics_of
 from repmlp_jax.storage.whole_file import whole_file
 from repmlp_jax.version import __version__, versions
 
@@ -87,11 +88,9 @@ def random_images(shape, preprocess: bool) -> np.ndarray:
 
 def check_opset(opset: int):
     """Raises ImportError without the extra, and ValueError for an opset that is too old or not known yet."""
-    try:
+    with name_extra():
         import onnx
         import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f'ONNX needs onnx and onnxruntime: pip install "repmlp_jax[onnx]" ({error})') from error
     newest = onnx.defs.onnx_opset_version()
     if not FIRST_OPSET <= whole_number("opset", opset) <= newest:
         raise ValueError(f"{opset=} must be from {FIRST_OPSET} to {newest}, which onnx {onnx.__version__} knows")
@@ -101,10 +100,8 @@ def _forward(model, preprocessing, preprocess):
     """The model as a function of itself and of images, normalised or in uint8."""
     if not preprocess:
         return lambda model, images: model(images)
-    from repmlp_jax.data.augment import normalise
-
     mean, std = statistics_of(preprocessing, model.input_shape[-1])
-    return lambda model, pixels: model(normalise(pixels, mean, std))
+    return lambda model, pixels: model(normalised(pixels, mean, std))
 
 
 def _outputs(forward, model, images) -> np.ndarray:

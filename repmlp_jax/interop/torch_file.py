@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from repmlp_jax.extras import name_extra
 from repmlp_jax.interop.file_checks import LARGEST_RATIO, check_content, check_zip
 from repmlp_jax.interop.plain_keys import with_plain_keys
 from repmlp_jax.local_path import local_path
@@ -79,12 +80,8 @@ def _read_safetensors(path) -> dict[str, np.ndarray]:
 
 
 def _unpickle(path) -> Any:
-    try:
+    with name_extra():
         import torch
-    except ImportError as error:
-        raise ImportError(
-            f'reading {path} needs PyTorch: pip install "repmlp_jax[torch]" (a .safetensors file does not)'
-        ) from error
     check_zip(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""The command line of `train.py`: flags, log levels, and errors in one line."""
+"""The command line of `repmlp-jax train` and `train.py`: flags, log levels, and errors in one line."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ from absl import logging as absl_logging
 from repmlp_jax.printing import print_any_character
 from repmlp_jax.storage.checkpoint_format import CheckpointError
 from repmlp_jax.training.fields import described
-from repmlp_jax.training.recipe_file import all_arguments, close_arguments, with_default
+from repmlp_jax.training.recipe_file import all_arguments, close_arguments, with_recipe
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -30,7 +30,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
     logger.setLevel(logging.INFO)
     is_asked, arguments = "--helpfull" in arguments, [one for one in arguments if one != "--helpfull"]
     try:
-        rest = flags.FLAGS(with_default("config", arguments))
+        rest = flags.FLAGS(with_recipe("config", arguments))
         close_arguments(flags.FLAGS.config)
     except (AttributeError, KeyError) as error:
         # ml_collections quotes its message and puts the nearest field on a second line.

@@ -144,8 +144,8 @@ def _train_task(config, workdir, mesh, task, parts, init_key, step_key):
         profiler = stack.enter_context(Profiler(workdir / "profile", config.profile_steps))
         placed = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), abstract_state, shardings)
         step, state = checkpoints.restore(placed, retyped=RETYPED) or (0, first_state())
-        if step:
-            logger.warning("resuming from step %d of %d", step, final_step)
+        if step and is_chief:
+            print_line(f"resuming from step {step} of {final_step}")
         metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step, names))) if is_chief else None
         if metrics is not None:
             metrics.warn_of_missing(done for done in range(1, step + 1) if is_row_due(done))

@@ -274,7 +274,7 @@ def test_arguments_of_another_type_are_named():
 def test_without_torch_it_says_what_to_install(monkeypatch, tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"anything")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r'pip install "repmlp_jax\[torch\]" \(a .safetensors file does not\)'):
+    with pytest.raises(ImportError, match=r'not in .safetensors run pip install "repmlp_jax\[torch\]"'):
         load_torch_file(tmp_path / "weights.pth")
 
 

@@ -19,6 +19,7 @@ from repmlp_jax.progress import print_line, progress_bar
 from repmlp_jax.storage.checkpoints import Checkpoints
 from repmlp_jax.storage.models import check_savable
 from repmlp_jax.training import sharding
+from repmlp_jax.training.callback import OnRow, error_of
 from repmlp_jax.training.config import check_config
 from repmlp_jax.training.environment import environment
 from repmlp_jax.training.interruption import Interruption
@@ -42,7 +43,12 @@ LAGGING_STEPS = 100  # ten times those that the statistics take to follow
 DAMAGE_COUNTS_FROM = 1000  # examples; the share of fewer is too uncertain
 
 
-def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDict, Mesh, jax.Array], Task]) -> dict:
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    make_task: Callable[[ConfigDict, Mesh, jax.Array], Task],
+    on_row: OnRow | None = None,
+) -> dict:
     """Trains a model on a task, fuses it, and compares both.
 
     It writes `config.json`, `metrics.csv`, `curves.png`, `tensorboard/` and `checkpoints/` to `workdir`, and at the end
@@ -55,6 +61,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         config: as `default_config()`.
         workdir: the run's folder; it is created.
         make_task: creates the task from the configuration, the devices, and a key for the order of the examples.
+        on_row: as of `train_and_evaluate`.
 
     Returns:
         The content of `results.json`, see `results.fuse_and_save`.
@@ -67,6 +74,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         BlockingIOError: if another run is in `workdir`.
         FloatingPointError: if a loss, a parameter or a statistic is not finite; the message names the step.
         SystemExit: after SIGTERM or SIGINT (Ctrl-C), once the state is saved.
+        BaseException: what `on_row` raises, once the state is saved.
     """
     config = check_config(config)
     workdir = local_path(workdir)
@@ -80,10 +88,10 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         raise ValueError(f"batch_size={config.batch_size} is more than the {task.feed.examples} training images")
     with only_run(workdir):
         check_resumable(workdir, config, task.feed.examples)
-        return _train_task(config, workdir, mesh, task, init_key, step_key)
+        return _train_task(config, workdir, mesh, task, init_key, step_key, on_row)
 
 
-def _train_task(config, workdir, mesh, task, init_key, step_key):
+def _train_task(config, workdir, mesh, task, init_key, step_key, on_row):
     is_chief = jax.process_index() == 0
     steps_per_epoch = task.feed.examples // config.batch_size
     final_step = config.epochs * steps_per_epoch
@@ -165,8 +173,9 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
                 scores = task.evaluator.evaluate(model)
             tested = {f"test_{name}": scores[name] for name in task.scores if name in scores}
             images_per_second = config.batch_size / pace.seconds_per_step
-            if metrics is not None and is_row_due(step):
-                metrics.add(
+            failure = None
+            if is_row_due(step):
+                row = dict(
                     epoch=epoch,
                     step=step,
                     learning_rate=float(learning_rate(step - 1)),
@@ -175,15 +184,22 @@ def _train_task(config, workdir, mesh, task, init_key, step_key):
                     images_per_second=images_per_second,
                     **tested,
                 )
+                if metrics is not None:
+                    metrics.add(**row)
+                failure = error_of(on_row, row)
             if is_chief and is_end_of_epoch:
                 print_line(_line_of_epoch(epoch, seen, task.scores, scores, images_per_second))
                 if not explained and step <= LAGGING_STEPS and _lags(seen, scores):
                     print_line(LAG)
                     explained = True
             # After the row: a run that resumed from this checkpoint would not write the row again.
-            must = asked_to_stop or step == final_step
+            must = asked_to_stop or step == final_step or failure is not None
             if must or is_end_of_epoch or _is_multiple(step, config.checkpoint_every_steps):
                 saving.offer(step, state, tested, must=must)
+            if failure is not None:
+                checkpoints.wait()
+                failure.add_note(f"on_row raised this; step {step} is saved, and the same call resumes from it")
+                raise failure
             if asked_to_stop:
                 checkpoints.wait()
                 name = interruption.signal.name

@@ -49,9 +49,7 @@ def test_each_row_is_passed_on_and_an_error_comes_after_a_checkpoint(tmp_path):
         disturbed.fails_at = step
         with pytest.raises(ZeroDivisionError, match="out of quota") as error:
             train_and_evaluate(config, disturbed.workdir, on_row=disturbed)
-        assert error.value.__notes__ == [
-            f"on_row raised this; step {step} is saved, and the same call resumes from it"
-        ]
+        assert error.value.__notes__ == [f"on_row raised this; step {step} is saved, and the same call resumes from it"]
         assert saved_steps(disturbed.workdir)[-1] == step
     train_and_evaluate(config, disturbed.workdir, on_row=disturbed)
     for run in (undisturbed, disturbed):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from repmlp_jax.fusing.report import count_parameters
 from repmlp_jax.interop.initial_weights import with_weights_of
 from repmlp_jax.local_path import local_path
 from repmlp_jax.progress import print_line, progress_bar
+from repmlp_jax.storage.checkpoint_format import CheckpointError
 from repmlp_jax.storage.checkpoints import Checkpoints
 from repmlp_jax.storage.models import check_savable
 from repmlp_jax.training import sharding
@@ -95,6 +97,7 @@ def _train_task(config, workdir, mesh, task, init_key, step_key, on_row):
     is_chief = jax.process_index() == 0
     steps_per_epoch = task.feed.examples // config.batch_size
     final_step = config.epochs * steps_per_epoch
+    most_steps_since_best = config.patience * steps_per_epoch or math.inf
 
     optimizer, learning_rate = make_optimizer(config, steps_per_epoch)
 
@@ -147,7 +150,8 @@ def _train_task(config, workdir, mesh, task, init_key, step_key, on_row):
             metrics.warn_of_missing(done for done in range(1, step + 1) if is_row_due(done))
         explained = False
         bar = stack.enter_context(_progress_bar(config.batch_size, step, final_step))
-        while step < final_step:
+        is_over = step == final_step or saving.steps_since_best(step) >= most_steps_since_best
+        while not is_over:
             epoch = step // steps_per_epoch + 1
             bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
             stop = _next_stop(step, steps_per_epoch, config)
@@ -192,8 +196,9 @@ def _train_task(config, workdir, mesh, task, init_key, step_key, on_row):
                 if not explained and step <= LAGGING_STEPS and _lags(seen, scores):
                     print_line(LAG)
                     explained = True
+            is_over = step == final_step or saving.steps_since_best(step, tested) >= most_steps_since_best
             # After the row: a run that resumed from this checkpoint would not write the row again.
-            must = asked_to_stop or step == final_step or failure is not None
+            must = asked_to_stop or is_over or failure is not None
             if must or is_end_of_epoch or _is_multiple(step, config.checkpoint_every_steps):
                 saving.offer(step, state, tested, must=must)
             if failure is not None:
@@ -208,8 +213,21 @@ def _train_task(config, workdir, mesh, task, init_key, step_key, on_row):
 
     if damaged := int(state.damaged):
         logger.warning("%d damaged examples were replaced by others in %d steps", damaged, final_step)
+    weights = dict(which="last", step=step, epoch=step // steps_per_epoch, steps_trained=step)
+    best = checkpoints.best_step()
+    if step < final_step and is_chief:
+        print_line(_early_end(task.best, checkpoints.scores()[best], best // steps_per_epoch, config.patience))
+    if config.final_weights == "best" and best is not None:
+        weights |= dict(which="best", step=best, epoch=best // steps_per_epoch)
+    if weights["step"] != step:
+        state = None  # which frees its memory
+        try:
+            _, state = checkpoints.restore(placed, best, retyped=RETYPED)
+        except CheckpointError as error:
+            hint = f"with final_weights='last' this run ends with the weights of step {step}"
+            raise CheckpointError(f"the best weights cannot be read; {hint}: {error}") from error
     model = task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
-    return fuse_and_save(workdir, model, task)
+    return fuse_and_save(workdir, model, task, weights)
 
 
 def for_the_devices(config: ConfigDict, mesh: Mesh) -> ConfigDict:
@@ -244,6 +262,13 @@ def _introduction(config, parameters, examples, steps_per_epoch, mesh, workdir) 
             f"device    {mesh.size} × {kinds}",
             f"writing   {workdir}",
         ]
+    )
+
+
+def _early_end(name, best, epoch, patience) -> str:
+    return (
+        f"ended early: no test {name.replace('_', ' ')} above the {score(name, best)} of epoch {epoch} in "
+        f"patience={patience} epochs"
     )
 
 

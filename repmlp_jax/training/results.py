@@ -23,14 +23,21 @@ def check_results(workdir: Path):
         check_may_write(workdir / name, overwrite=True)
 
 
-def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
+def fuse_and_save(workdir: Path, model: nnx.Module, task, weights: dict) -> dict:
     """Fuses a trained model, saves both, compares them and prints the table.
+
+    Args:
+        workdir: the run's folder.
+        model: the trained model.
+        task: its task.
+        weights: which weights they are: `which`, "last" or "best", the `step` and `epoch` that they are of, and
+            `steps_trained`.
 
     Returns:
         A dict of `trained` and `fused`, each with the task's scores, parameters, macs (multiply-accumulates per image)
         and images_per_second; `baselines`, name → scores that a model has to beat; `largest_output_difference` on the
         test images at the highest matmul precision, and their `largest_output`; `largest_output_difference_as_run`, at
-        the devices' default precision; `computed_in`, a dtype.
+        the devices' default precision; `computed_in`, a dtype; `weights`.
     """
     model = on_this_process(model)
     model.eval()
@@ -47,12 +54,14 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task) -> dict:
     results["largest_output"] = comparison.largest_output
     results["largest_output_difference_as_run"] = comparison.difference_as_run
     results["computed_in"] = _compute_dtype(model)
+    results["weights"] = weights
     if jax.process_index() == 0:
         for name, saved in zip(SAVED, (model, fused), strict=True):
             save_model(workdir / name, saved, preprocessing=task.preprocessing, overwrite=True)
         task.draw(workdir, fused)
         replace_text(workdir / "results.json", json.dumps(results, indent=1))
         print_line(_table(results, task.scores))
+        print_line(_which_weights(weights, task.best))
         print_line(f"saved: {' and '.join(str(workdir / name) for name in SAVED)}")
         if (picture := workdir / PICTURE).exists():  # There are no curves without epochs.
             print_line(f"curves: {picture}")
@@ -68,6 +77,14 @@ def _compute_dtype(model) -> str:
 def score(name: str, value: float) -> str:
     """Formats a score: a loss as a number, a share in per cent."""
     return f"{value:.4f}" if name == "loss" else f"{value:.2%}"
+
+
+def _which_weights(weights, best) -> str:
+    if not weights["steps_trained"]:
+        return "weights: those before training"
+    if weights["which"] == "last":
+        return f"weights: the last, of epoch {weights['epoch']}"
+    return f"weights: those of the best test {best.replace('_', ' ')}, of epoch {weights['epoch']}"
 
 
 def _table(results, scores) -> str:

@@ -145,7 +145,7 @@ def test_an_interrupted_stream_goes_on_bit_for_bit(shared_datasets, tmp_path, mo
     config = make_config(SCENES, shared_datasets, epochs=2, checkpoint_every_steps=4, eval_every_epochs=2)
     trained = []
     # What comes after training is of no interest here, and takes as long.
-    monkeypatch.setattr(loop, "fuse_and_save", lambda workdir, model, task: trained.append(nnx.state(model)) or {})
+    monkeypatch.setattr(loop, "fuse_and_save", lambda workdir, model, *_: trained.append(nnx.state(model)) or {})
     monkeypatch.setattr(
         segmentation.SceneEvaluator, "evaluate", lambda *_: dict.fromkeys(segmentation.Segmentation.scores, 0.5)
     )

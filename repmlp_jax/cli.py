@@ -263,7 +263,9 @@ def evaluate(
         if as_json:
             print(json.dumps(scores))
         else:
-            print(f"accuracy {scores['accuracy']:.2%}, loss {scores['loss']:.4f} nats, {scores['images']:,} images")
+            top_5 = f"top 5 {scores['top_5_accuracy']:.2%}, " if "top_5_accuracy" in scores else ""
+            loss = f"loss {scores['loss']:.4f} nats"
+            print(f"accuracy {scores['accuracy']:.2%}, {top_5}{loss}, {scores['images']:,} images")
 
 
 @app.command()

@@ -21,7 +21,8 @@ from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.progress import progress_bar
 from repmlp_jax.storage.models import SavedModel, load
 from repmlp_jax.tasks.class_order import class_order
-from repmlp_jax.tasks.classification import batch_metrics, check_size, mean_metrics
+from repmlp_jax.tasks.class_scores import batch_metrics, extra_scores, mean_metrics
+from repmlp_jax.tasks.classification import check_size
 from repmlp_jax.training import sharding
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 
@@ -41,7 +42,7 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
         batch_size: images in a batch, rounded up to a multiple of the number of devices.
 
     Returns:
-        `accuracy` (of 1), `loss` (nats) and the number of `images`.
+        `accuracy` (of 1), `loss` (nats) and the number of `images`; with 100 classes and more also `top_5_accuracy`.
 
     Raises:
         TypeError: if `dataset_name` is not a string, or `batch_size` not an integer.
@@ -62,7 +63,9 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
     def logits(model, batch):
         return _logits(saved, model, batch["image"])[:, order]
 
-    evaluator = Evaluator(batches, logits, batch_metrics, mean_metrics, mesh)
+    extra = extra_scores(len(order))
+    metrics = (functools.partial(function, extra=extra) for function in (batch_metrics, mean_metrics))
+    evaluator = Evaluator(batches, logits, *metrics, mesh)
     return evaluator.evaluate(saved.model) | dict(images=examples)
 
 

@@ -1,6 +1,7 @@
 """Pictures. Each function returns a new matplotlib Figure; `figure.savefig` writes it to a file."""
 
 from repmlp_jax.plots.bars import fuse_bars
+from repmlp_jax.plots.confusion import confusion_matrix
 from repmlp_jax.plots.curves import learning_curves, read_rows, roc_curve
 from repmlp_jax.plots.identity import identity_trick
 from repmlp_jax.plots.kernels import fc3_kernels, fc3_parts, receptive_fields
@@ -10,6 +11,7 @@ __all__ = [
     "BLUE",
     "ORANGE",
     "OTHERS",
+    "confusion_matrix",
     "fc3_kernels",
     "fc3_parts",
     "fuse_bars",

@@ -42,7 +42,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, on_row: OnRow | 
 
 # Fields of some tasks only.
 OF_TASKS = {
-    **dict.fromkeys(("mixup", "cutmix"), ("classification",)),
+    **dict.fromkeys(("mixup", "cutmix", "calibration"), ("classification",)),
     **dict.fromkeys(("num_people", "test_dataset", "margin", "scale"), ("faces",)),
     **dict.fromkeys(("eval_split", "crop_scale", "auxiliary_weight"), ("segmentation",)),
     "label_smoothing": ("classification", "segmentation"),

@@ -108,6 +108,7 @@ def default_config() -> ConfigDict:
             eval_batch_size=500,  # of all devices together
             eval_every_epochs=1,  # and after the last epoch
             patience=0,  # the run ends after so many epochs without a better test score; 0: it never ends early
+            calibration=False,  # also measure the expected calibration error, of the confidence in 15 bins
             final_weights="last",  # those that are saved as `model`: the "last", or those of the "best" test score
             checkpoint_every_steps=0,  # in addition to each epoch's end; 0: none
             checkpoint_every_seconds=30.0,  # shortest time between two checkpoints, except the last; 0: no limit
@@ -121,7 +122,7 @@ def default_config() -> ConfigDict:
 # Values for fields that the configurations of earlier versions lack: what those versions did.
 BEFORE = {
     **{"checkpoint_every_seconds": 0.0, "log_every_steps": 0, "profile_steps": 0},
-    **{"patience": 0, "final_weights": "last"},
+    **{"patience": 0, "final_weights": "last", "calibration": False},
 }
 # Fields that a process of a run may set differently from the others.
 OF_A_PROCESS = ("data_dir", "workers", "checkpoint_every_seconds", "profile_steps")
@@ -129,7 +130,7 @@ OF_A_PROCESS = ("data_dir", "workers", "checkpoint_every_seconds", "profile_step
 FREE = (
     *OF_A_PROCESS,
     *("mesh", "eval_batch_size", "eval_every_epochs", "log_every_steps", "steps_per_call", "checkpoint_every_steps"),
-    *("patience", "final_weights"),
+    *("patience", "final_weights", "calibration"),
 )
 # Fields that change only the state before the first step.
 FREE_ONCE_STARTED = ("init_from", "init_head")

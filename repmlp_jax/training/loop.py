@@ -35,6 +35,7 @@ from repmlp_jax.training.resuming import check_processes, check_resumable
 from repmlp_jax.training.saving import Saving
 from repmlp_jax.training.step import RETYPED, fetch_metrics, init_state, make_step
 from repmlp_jax.training.task import Task
+from repmlp_jax.training.times import Times
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -53,8 +54,9 @@ def train(
 ) -> dict:
     """Trains a model on a task, fuses it, and compares both.
 
-    It writes `config.json`, `metrics.csv`, `curves.png`, `tensorboard/` and `checkpoints/` to `workdir`, and at the end
-    `model/` and `fused/`, which `load_model` reads, and `results.json`. A second call with the same configuration
+    It writes `config.json`, `metrics.csv`, `times.csv`, `curves.png`, `tensorboard/` and `checkpoints/` to `workdir`,
+    and at the end `model/` and `fused/`, which `load_model` reads, and `results.json`. A second call with the same
+    configuration
     resumes from the last complete checkpoint and ends with bit-identical parameters; fields that do not change what is
     learned (`config.FREE`) may differ, and `epochs` where the learning rates so far do not depend on it. With several
     processes, every process calls it.
@@ -148,6 +150,7 @@ def _train_task(config, workdir, mesh, task, init_key, step_key, on_row):
         metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step, task.scores))) if is_chief else None
         if metrics is not None:
             metrics.warn_of_missing(done for done in range(1, step + 1) if is_row_due(done))
+        times = Times(workdir, step, task.feed)
         explained = False
         bar = stack.enter_context(_progress_bar(config.batch_size, step, final_step))
         is_over = step == final_step or saving.steps_since_best(step) >= most_steps_since_best
@@ -156,7 +159,7 @@ def _train_task(config, workdir, mesh, task, init_key, step_key, on_row):
             bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
             stop = _next_stop(step, steps_per_epoch, config)
             count = min(pace.steps, stop - step)
-            with profiler.trace(step, count), pace.timed(count):
+            with profiler.trace(step, count), pace.timed(count), times.timed(count):
                 state, seen = fetch_metrics(train_steps(state, step, count))
             step = seen.step
             bar.set_postfix(loss=f"{seen.loss:.4f}", accuracy=f"{seen.accuracy:.2%}", refresh=False)
@@ -191,6 +194,8 @@ def _train_task(config, workdir, mesh, task, init_key, step_key, on_row):
                 if metrics is not None:
                     metrics.add(**row)
                 failure = error_of(on_row, row)
+            if is_chief:
+                times.add(step)
             if is_chief and is_end_of_epoch:
                 print_line(_line_of_epoch(epoch, seen, task.scores, scores, images_per_second))
                 if not explained and step <= LAGGING_STEPS and _lags(seen, scores):
@@ -227,7 +232,8 @@ def _train_task(config, workdir, mesh, task, init_key, step_key, on_row):
             hint = f"with final_weights='last' this run ends with the weights of step {step}"
             raise CheckpointError(f"the best weights cannot be read; {hint}: {error}") from error
     model = task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
-    return fuse_and_save(workdir, model, task, weights)
+    training = times.figures(config.batch_size, best) if is_chief else None
+    return fuse_and_save(workdir, model, task, weights, training)
 
 
 def for_the_devices(config: ConfigDict, mesh: Mesh) -> ConfigDict:
@@ -279,7 +285,8 @@ def _lags(seen, scores) -> bool:
 
 def _progress_bar(batch_size: int, step: int, final_step: int):
     sizes = dict(total=final_step * batch_size, initial=step * batch_size)
-    return progress_bar(**sizes, unit=" images", unit_scale=True, disable=jax.process_index() > 0)
+    # Without smoothing the rate is that of everything: training, evaluation, checkpoints, and waiting for data.
+    return progress_bar(**sizes, smoothing=0, unit=" images", unit_scale=True, disable=jax.process_index() > 0)
 
 
 def _check_damaged(seen, batch_size):

@@ -23,7 +23,7 @@ def check_results(workdir: Path):
         check_may_write(workdir / name, overwrite=True)
 
 
-def fuse_and_save(workdir: Path, model: nnx.Module, task, weights: dict) -> dict:
+def fuse_and_save(workdir: Path, model: nnx.Module, task, weights: dict, training: dict | None) -> dict:
     """Fuses a trained model, saves both, compares them and prints the table.
 
     Args:
@@ -32,12 +32,13 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task, weights: dict) -> dict
         task: its task.
         weights: which weights they are: `which`, "last" or "best", the `step` and `epoch` that they are of, and
             `steps_trained`.
+        training: what the training took, as of `Times.figures`; None in all processes but the first.
 
     Returns:
         A dict of `trained` and `fused`, each with the task's scores, parameters, macs (multiply-accumulates per image)
         and images_per_second; `baselines`, name → scores that a model has to beat; `largest_output_difference` on the
         test images at the highest matmul precision, and their `largest_output`; `largest_output_difference_as_run`, at
-        the devices' default precision; `computed_in`, a dtype; `weights`.
+        the devices' default precision; `computed_in`, a dtype; `weights` and `training`.
     """
     model = on_this_process(model)
     model.eval()
@@ -54,10 +55,12 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task, weights: dict) -> dict
     results["largest_output"] = comparison.largest_output
     results["largest_output_difference_as_run"] = comparison.difference_as_run
     results["computed_in"] = _compute_dtype(model)
-    results["weights"] = weights
+    results |= dict(weights=weights, training=training)
     if jax.process_index() == 0:
         for name, saved in zip(SAVED, (model, fused), strict=True):
             save_model(workdir / name, saved, preprocessing=task.preprocessing, overwrite=True)
+        if hasattr(task, "report"):  # which tasks for earlier versions lack
+            task.report(workdir, comparison)
         task.draw(workdir, fused)
         replace_text(workdir / "results.json", json.dumps(results, indent=1))
         print_line(_table(results, task.scores))

@@ -11,7 +11,7 @@ from tolerance import assert_trees_close
 from training_parts import mesh_of, prepare
 
 from repmlp_jax.models.registry import create_model
-from repmlp_jax.tasks.classification import batch_metrics, mean_metrics
+from repmlp_jax.tasks.class_scores import batch_metrics, mean_metrics
 from repmlp_jax.training import evaluation, feed, step
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
 

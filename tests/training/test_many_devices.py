@@ -22,7 +22,7 @@ from training_parts import mesh_of, prepare
 from repmlp_jax import load_model
 from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.models.registry import create_model
-from repmlp_jax.tasks.classification import Classification, batch_metrics, mean_metrics
+from repmlp_jax.tasks.class_scores import Classification, batch_metrics, mean_metrics
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
 from repmlp_jax.training.sharding import (
     gathered,

@@ -190,7 +190,7 @@ def test_the_best_and_the_last_are_there_at_the_end_whatever_was_killed(scored, 
 def test_patience_and_the_best_weights_survive_a_kill(scored, clock, tmp_path, monkeypatch, capsys):
     ends = []
 
-    def end(workdir, model, task, weights):
+    def end(workdir, model, task, weights, training):
         ends.append((weights, digests(nnx.state(model))))
         return {}
 

@@ -84,8 +84,8 @@ def rows(workdir):
 
 def test_it_leaves_what_it_says(run):
     assert {path.name for path in run.workdir.iterdir()} == {
-        *("config.json", "metrics.csv", "curves.png", "tensorboard"),
-        *("checkpoints", "model", "fused", "results.json"),
+        *("config.json", "metrics.csv", "times.csv", "curves.png", "tensorboard"),
+        *("checkpoints", "model", "fused", "results.json", "classes.csv", "confusion.csv", "confusion.png"),
     }
     assert json.loads((run.workdir / "config.json").read_text()) == json.loads(run.config.to_json())
     assert json.loads((run.workdir / "results.json").read_text()) == run.results

@@ -64,8 +64,8 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
         return _logits(saved, model, batch["image"])[:, order]
 
     extra = extra_scores(len(order))
-    metrics = (functools.partial(function, extra=extra) for function in (batch_metrics, mean_metrics))
-    evaluator = Evaluator(batches, logits, *metrics, mesh)
+    of_batch = functools.partial(batch_metrics, extra=extra)
+    evaluator = Evaluator(batches, logits, of_batch, functools.partial(mean_metrics, extra=extra), mesh)
     return evaluator.evaluate(saved.model) | dict(images=examples)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -16,8 +15,10 @@ MOST_NUMBERS, MOST_NAMES = 20, 60  # classes, beyond which the picture has no nu
 def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     """Draws how often the images of each class (rows) are predicted as each class (columns), in per cent of the row.
 
+    What never happened stays white; the rows of classes without images are grey.
+
     Args:
-        matrix: counts of images (true classes, predicted classes). Rows without images stay grey.
+        matrix: counts of images (true classes, predicted classes).
         names: of the classes.
 
     Raises:
@@ -28,13 +29,14 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     if matrix.shape != (classes, classes):
         raise ValueError(f"a matrix of shape {matrix.shape} does not fit {classes} names of classes")
     images = matrix.sum(1, keepdims=True)
-    shares = np.ma.masked_where(np.broadcast_to(images == 0, matrix.shape), matrix / np.maximum(images, 1))
+    shares = np.ma.masked_where(matrix == 0, matrix / np.maximum(images, 1))
     size = min(4 + 0.32 * classes, 14)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    figure = Figure(figsize=(size + 1, size), layout="compressed")
     axes = figure.subplots()
-    colours = colormaps[NUMBERS].with_extremes(bad=ZERO)
-    # The root shows rare confusions, too.
-    image = axes.imshow(shares, cmap=colours, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    # The root tells rare confusions apart, too.
+    image = axes.imshow(shares, cmap=NUMBERS, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    for row in np.flatnonzero(images == 0):
+        axes.axhspan(row - 0.5, row + 0.5, color=ZERO)
     figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1), label="share of the true class")
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")

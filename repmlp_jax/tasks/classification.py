@@ -54,13 +54,15 @@ class Classification(ConfiguredTask):
             _check_order(config.init_from, config.dataset, dataset)
         extra = extra_scores(self._classes, config.calibration)
         self.scores = ("loss", "accuracy", *extra)
-        metrics = (functools.partial(function, extra=extra) for function in (batch_metrics, mean_metrics))
-        self.evaluator = Evaluator(batches, self._predict, *metrics, mesh, per_example=predicted_classes)
+        of_batch = functools.partial(batch_metrics, extra=extra)
+        mean = functools.partial(mean_metrics, extra=extra)
+        self.evaluator = Evaluator(batches, self._predict, of_batch, mean, mesh, predicted_classes)
 
     def report(self, workdir, comparison):
         """Writes which classes the fused model confuses."""
         found = comparison.of_examples
-        matrix = confusion_matrix(*(found[name][found["mask"]] for name in ("label", "predicted")), self._classes)
+        labels, predicted = (found[name][found["mask"]] for name in ("label", "predicted"))
+        matrix = confusion_matrix(labels, predicted, self._classes)
         names = self.preprocessing["class_names"] or tuple(map(str, range(self._classes)))
         write_confusion(workdir, matrix, names)
 

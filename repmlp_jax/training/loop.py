@@ -217,20 +217,22 @@ def _train_task(config, workdir, mesh, task, init_key, step_key, on_row):
                 raise SystemExit(128 + interruption.signal)
 
     if damaged := int(state.damaged):
-        logger.warning("%d damaged examples were replaced by others in %d steps", damaged, final_step)
+        logger.warning("%d damaged examples were replaced by others in %d steps", damaged, step)
     weights = dict(which="last", step=step, epoch=step // steps_per_epoch, steps_trained=step)
     best = checkpoints.best_step()
-    if step < final_step and is_chief:
+    if step < final_step and best is not None and is_chief:
         print_line(_early_end(task.best, checkpoints.scores()[best], best // steps_per_epoch, config.patience))
     if config.final_weights == "best" and best is not None:
         weights |= dict(which="best", step=best, epoch=best // steps_per_epoch)
     if weights["step"] != step:
         state = None  # which frees its memory
         try:
-            _, state = checkpoints.restore(placed, best, retyped=RETYPED)
+            restored = checkpoints.restore(placed, weights["step"], retyped=RETYPED)
         except CheckpointError as error:
             hint = f"with final_weights='last' this run ends with the weights of step {step}"
             raise CheckpointError(f"the best weights cannot be read; {hint}: {error}") from error
+        assert restored is not None, "only without a step there may be none"
+        _, state = restored
     model = task.result(nnx.merge(graphdef, state.parameters, state.statistics, copy=True))
     training = times.figures(config.batch_size, best) if is_chief else None
     return fuse_and_save(workdir, model, task, weights, training)

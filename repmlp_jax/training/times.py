@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import logging
+import math
 import resource
 import time
 from pathlib import Path
@@ -15,7 +16,10 @@ from repmlp_jax.training.metrics import replace_text
 
 logger = logging.getLogger("repmlp_jax")
 
-COLUMNS = ("step", "seconds", "timed_steps", "timed_seconds", "waiting_seconds", "peak_memory")
+COLUMNS = {
+    **{"step": int, "seconds": float, "timed_steps": int, "timed_seconds": float},
+    **{"waiting_seconds": float, "peak_memory": int},
+}
 
 
 class Times:
@@ -35,8 +39,9 @@ class Times:
     def __init__(self, workdir: Path, step: int, feed: Any):
         self._path = workdir / "times.csv"
         self._rows = [row for row in _read(self._path) if row["step"] <= step]
-        self._is_whole = step == 0 or bool(self._rows)
-        self._sums = dict(self._rows[-1]) if self._rows else dict.fromkeys(COLUMNS, 0)
+        self._sums = dict(self._rows[-1]) if self._rows else {name: kind(0) for name, kind in COLUMNS.items()}
+        if step and not self._rows:
+            self._sums["seconds"] = math.nan  # No one knows how long the steps before took.
         self._feed = feed
         self._looked = time.perf_counter()
         self._is_compiled = False
@@ -68,7 +73,7 @@ class Times:
 
     def figures(self, batch_size: int, best_step: int | None) -> dict[str, Any]:
         """The entry `training` of `results.json`; None stands for what is not known."""
-        seconds = {row["step"]: row["seconds"] for row in self._rows} if self._is_whole else {}
+        seconds = {row["step"]: row["seconds"] for row in self._rows if math.isfinite(row["seconds"])}
         last = self._rows[-1] if self._rows else {}
         timed = last.get("timed_seconds")
         return dict(
@@ -112,11 +117,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
     """The rows of a file; none if it is not there, or is damaged, which a warning says: no training depends on it."""
     try:
         with path.open(newline="") as file:
-            rows = [{name: float(row[name]) for name in COLUMNS} for row in csv.DictReader(file)]
+            return [{name: kind(row[name]) for name, kind in COLUMNS.items()} for row in csv.DictReader(file)]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         logger.warning("%s cannot be read, and times are counted from here on: %s", path, error)
         return []
-    whole = "step", "timed_steps", "peak_memory"
-    return [row | {name: int(row[name]) for name in whole} for row in rows]

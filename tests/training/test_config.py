@@ -164,6 +164,7 @@ def test_any_evaluation_batch_fits_by_padding(given, used):
     ("changes", "message"),
     [
         (dict(augmentation="randaugment"), "augmentation='randaugment' is for streamed pictures with one label each"),
+        (dict(task="faces", calibration=True), "calibration=True is for task='classification'$"),
         (dict(task="faces", mixup=0.2), "mixup=0.2 is for task='classification'$"),
         (dict(task="faces", label_smoothing=0.1), "label_smoothing=0.1 is for task='classification' or 'segmentation'"),
         (dict(task="segmentation", cutmix=1.0), "cutmix=1.0 is for task='classification'"),

@@ -194,6 +194,19 @@ def test_the_table_is_that_of_the_fuse_report(run):
     assert report.macs[1] < report.macs[0]
 
 
+def test_what_the_training_took(run):
+    assert run.results["weights"] == dict(which="last", step=STEPS * EPOCHS, epoch=EPOCHS, steps_trained=STEPS * EPOCHS)
+    training = run.results["training"]
+    assert 0 < training["seconds_to_best"] <= training["seconds"]
+    assert training["images_per_second"] > BATCH_SIZE * STEPS * (EPOCHS - 1) / training["seconds"]
+    assert training["share_waiting_for_data"] == 0
+    assert training["peak_memory_bytes"] > 10**8
+    # The tables are of all test images.
+    lines = [line.split(",") for line in (run.workdir / "classes.csv").read_text().splitlines()[1:]]
+    assert sum(int(images) for _, images, _, _ in lines) == 360
+    assert sum(int(right) for *_, right, _ in lines) / 360 == run.results["fused"]["accuracy"]
+
+
 def test_nothing_is_compiled_after_the_first_epoch(run):
     first, second, *others = run.compiled[:EPOCHS]
     assert first.count("jit(step_on)") == 1

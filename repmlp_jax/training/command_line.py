@@ -68,9 +68,8 @@ def _loop_to_write(arguments: list[str]) -> str:
             )
             first = int(values[0]) if values[0].isdecimal() else -1
             if name == "seed" and values == [str(first + place) for place in range(len(values))]:
-                message += (
-                    f". Or use --config.seed={values[0]} --repeat={len(values)}, which also gives mean and deviation"
-                )
+                repeated = f"--config.seed={first} --repeat={len(values)}"
+                message += f". Or use {repeated}, which also gives mean and deviation"
             return message
     return ""
 

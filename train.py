@@ -20,6 +20,7 @@ _DIGITS = str(Path(__file__).with_name("configs") / "digits.py")
 _CONFIG = define_recipe("config", _DIGITS, "File of the recipe, with a variant after ':'; by default the digits.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/ and the recipe's name.")
 _REPEAT = flags.DEFINE_integer("repeat", None, "Train with this many seeds, one after another.", lower_bound=2)
+_NO_CACHE = flags.DEFINE_bool("no-cache", False, "Compile all, and keep no compiled program on disk.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Train together with other processes.")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
@@ -29,11 +30,13 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.")
 def main(_):
     """Runs `train_and_evaluate` on what the flags say."""
     with report_errors():
+        from repmlp_jax.compilation_cache import keep_compiled_programs
         from repmlp_jax.tasks import train_and_evaluate
         from repmlp_jax.tasks.repeat import train_with_seeds
         from repmlp_jax.training.processes import check_processes, connect
 
         ask_for_deterministic_algorithms()
+        keep_compiled_programs(not _NO_CACHE.value)
         processes = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         check_processes(_DISTRIBUTED.value, *processes)
         if _DISTRIBUTED.value:

@@ -85,8 +85,14 @@ def options(
             "--version", is_eager=True, callback=_print_version, help="Show the versions and the devices in use."
         ),
     ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compile all, and keep no compiled program on disk.")
+    ] = False,
 ):
     """Options of all commands."""
+    from repmlp_jax.compilation_cache import keep_compiled_programs
+
+    keep_compiled_programs(not no_cache)
 
 
 @app.command("list")

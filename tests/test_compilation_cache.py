@@ -31,11 +31,8 @@ def settings(monkeypatch):
 
 def test_they_are_kept_in_the_users_cache_folder(settings, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    for base, expected in (
-        (tmp_path / "x", tmp_path / "x"),
-        ("relative", tmp_path / ".cache"),
-        ("", tmp_path / ".cache"),
-    ):
+    default = tmp_path / ".cache"
+    for base, expected in ((tmp_path / "x", tmp_path / "x"), ("relative", default), ("", default)):
         monkeypatch.setenv("XDG_CACHE_HOME", str(base))
         assert cache_folder() == expected / "repmlp_jax" / "compiled"
     keep_compiled_programs()

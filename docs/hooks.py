@@ -4,6 +4,7 @@ import html
 import io
 import posixpath
 import re
+import tomllib
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -25,6 +26,19 @@ OUTSIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 DEMO = "demo/built/index.html"
 PICTURE_OF_DEMO = re.compile(r"!\[[^\]]*\]\(page\.png\)")
 FRAME = '<iframe class="demo" src="built/index.html" title="Draw a digit"></iframe>'
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Sets the addresses of the repository and of the site, if pyproject.toml has one."""
+    settings = tomllib.loads(
+        (Path(config.docs_dir).parent / "pyproject.toml").read_text()
+    )
+    repository = settings["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
+    if repository:
+        *_, owner, name = repository.rstrip("/").split("/")
+        config.repo_url = repository
+        config.site_url = f"https://{owner.lower()}.github.io/{name}/"
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -7,11 +7,8 @@ from collections.abc import Iterator
 import typer
 
 from repmlp_jax.cli import app
-from repmlp_jax.training import config
-
-# A field of `default_config`, and a comment on a line of its own, which begins a group of fields.
-FIELD = re.compile(r"^ {12}(?P<name>\w+)=(?P<default>.+?),(?:  # (?P<meaning>.*))?$")
-GROUP = re.compile(r"^ {12}# (?P<group>.*)$")
+from repmlp_jax.training import fields as recipe
+from repmlp_jax.training.config import default_config
 
 
 def commands() -> str:
@@ -40,14 +37,9 @@ def _sections(command, name, parent=None) -> Iterator[str]:
 def fields() -> str:
     """A table for each group of a recipe's fields: name, default, the values that are allowed, what it is."""
     groups: dict[str, list] = {}
-    for line in inspect.getsource(config.default_config).splitlines():
-        if found := GROUP.match(line):
-            rows = groups.setdefault(found["group"], [])
-        elif found := FIELD.match(line):
-            name, _, meaning = found.groups()
-            rows.append(
-                (_code(name), _code(_default(name)), _allowed(name), _prose(meaning))
-            )
+    for group, name, allowed, meaning in recipe.fields():
+        row = (_code(name), _code(_default(name)), _prose(allowed), _prose(meaning))
+        groups.setdefault(group, []).append(row)
     return "\n\n".join(
         f"## {group}\n\n{_table(('field', 'default', 'allowed', 'what it is'), rows)}"
         for group, rows in groups.items()
@@ -55,23 +47,13 @@ def fields() -> str:
 
 
 def _default(name):
-    value = config.default_config()[name]
-    return _literal(value.to_dict() if hasattr(value, "to_dict") else value)
-
-
-def _allowed(name) -> str:
-    if name in config.CHOICES:
-        return ", ".join(_code(_literal(choice)) for choice in config.CHOICES[name])
-    words = [words for words, _, names in config.RANGES if name in names]
-    return "".join(words).removeprefix("be ").replace("not be", "not")
+    value = default_config()[name]
+    value = value.to_dict() if hasattr(value, "to_dict") else value
+    return repr(value).replace("'", '"')
 
 
 def _prose(comment: str) -> str:
     return re.sub(r'"\w*"|`\w+`', lambda found: _code(found[0].strip("`")), comment)
-
-
-def _literal(value) -> str:
-    return repr(value).replace("'", '"')
 
 
 def _code(text: str) -> str:

@@ -24,11 +24,11 @@ from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.residual import BottleneckBlock, LightBlock
 from repmlp_jax.models.resnet import RepMLPResNet
 from repmlp_jax.quantisation.quantise import quantise_params
+from repmlp_jax.storage.configuration import data_configuration
 from repmlp_jax.storage.models import load_model, save_model
 from repmlp_jax.version import __version__
 
 if TYPE_CHECKING:
-    from repmlp_jax.data.configuration import data_configuration
     from repmlp_jax.tasks import train_and_evaluate
 
 __all__ = [
@@ -70,10 +70,6 @@ __all__ = [
 
 def __getattr__(name: str):
     """Imports what needs libraries that a model alone does not, when it is asked for."""
-    if name == "data_configuration":
-        from repmlp_jax.data.configuration import data_configuration
-
-        return data_configuration
     if name == "train_and_evaluate":
         from repmlp_jax.tasks import train_and_evaluate
 

@@ -15,7 +15,7 @@ from repmlp_jax.printing import print_any_character
 
 BAD_INPUT = 2
 app = typer.Typer(
-    help="RepMLP in JAX: list models, import official weights, fuse, evaluate, predict and export.",
+    help="RepMLP in JAX: list models, import official weights, train, fuse, evaluate, predict and export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -177,9 +177,9 @@ def import_command(
         from flax import nnx
 
         from repmlp_jax import create_model, from_torch, fuse_params, load_torch_file, save_model
-        from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
         from repmlp_jax.models.randomness import abstract
         from repmlp_jax.models.state import MisfitError
+        from repmlp_jax.storage.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
         _refuse_existing(out, overwrite)
         options: dict = {} if num_classes is None else {"num_classes": num_classes}
@@ -248,6 +248,25 @@ def fuse(
             old, new = (1000 * seconds for seconds in seconds_per_image([saved.model, fused]))
             print(f"{'milliseconds an image':22}{old:>16,.2f} → {new:,.2f}, {old / new:.2f} times as fast")
         print(f"saved: {out}")
+
+
+@app.command(add_help_option=False, context_settings=dict(ignore_unknown_options=True))
+def train(
+    context: typer.Context,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="ARGUMENT", help="A recipe, and flags, which --help lists.")
+    ] = None,
+):
+    """Trains a model by a recipe, fuses it, and puts both side by side, as `train.py` of the repository does.
+
+    RECIPE is one of those that come with the library, such as digits, cifar or cifar:wide_convnet; --config=FILE takes
+    your own. Each field of it can be set, as by --config.epochs=10. The same command resumes an interrupted run.
+
+    Example: repmlp-jax train digits --workdir=runs/digits
+    """
+    with one_line_errors():
+        from repmlp_jax.tasks.program import run
+    run([context.command_path, *(arguments or [])])
 
 
 @app.command()
@@ -349,7 +368,7 @@ def export(
         _refuse_without(of_onnx, format == "onnx", "--format onnx")
         _refuse_without(of_int8, int8, "--int8")
         if int8 and no_fuse:
-            raise ValueError("--int8 is of a fused model: leave out --no-fuse")
+            raise ValueError("--int8 needs a fused model: leave out --no-fuse")
         _refuse_existing(out, overwrite)
         saved = load(model)
         about: dict[str, Any] = dict(preprocessing=saved.preprocessing, overwrite=overwrite)

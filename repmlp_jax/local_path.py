@@ -15,7 +15,7 @@ def local_path(path: str | os.PathLike[str], argument: str = "path") -> Path:
         argument: the name of the argument, for the message.
 
     Raises:
-        TypeError: if it is no path.
+        TypeError: if it is not a path.
         ValueError: if it is an address, such as `gs://bucket`, or starts with `~` and no home folder is known.
     """
     if not isinstance(path, str | os.PathLike):
@@ -51,5 +51,5 @@ def local_file(path: str | os.PathLike[str], what: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if not path.is_file():
-        raise ValueError(f"{path} is no {what}: it is a folder, a pipe or a device")
+        raise ValueError(f"{path} is not a {what}: it is a folder, a pipe or a device")
     return path

@@ -230,7 +230,7 @@ FILES = {
 
 def main():
     """Runs pages until there are no more."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what pages print is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # what pages print is not an answer
     sys.path.insert(0, str(STANDINS))
     for line in sys.stdin:
         with tempfile.TemporaryDirectory() as folder:

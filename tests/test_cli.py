@@ -284,8 +284,8 @@ def test_pictures_that_cannot_be_read_are_reported_and_the_others_classified(fol
     assert found.exit_code == 2
     assert list(json.loads(found.stdout)) == ["sound.png"]
     first, second, third = found.stderr.splitlines()
-    assert first.startswith("error: text.png is no picture that can be read")
-    assert second.startswith("error: pipe.png is no picture")
+    assert first.startswith("error: text.png is not a readable picture")
+    assert second.startswith("error: pipe.png is not a picture")
     assert third == "error: there is no file no.png"
     shown = run("predict", folder, "sound.png", "text.png")
     assert shown.exit_code == 2
@@ -412,7 +412,7 @@ def test_no_error_of_a_bad_file_is_a_traceback(error, message, folder, tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fuse", "nothing", "out"], "nothing holds no model.json: it is no folder that save_model wrote"),
+        (["fuse", "nothing", "out"], "nothing holds no model.json: it is not a folder that save_model wrote"),
         (["fuse", "nothing"], "'out'"),
         (["summery"], "No such command 'summery'"),
         (["predict", "model", "a.png", "--top", "many"], "Invalid value for '--top'"),
@@ -438,4 +438,4 @@ def test_info_names_versions_devices_and_what_the_extras_are_for(monkeypatch):
     assert f"jax {jax.__version__}" in lines
     assert "devices 8 × cpu (cpu)" in lines
     assert '[onnx] not installed: pip install "repmlp_jax[onnx]", for ONNX files and int8' in lines
-    assert lines[-1] == "[torch] installed, for weights in .pth, .pt, .tar and .bin files"
+    assert lines[-1] == "[torch] installed, for weights in .pth, .pt, .tar and .bin files, not in .safetensors"

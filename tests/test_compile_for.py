@@ -316,7 +316,7 @@ def test_a_line_that_is_no_result_is_named(tmp_path):
 
     path = tmp_path / "found.jsonl"
     path.write_text(json.dumps(result()) + '\n{"part": "check"}\n')
-    with pytest.raises(ValueError, match=r'found.jsonl, line 2 is no result of compile_for.py: {"part": "check"}'):
+    with pytest.raises(ValueError, match=r'found.jsonl, line 2 is not a result of compile_for.py: {"part": "check"}'):
         read(path)
 
 

@@ -313,7 +313,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit, match="2"):
         build().main()
     [line] = capsys.readouterr().err.splitlines()
-    assert line == f"error: {out} cannot be built: {out.parent} is no folder that can be written; choose another"
+    assert line == f"error: {out} cannot be built: {out.parent} is not a folder that can be written; choose another"
 
 
 @pytest.mark.parametrize("is_built", [True, False], ids=["built", "not built"])

@@ -388,7 +388,7 @@ def test_damaged_curves(text, message, tmp_path):
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no metrics.csv: it is no folder of a run"):
+    with pytest.raises(FileNotFoundError, match=r"holds no metrics.csv: it is not the folder of a run"):
         plots.read_rows(tmp_path)
 
 

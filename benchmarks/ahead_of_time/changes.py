@@ -22,7 +22,7 @@ def read(path: Path) -> dict[str, dict]:
             row = json.loads(line)
             rows[row["row"]] = row
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no result of compile_for.py: {line:.60}") from error
+            raise ValueError(f"{path}, line {number} is not a result of compile_for.py: {line:.60}") from error
     return rows
 
 

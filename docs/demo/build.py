@@ -4,7 +4,8 @@
     python docs/demo/build.py runs/digits/model     # or takes a trained model
     python -m http.server --directory docs/demo/built
 
-Needs the extra [onnx], which exports the net as it was trained and fused, and npm, which brings onnxruntime-web.
+Needs the extras [train] and [onnx], of which the latter exports the net as it was trained and fused, and npm, which
+brings onnxruntime-web.
 """
 
 import argparse
@@ -105,7 +106,7 @@ def check_may_write(out: Path):
     parent = next(parent for parent in out.parents if parent.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise PermissionError(
-            f"{out} cannot be built: {parent} is no folder that can be written; choose another"
+            f"{out} cannot be built: {parent} is not a folder that can be written; choose another"
         )
 
 

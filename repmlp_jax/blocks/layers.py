@@ -185,7 +185,7 @@ class ConvBN(nnx.Module):
         rngs: source of the initial weights.
 
     Raises:
-        TypeError: if a size is no integer.
+        TypeError: if a size is not an integer.
         ValueError: if `groups` does not divide both channel counts, or the kernel's side is even.
     """
 

@@ -22,7 +22,7 @@ def add_convolutions(convolutions: Sequence[tuple[nnx.Conv, Norm]], *, identity:
 
     Raises:
         TypeError: if a layer is no `nnx.Conv`.
-        ValueError: if the sum is no convolution of the largest kernel's size: strides, groups, channels or dilations
+        ValueError: if the sum is not a convolution of the largest kernel's size: strides, groups, channels or dilations
             differ, or the padding does not put the middles of all kernels on the same pixels. ("SAME" at stride 2 does
             not: it pads by an amount that depends on the kernel and the map.)
     """

@@ -121,7 +121,7 @@ class RepMLP(nnx.Module):
         rngs: source of the initial weights.
 
     Raises:
-        TypeError: if a size is no integer.
+        TypeError: if a size is not an integer.
         ValueError: if the partitions do not divide the map or the groups the channels, a kernel is even or repeated, or
             `reduction` is below 1 or leaves no hidden feature.
 

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from repmlp_jax.data import cifar10, digits
 from repmlp_jax.data.checks import check_split
+from repmlp_jax.extras import name_extra
 from repmlp_jax.nearest import lookup, nearest
 from repmlp_jax.storage.preprocessing import Statistics, check_class_names, check_statistics
+
+with name_extra():
+    from repmlp_jax.data import cifar10, digits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from repmlp_jax.data.checks import check_images
 from repmlp_jax.fusing.arguments import whole_number
-from repmlp_jax.storage.preprocessing import Statistics, check_statistics
+from repmlp_jax.storage.preprocessing import Statistics, check_statistics, normalised
 
 
 def pad_and_crop(key: PRNGKeyArray, images: UInt8[Array, "N H W C"], padding: int) -> UInt8[Array, "N H W C"]:
@@ -64,5 +64,4 @@ def normalise(
         check_statistics(name, values, images.shape[-1])
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be a floating dtype, not {dtype!r}")
-    offset, scale = (jnp.asarray(values, dtype).reshape(1, 1, 1, -1) for values in (mean, std))
-    return (images.astype(dtype) / 255 - offset) / scale
+    return normalised(images, mean, std, dtype)

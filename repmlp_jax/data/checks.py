@@ -43,7 +43,7 @@ def check_labels(labels: Any, classes: int | None, what: str = "the labels"):
 
     Raises:
         TypeError: if it is not an array.
-        ValueError: if its dtype or shape is another, or a label is no class; the message counts these.
+        ValueError: if its dtype or shape is another, or a label is not a class; the message counts these.
     """
     check_array(labels, what)
     if not np.issubdtype(labels.dtype, np.integer) or len(labels.shape) != 1:
@@ -53,7 +53,7 @@ def check_labels(labels: Any, classes: int | None, what: str = "the labels"):
     if strays := int(((values < 0) | (values > _last(classes))).sum()):
         raise ValueError(
             f"{what} go from {values.min()} to {values.max()}, and classes are numbered 0 to {_last(classes)}: "
-            f"{strays} of {len(values)} labels are no class"
+            f"{strays} of {len(values)} labels are not classes"
         )
 
 

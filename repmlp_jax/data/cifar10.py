@@ -8,13 +8,10 @@ from repmlp_jax.data.folder import data_folder
 from repmlp_jax.data.packed import read_packed
 from repmlp_jax.data.prepared import open_prepared
 from repmlp_jax.progress import progress_bar
+from repmlp_jax.storage.preprocessing import CIFAR10_MEAN, CIFAR10_STD
 
+MEAN, STD = CIFAR10_MEAN, CIFAR10_STD
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-# Per channel (red, green, blue) of the training images, scaled to [0, 1]. Measured on JPEG copies, which have the same
-# mean and a standard deviation that is less than 1 % smaller.
-MEAN = (0.4913, 0.4821, 0.4465)
-STD = (0.2452, 0.2428, 0.2606)
 
 EXAMPLES_PER_READ = 1000
 

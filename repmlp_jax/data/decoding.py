@@ -32,7 +32,7 @@ def read_image(path: str | Path, channels: int) -> UInt8[np.ndarray, "H W C"]:
     try:
         return decode(path.read_bytes(), channels, apply_orientation=True)
     except BadExample as error:
-        raise ValueError(f"{path} is no picture that can be read: {error}") from error
+        raise ValueError(f"{path} is not a readable picture: {error}") from error
 
 
 def decode(encoded: bytes, channels: int = 3, *, apply_orientation: bool = False) -> UInt8[np.ndarray, "H W C"]:

@@ -8,12 +8,10 @@ from jaxtyping import UInt8
 
 from repmlp_jax.data.checks import check_picture, height_and_width
 from repmlp_jax.fusing.arguments import whole_number
+from repmlp_jax.storage.preprocessing import CENTRE
+from repmlp_jax.storage.preprocessing import IMAGENET_MEAN as IMAGENET_MEAN
+from repmlp_jax.storage.preprocessing import IMAGENET_STD as IMAGENET_STD
 
-# Per channel (red, green, blue) of ImageNet's images, scaled to [0, 1].
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-# The share of the shorter side that the centre crop keeps: 224 of 256 pixels.
-CENTRE = 0.875
 # Of a picture that is longer than this many crops only the middle is resized: a thin one has millions of pixels then.
 LONGEST = 16
 

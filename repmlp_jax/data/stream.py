@@ -189,9 +189,7 @@ def evaluation_stream(
 def _part(source: Source, transform: Callable, batch_size: int, process_index: int, process_count: int) -> int:
     """The number of examples of a batch that this process reads."""
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
-        raise TypeError(
-            f"source must have a length and examples by their index, which a {type(source).__name__} has not"
-        )
+        raise TypeError(f"source must have a length and examples by index, and a {type(source).__name__} does not")
     if not callable(transform):
         raise TypeError(f"transform must be a function of an example, not {transform!r}")
     numbers = dict(batch_size=batch_size, process_index=process_index, process_count=process_count)
@@ -200,7 +198,7 @@ def _part(source: Source, transform: Callable, batch_size: int, process_index: i
     if not len(source):
         raise ValueError("the source holds no example")
     if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} is none of {process_count} processes")
+        raise ValueError(f"process_index={process_index} must be below process_count={process_count}")
     if batch_size < 1 or batch_size % process_count:
         above = max(1, -(-batch_size // process_count)) * process_count
         raise ValueError(f"batch_size={batch_size} cannot be split over {process_count} processes; {above} can")

@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 
 from repmlp_jax.deploy.program import ready_to_run
+from repmlp_jax.extras import name_extra
 from repmlp_jax.fusing.arguments import whole_number
-from repmlp_jax.storage.preprocessing import check_preprocessing_of, statistics_of
+from repmlp_jax.storage.preprocessing import check_preprocessing_of, normalised, statistics_of
 from repmlp_jax.storage.whole_file import whole_file
 from repmlp_jax.version import __version__, versions
 
@@ -37,7 +38,7 @@ def export_onnx(
 
     A model that is not fused is fused first, and the log says so. Before the file is written, `onnx.checker` reads it,
     and onnxruntime runs it on random images at two batch sizes and compares the outputs with the model's. The file is
-    written atomically. Parameters in bfloat16 or float16 are written in float32.
+    written atomically. Parameters in bfloat16 or float16 are fused and written in float32.
 
     Its metadata holds the preprocessing as JSON, under that name, each of its entries (`mean`, `std`, `class_names`)
     under its own, and the versions of this library, JAX and Flax.
@@ -67,9 +68,8 @@ def export_onnx(
 def checked_content(model, preprocessing, *, opset: int, preprocess: bool, fuse: bool = True) -> bytes:
     """What `export_onnx` writes, which raises the same errors."""
     check_opset(opset)
-    model, input_shape = ready_to_run(model, fuse)
+    model, input_shape = ready_to_run(jax.tree.map(_in_float32, model), fuse)
     check_preprocessing_of(model, preprocessing)
-    model = jax.tree.map(_in_float32, model)
     images = random_images((max(BATCHES), *input_shape), preprocess)
     forward = _forward(model, preprocessing or {}, preprocess)
     outputs = _outputs(forward, model, images)
@@ -88,11 +88,9 @@ def random_images(shape, preprocess: bool) -> np.ndarray:
 
 def check_opset(opset: int):
     """Raises ImportError without the extra, and ValueError for an opset that is too old or not known yet."""
-    try:
+    with name_extra():
         import onnx
         import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f'ONNX needs onnx and onnxruntime: pip install "repmlp_jax[onnx]" ({error})') from error
     newest = onnx.defs.onnx_opset_version()
     if not FIRST_OPSET <= whole_number("opset", opset) <= newest:
         raise ValueError(f"{opset=} must be from {FIRST_OPSET} to {newest}, which onnx {onnx.__version__} knows")
@@ -102,10 +100,8 @@ def _forward(model, preprocessing, preprocess):
     """The model as a function of itself and of images, normalised or in uint8."""
     if not preprocess:
         return lambda model, images: model(images)
-    from repmlp_jax.data.augment import normalise
-
     mean, std = statistics_of(preprocessing, model.input_shape[-1])
-    return lambda model, pixels: model(normalise(pixels, mean, std))
+    return lambda model, pixels: model(normalised(pixels, mean, std))
 
 
 def _outputs(forward, model, images) -> np.ndarray:
@@ -169,5 +165,6 @@ def _compare(content, images, outputs):
 
 
 def _in_float32(array):
-    """Casts bfloat16 and float16 to float32, which is exact; other arrays stay as they are."""
-    return array.astype(jnp.float32) if array.dtype in (jnp.bfloat16, jnp.float16) else array
+    """Casts bfloat16 and float16 to float32, which is exact; other leaves stay as they are."""
+    is_narrow = isinstance(array, jax.Array | np.ndarray) and array.dtype in (jnp.bfloat16, jnp.float16)
+    return array.astype(jnp.float32) if is_narrow else array

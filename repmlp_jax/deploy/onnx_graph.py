@@ -128,7 +128,7 @@ class Graph:
     def _images(self, size) -> int:
         factor, rest = divmod(size, self.batch)
         if not isinstance(factor, int) or rest != 0:
-            raise ValueError(f"a size of {size} is no multiple of the batch")
+            raise ValueError(f"a size of {size} is not a multiple of the batch")
         return factor
 
 

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from repmlp_jax.data import Dataset, augment, open_dataset
-from repmlp_jax.data.configuration import configuration_of
 from repmlp_jax.data.decoding import read_image
 from repmlp_jax.data.preprocessing import resize_and_crop
 from repmlp_jax.fusing.arguments import checked, whole_number
 from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.progress import progress_bar
+from repmlp_jax.storage.configuration import configuration_of
 from repmlp_jax.storage.models import SavedModel, load
 from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.tasks.class_scores import batch_metrics, extra_scores, mean_metrics

@@ -121,7 +121,7 @@ def load_exported(path: str | Path) -> ExportedModel:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, not an exported model, of a newer format, or of a JAX version that this one cannot
             read.
-        TypeError: if `path` is no path.
+        TypeError: if `path` is not a path.
     """
     path = local_file(path, "file that export_model wrote")
     try:
@@ -146,7 +146,7 @@ def load_exported(path: str | Path) -> ExportedModel:
         raise
     except Exception as error:  # JAX does not document what it raises here
         if exported_by == jax.__version__:
-            raise ValueError(f"{path} is damaged: {PROGRAM} in it is no program of JAX ({_reason(error)})") from error
+            raise ValueError(f"{path} is damaged: its {PROGRAM} is not a program of JAX ({_reason(error)})") from error
         raise ValueError(
             f"{path} was exported by jax {exported_by}, and jax {jax.__version__} cannot read it: export it again "
             f"({_reason(error)})"

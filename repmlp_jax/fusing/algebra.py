@@ -164,7 +164,7 @@ def conv_to_fc(
         output channel of the group).
 
     Raises:
-        TypeError: if the kernel is no array, or a size no integer.
+        TypeError: if the kernel is not an array, or a size not an integer.
         ValueError: if a side of the kernel is even, or the groups do not divide the output channels.
 
     Examples:

@@ -33,7 +33,7 @@ def checked(function: Function) -> Function:
 
     Raises:
         TypeError: by the function that is returned, if an argument has a wrong type.
-        ValueError: if it has the right type, but is negative, or is no pair.
+        ValueError: if it has the right type, but is negative, or is not a pair.
     """
     parameters = inspect.signature(function)
 

@@ -489,7 +489,7 @@ class _Finder:
         if isinstance(layer, nnx.ConvTranspose | nnx.LinearGeneral) or isinstance(
             largest, nnx.ConvTranspose | nnx.LinearGeneral
         ):
-            raise _KeptError("it is no plain convolution or FC")
+            raise _KeptError("it is not a plain convolution or FC")
         if is_norm(layer) and largest.in_features != largest.out_features:
             raise _KeptError(f"{self._name(target)} changes the number of channels")
         outputs = [self.program.calls[one][0][1].results[0] for one in (number, target)]
@@ -607,7 +607,7 @@ class _Finder:
                 raise _KeptError("its output is used within a loop or branch")
             if equation.layer is not None and equation.layer not in self.gone:
                 if not math.isclose(weight, 1, rel_tol=1e-13):
-                    raise _KeptError("a sum that is no average lies in between")
+                    raise _KeptError("a sum that is not an average lies in between")
                 if equation.operands[0] is not value or value in equation.operands[1:]:
                     raise _KeptError(f"its output is a parameter of {self._name(equation.layer)}")
                 ends.append(_End(equation.layer, value.shape[-1] // channels, equation, direct))

@@ -102,7 +102,7 @@ def _lies_below(path, chosen):
 def abstractly(model: nnx.Module) -> nnx.Module:
     """The model with shapes and dtypes in place of the arrays of its variables, which may be traced.
 
-    Arrays that are no variables are arrays of zeros, since NNX takes no shape for an array there.
+    Arrays that are not variables are arrays of zeros, since NNX takes no shape for an array there.
     """
     graphdef, state = nnx.split(model)
     return nnx.merge(graphdef, _abstract(state))

@@ -64,7 +64,7 @@ def fuse_variables(
         New variables of the same structure, shapes and dtypes; the given ones are not changed.
 
     Raises:
-        TypeError: if `module` is not a Linen module, or `variables` are no dict with "params", or abstract.
+        TypeError: if `module` is not a Linen module, or `variables` are not a dict with "params", or abstract.
         ValueError: if a parameter or a running statistic is NaN or infinite, or a running variance is negative. (Traced
             values cannot be checked.)
 
@@ -116,7 +116,7 @@ def variables_report(
     It takes the arguments of `fuse_variables`, and abstract variables as well.
 
     Raises:
-        TypeError: if `module` is not a Linen module, or `variables` are no dict with "params".
+        TypeError: if `module` is not a Linen module, or `variables` are not a dict with "params".
     """
     _check(module, variables, "variables_report")
     folds, kept = _find(module, variables, example, method, options)

@@ -64,7 +64,7 @@ def why_unknown(module: Any) -> str | None:
     if is_norm(module) and (getattr(module, "axis", -1) != -1 or not getattr(module, "normalises_last_axis", True)):
         return "it normalises other axes than the last"
     if is_affine(module) and not isinstance(module.kernel, nnx.Variable):
-        return "its kernel is no variable"
+        return "its kernel is not a variable"
     for name, value in vars(module).items():
         if isinstance(value, nnx.Variable) and _changes_when_read(value):
             return f"its {name} changes its value when it is read"

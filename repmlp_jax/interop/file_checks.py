@@ -18,19 +18,19 @@ LARGEST_RATIO = 2
 
 
 def check_content(path: Path):
-    """Refuses what is no regular file, and web pages and the like under the name of weights.
+    """Refuses what is not a regular file, and web pages and the like under the name of weights.
 
     Raises:
         FileNotFoundError: if there is no such file.
         IsADirectoryError: if it is a folder.
-        ValueError: if it is no file of weights.
+        ValueError: if it is not a file of weights.
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, and weights are a file; load_model reads a saved model")
     if not path.is_file():
-        raise ValueError(f"{path} is no regular file, but a device, a pipe or a socket")
+        raise ValueError(f"{path} is not a regular file but a device, a pipe or a socket")
     with path.open("rb") as file:
         start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not path.stat().st_size:

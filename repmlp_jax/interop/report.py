@@ -56,7 +56,9 @@ def fuse_report(
     """
     if example is not None and _is_shape(example):
         if input_shape is not None:
-            raise ValueError(f"fuse_report: input_shape={input_shape} stands beside the shape {example}")
+            raise ValueError(
+                f"fuse_report: input_shape={input_shape} and the shape {example} are both given: leave one out"
+            )
         example, input_shape = None, example
     if example is None:
         if call is not None or only is not None or dense_groups:
@@ -72,7 +74,7 @@ def _of_blocks(model: nnx.Module, input_shape: Sequence[int] | None = None) -> F
 
 
 def _is_shape(example) -> bool:
-    """Whether it is meant as an input shape: it is no array and holds none, or three integers of NumPy."""
+    """Whether it is meant as an input shape: it is not an array and holds none, or three integers of NumPy."""
     if isinstance(example, np.ndarray):
         return example.shape == (3,) and np.issubdtype(example.dtype, np.integer)
     arrays = example if isinstance(example, tuple | list) else [example]

@@ -43,7 +43,7 @@ def from_torch(model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, head:
         A new model; the given one stays as it is.
 
     Raises:
-        TypeError: if there is no official layout for this module, or `state_dict` is no mapping of names to arrays.
+        TypeError: if there is no official layout for this module, or `state_dict` is not a mapping of names to arrays.
         ValueError: if keys are missing or left over, a shape differs, or a value would change in the model's dtype; the
             message names five of these, and `problems` of the error has all. If a value is NaN or infinite. Or if
             `head="skip"` and the model has no classifier, or an abstract one.
@@ -90,7 +90,7 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     A trained model is returned in the training-time layout, a model of `deployed` in the deployed layout.
 
     Raises:
-        TypeError: if it is no module, there is no official layout for it or for its fused form, or a class overrides
+        TypeError: if it is not a module, there is no official layout for it or for its fused form, or a class overrides
             the `__call__` of one that has an official layout.
         ValueError: if it is a stack of modules.
     """
@@ -126,7 +126,7 @@ def _array(key, value) -> np.ndarray:
         raise TypeError(f"state_dict[{key!r}] cannot become a NumPy array: {error}") from error
     if array.dtype.kind in "OSU":
         hint = ": if that is the state_dict, pass it" if isinstance(value, Mapping) else ""
-        raise TypeError(f"state_dict[{key!r}] is no array, but a {type(value).__name__}{hint}")
+        raise TypeError(f"state_dict[{key!r}] is not an array but a {type(value).__name__}{hint}")
     return array
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from repmlp_jax.extras import name_extra
 from repmlp_jax.interop.file_checks import LARGEST_RATIO, check_content, check_zip
 from repmlp_jax.interop.plain_keys import with_plain_keys
 from repmlp_jax.local_path import local_path
@@ -26,7 +27,7 @@ def load_torch_file(path: str | os.PathLike, *, entry: str | None = None) -> dic
 
     The file may be a training checkpoint with the state_dict under "state_dict", "model" or "model_state_dict", also
     one under another; where it holds further ones, as those of an averaged model, the log says which is taken. Its
-    other entries are ignored. Of the keys, what wrappers add is removed and what is no weight is ignored, as in
+    other entries are ignored. Of the keys, what wrappers add is removed and what is not a weight is ignored, as in
     `from_torch`.
 
     Damage is seen by the checksums of `torch.save`. Neither `.safetensors` nor the files of PyTorch before 1.6 have
@@ -43,7 +44,7 @@ def load_torch_file(path: str | os.PathLike, *, entry: str | None = None) -> dic
     Raises:
         FileNotFoundError: if there is no such file; IsADirectoryError: if it is a folder.
         ImportError: if the file needs torch and it is not installed.
-        TypeError: if `path` is no path, or `entry` no name.
+        TypeError: if `path` is not a path, or `entry` not a name.
         ValueError: if the suffix is not one of these, the file is damaged, it holds anything but weights that NumPy
             has, or it unpacks to more than twice its size; if there is no such entry.
     """
@@ -79,12 +80,8 @@ def _read_safetensors(path) -> dict[str, np.ndarray]:
 
 
 def _unpickle(path) -> Any:
-    try:
+    with name_extra():
         import torch
-    except ImportError as error:
-        raise ImportError(
-            f'reading {path} needs PyTorch: pip install "repmlp_jax[torch]" (a .safetensors file does not)'
-        ) from error
     check_zip(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -118,7 +115,7 @@ def _state_dict_in(content, entry, path) -> Mapping:
     if not isinstance(found, Mapping) or not found or not all(map(_is_tensor, found.values())):
         raise ValueError(f"{path} holds no state_dict of tensors, but {_describe(found)}{hint}")
     if unnamed := [key for key in found if not isinstance(key, str)]:
-        raise ValueError(f"{path} holds no state_dict: its keys are no names, like {reprlib.repr(unnamed[0])}")
+        raise ValueError(f"{path} holds no state_dict: its keys are not names, like {reprlib.repr(unnamed[0])}")
     return found
 
 

@@ -75,8 +75,8 @@ class StagedNet(PrintedByBlocks):
         """The logits of a batch of images; without classes, its features.
 
         Raises:
-            TypeError: if the images are no floating-point numbers.
-            ValueError: if they are no batch (N, H, W, C) of the size and channels that the model was built for.
+            TypeError: if the images are not floating-point numbers.
+            ValueError: if they are not a batch (N, H, W, C) of the size and channels that the model was built for.
         """
         check_images(self, x, self.multiples)
         x = nnx.relu(self.embedding(x))
@@ -128,7 +128,7 @@ class PureMLP(StagedNet):
         rngs: nnx.Rngs,
     ):
         if ablation not in (None, *ABLATIONS):
-            raise ValueError(f"ablation={ablation!r} is none of {', '.join(ABLATIONS)}")
+            raise ValueError(f"ablation={ablation!r} must be one of {', '.join(ABLATIONS)}")
         self.arguments = arguments_text(self, locals())
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 

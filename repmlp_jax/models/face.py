@@ -91,7 +91,7 @@ class FaceResNet(PrintedByBlocks):
         rngs: nnx.Rngs,
     ):
         if block not in BLOCKS:
-            raise ValueError(f"block={block!r} is none of {', '.join(BLOCKS)}")
+            raise ValueError(f"block={block!r} must be one of {', '.join(BLOCKS)}")
         image_size = pair(image_size)
         check_stages(stage_sizes=stage_sizes, widths=widths, mid_widths=mid_widths)
         _check_halvings(stage_sizes, image_size)
@@ -124,9 +124,9 @@ class FaceResNet(PrintedByBlocks):
         """The embeddings of a batch of images, of length 1, in float32 or wider.
 
         Raises:
-            TypeError: if the images are no floating-point numbers.
-            ValueError: if they are no batch (N, H, W, C) of the size and channels that the model was built for. Without
-                RepMLP it takes every size.
+            TypeError: if the images are not floating-point numbers.
+            ValueError: if they are not a batch (N, H, W, C) of the size and channels that the model was built for.
+                Without RepMLP it takes every size.
         """
         check_images(self, x, self.multiples)
         call = nnx.remat(operator.call) if self.rematerialise else operator.call

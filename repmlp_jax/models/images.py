@@ -28,7 +28,7 @@ def input_shape_of(model: Any) -> tuple[int, int, int]:
 
 
 def check_images(model: Any, x: Any, multiples: tuple[int, int] | None = None):
-    """Refuses what is no batch of floating-point images that a model was built for.
+    """Refuses what is not a batch of floating-point images that a model was built for.
 
     Args:
         model: the model, whose `input_shape` is (height, width, channels).
@@ -36,8 +36,8 @@ def check_images(model: Any, x: Any, multiples: tuple[int, int] | None = None):
         multiples: the sides are multiples of these, with at least one; None: those of `input_shape`.
 
     Raises:
-        TypeError: if `x` is no array of floating-point numbers.
-        ValueError: if it is no batch (N, H, W, C), or its images have another size or other channels.
+        TypeError: if `x` is not an array of floating-point numbers.
+        ValueError: if it is not a batch (N, H, W, C), or its images have another size or other channels.
     """
     check_floating(x, "images")
     *size, channels = model.input_shape

@@ -198,7 +198,7 @@ class PSPNet(ResNetStages):
         if not num_classes:
             raise ValueError("num_classes=0: a PSPNet classifies every pixel and needs at least one class")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout:g} is no probability from 0 to below 1")
+            raise ValueError(f"dropout={dropout:g} must be a probability from 0 to below 1")
         super().__init__(**arguments_for(ResNetStages.__init__, locals()))
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         *_, c4, c5 = widths

@@ -225,7 +225,7 @@ class RepMLPNet(PrintedByBlocks):
         rngs: nnx.Rngs,
     ):
         if not 0 <= stochastic_depth < 1:
-            raise ValueError(f"stochastic_depth={stochastic_depth:g} is no probability from 0 to below 1")
+            raise ValueError(f"stochastic_depth={stochastic_depth:g} must be a probability from 0 to below 1")
         check_stages(stage_sizes=stage_sizes, widths=widths, partition_sizes=partition_sizes, sharesets=sharesets)
         self.arguments = arguments_text(self, locals())
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -255,8 +255,8 @@ class RepMLPNet(PrintedByBlocks):
         """The maps of all stages for a batch of images.
 
         Raises:
-            TypeError: if the images are no floating-point numbers.
-            ValueError: if they are no batch (N, H, W, C), have other channels, or patches, halvings or partitions do
+            TypeError: if the images are not floating-point numbers.
+            ValueError: if they are not a batch (N, H, W, C), have other channels, or patches, halvings or partitions do
                 not divide them.
         """
         check_images(self, x, self.multiples)

@@ -60,9 +60,9 @@ class ResNetStages(PrintedByBlocks):
     ):
         check_stages(stage_sizes=stage_sizes, widths=widths)
         if block not in BLOCKS:
-            raise ValueError(f"block={block!r} is none of {', '.join(BLOCKS)}")
+            raise ValueError(f"block={block!r} must be one of {', '.join(BLOCKS)}")
         if output_stride not in OUTPUT_STRIDES:
-            raise ValueError(f"output_stride={output_stride} is none of {', '.join(map(str, OUTPUT_STRIDES))}")
+            raise ValueError(f"output_stride={output_stride} must be one of {', '.join(map(str, OUTPUT_STRIDES))}")
         if block != "base" and not pad:
             _check_maps(image_size, partition_size, output_stride)
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -95,9 +95,9 @@ class ResNetStages(PrintedByBlocks):
         """The maps of c2, c3, c4 and c5 for a batch of images.
 
         Raises:
-            TypeError: if the images are no floating-point numbers.
-            ValueError: if they are no batch (N, H, W, C) of the size and channels that the model was built for. Without
-                RepMLP it takes every size.
+            TypeError: if the images are not floating-point numbers.
+            ValueError: if they are not a batch (N, H, W, C) of the size and channels that the model was built for.
+                Without RepMLP it takes every size.
         """
         check_images(self, x, self.multiples)
         call = nnx.remat(operator.call) if self.rematerialise else operator.call

@@ -21,12 +21,12 @@ def read_rows(run: str | Path) -> list[dict]:
 
     Raises:
         FileNotFoundError: if the folder holds no `metrics.csv`.
-        TypeError: if `run` is no path.
+        TypeError: if `run` is not a path.
         ValueError: if the file has no epoch yet, or is damaged.
     """
     path = local_path(run, "run") / "metrics.csv"
     if not path.is_file():
-        raise FileNotFoundError(f"{run} holds no {path.name}: it is no folder of a run that has finished an epoch")
+        raise FileNotFoundError(f"{run} holds no {path.name}: it is not the folder of a run that has finished an epoch")
     rows = []
     try:
         with path.open(newline="") as file:

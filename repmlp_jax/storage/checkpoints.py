@@ -219,7 +219,7 @@ def read_records(folder: Path) -> dict[int, checkpoint_format.Record | None]:
     folder = folder.absolute()  # Orbax warns of others.
     numbered = [path for path in sorted(folder.glob("*")) if path.name.isdecimal()]
     strangers = [
-        f"{path.name} is {'no name of a checkpoint' if path.is_dir() else 'no folder'}"
+        f"{path.name} is {'not a name of a checkpoint' if path.is_dir() else 'not a folder'}"
         for path in numbered
         if not _is_checkpoint(path)
     ]

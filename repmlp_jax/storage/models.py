@@ -121,7 +121,7 @@ def load_model(path: str | Path) -> nnx.Module:
         >>> from repmlp_jax import load_model
         >>> load_model("nowhere")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        FileNotFoundError: .../nowhere holds no model.json: it is no folder that save_model wrote
+        FileNotFoundError: .../nowhere holds no model.json: it is not a folder that save_model wrote
     """
     return load(path).model
 
@@ -251,9 +251,9 @@ def _read_description(path):
     place = "its metadata" if path.is_file() else DESCRIPTION
     text = one_file.description_in(path)
     if text is None and path.is_file():
-        raise ValueError(f"{path} is no file that save_model wrote, or it is damaged: its metadata describes no model")
+        raise ValueError(f"{path} was not written by save_model, or is damaged: its metadata describes no model")
     if text is None and not (path / DESCRIPTION).is_file():
-        raise FileNotFoundError(f"{path} holds no {DESCRIPTION}: it is no folder that save_model wrote")
+        raise FileNotFoundError(f"{path} holds no {DESCRIPTION}: it is not a folder that save_model wrote")
     try:
         description = json.loads(text or (path / DESCRIPTION).read_text())
         found = description["format"], description["model"]

@@ -17,7 +17,7 @@ def write(path: Path, arrays: dict[str, np.ndarray], description: dict):
 
 
 def description_in(path: Path) -> str | None:
-    """The description in a file as JSON; None if there is no such file, or it is no safetensors file that has one."""
+    """The description in a file as JSON; None if the file does not exist, or is not a safetensors file that has one."""
     if not path.is_file():  # a pipe might never end
         return None
     try:

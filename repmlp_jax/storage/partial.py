@@ -66,6 +66,8 @@ def _make_folder(folder: Path):
         raise NotADirectoryError(f"{files[0]} is a file, so nothing can be written below it")
     missing = [one for one in above if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} is not writable for this user")
     for one in missing:
         sync(one.parent)
 

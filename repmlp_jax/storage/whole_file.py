@@ -24,8 +24,8 @@ def whole_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
         FileExistsError: if `path` exists and `overwrite` is off, or it is neither a file nor a folder.
         IsADirectoryError: if `path` is a folder.
         NotADirectoryError: if one of its parents is a file.
-        TypeError: if `path` is no path.
-        ValueError: if it is none of this machine.
+        TypeError: if `path` is not a path.
+        ValueError: if it is not on this machine.
     """
     path = local_path(path).absolute()
     if path.is_dir():

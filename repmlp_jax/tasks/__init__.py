@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from repmlp_jax.data import LOADERS
+from repmlp_jax.extras import name_extra
 from repmlp_jax.training.callback import OnRow
+
+with name_extra():
+    from ml_collections import ConfigDict
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path, on_row: OnRow | None = None) -> dict:

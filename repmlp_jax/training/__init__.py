@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from repmlp_jax.extras import name_extra
+
 if TYPE_CHECKING:
     from repmlp_jax.tasks import train_and_evaluate
     from repmlp_jax.training.config import default_config
@@ -15,7 +17,8 @@ HOMES = {"default_config": "repmlp_jax.training.config", "train_and_evaluate": "
 def __getattr__(name: str):
     """Imports the names in `HOMES` on first use: a step alone needs no ml_collections, Orbax or TensorBoard."""
     if name in HOMES:
-        return getattr(importlib.import_module(HOMES[name]), name)
+        with name_extra():
+            return getattr(importlib.import_module(HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

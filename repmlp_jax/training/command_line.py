@@ -1,4 +1,4 @@
-"""The command line of `train.py`: flags, log levels, and errors in one line."""
+"""The command line of `repmlp-jax train` and `train.py`: flags, log levels, and errors in one line."""
 
 import contextlib
 import logging
@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from absl import flags
+from absl import app, flags
 from absl import logging as absl_logging
 
 from repmlp_jax.printing import print_any_character
 from repmlp_jax.storage.checkpoint_format import CheckpointError
-from repmlp_jax.training.recipe_file import all_arguments, close_arguments, with_default
+from repmlp_jax.training.fields import described
+from repmlp_jax.training.recipe_file import all_arguments, close_arguments, with_recipe
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -22,14 +23,15 @@ BAD_INPUT = 2
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the flags; an invalid flag ends the program with one line."""
+    """Parses the flags; an invalid flag ends the program with one line, and `--helpfull` with the recipe's fields."""
     print_any_character()
     # Orbax logs every step of its work through absl, at level "info".
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     logger.setLevel(logging.INFO)
+    is_asked, arguments = "--helpfull" in arguments, [one for one in arguments if one != "--helpfull"]
     try:
-        rest = flags.FLAGS(with_default("config", arguments))
+        rest = flags.FLAGS(with_recipe("config", arguments))
         close_arguments(flags.FLAGS.config)
     except (AttributeError, KeyError) as error:
         # ml_collections quotes its message and puts the nearest field on a second line.
@@ -41,8 +43,12 @@ def parse_flags(arguments: list[str]) -> list[str]:
         _exit(f"--config has no field {message}{hint}")
     except (flags.Error, OSError, ValueError, TypeError) as error:
         _exit(_loop_to_write(arguments) or str(error))
+    if is_asked:
+        app.usage(writeto_stdout=True)
+        print(f"\n{described(flags.FLAGS.config)}")
+        sys.exit()
     if stray := rest[1:]:
-        _exit(f"{stray[0]!r} is no flag: flags start with '--', and a value follows '=', as in --config.flip=False")
+        _exit(f"{stray[0]!r} is not a flag: flags start with '--', and a value follows '=', as in --config.flip=False")
     return rest
 
 
@@ -60,7 +66,8 @@ def _loop_to_write(arguments: list[str]) -> str:
         if flag.lstrip("-").startswith("config.") and isinstance(default.get(name), int | float) and len(values) > 1:
             others = rest[:place] + rest[place + (1 if equals else 2) :]
             kept = [other for other in others if not other.lstrip("-").startswith("workdir")]
-            command = shlex.join(["python", program, *kept])
+            start = ["python", program] if program.endswith(".py") else program.split()
+            command = shlex.join([*start, *kept])
             loop = f'{command} "--config.{name}=${name}" "--workdir=runs/{name}_${name}"'
             message = (
                 f"--config.{name}={value}: a run has one {name}. Write a loop: for {name} in {' '.join(values)}; do "

@@ -166,7 +166,7 @@ def check_config(config: ConfigDict) -> ConfigDict:
     for name, works in CHOICES.items():
         if values.get(name, works[0]) not in works:
             problems.append(
-                f"{name}={config[name]!r} is none of {', '.join(map(repr, works))}; "
+                f"{name}={config[name]!r} must be one of {', '.join(map(repr, works))}; "
                 f"the nearest is {nearest(config[name], works)!r}"
             )
     if values.get("batch_size", 1) % max(1, values.get("accumulate", 1)):

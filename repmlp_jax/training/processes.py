@@ -31,7 +31,7 @@ def check_processes(
         raise ValueError(f"--num_processes={num_processes} must be above 0")
     if process_id is not None and not 0 <= process_id < (num_processes or process_id + 1):
         raise ValueError(
-            f"--process_id={process_id} is none of {num_processes} processes: 0 to {num_processes - 1}"
+            f"--process_id={process_id} must be from 0 to {num_processes - 1}, for {num_processes} processes"
             if num_processes
             else f"--process_id={process_id} must not be below 0"
         )

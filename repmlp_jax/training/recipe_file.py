@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
-from repmlp_jax.nearest import nearest
+from repmlp_jax.nearest import lookup, nearest
 from repmlp_jax.training.recipe import NoSuchVariantError
 
 flags.disclaim_key_flags()  # `--help` shows the flag as one of the program that defines it.
@@ -24,8 +24,15 @@ class RecipeError(flags.Error):
     """A recipe that cannot be read; absl passes it on as it is, unlike a ValueError."""
 
 
+def recipes() -> dict[str, str]:
+    """The recipes of the library, name → file: in a package that is installed, beside one in its repository."""
+    package = Path(__file__).parents[1]
+    folder = next(filter(Path.is_dir, (package / "configs", package.parent / "configs")), package)
+    return {path.stem: str(path) for path in sorted(folder.glob("*.py"))}
+
+
 def define_recipe(name: str, default: str, description: str) -> flags.FlagHolder:
-    """Defines the flag of the recipe, and with it those of its fields; `with_default` adds the default recipe."""
+    """Defines the flag of the recipe, and with it those of its fields; `with_recipe` adds the default recipe."""
     # ml_collections would read a default recipe at once, before its errors can be reported.
     holder = config_flags.DEFINE_config_file(name, None, description)
     flag: Any = flags.FLAGS[name]
@@ -34,15 +41,29 @@ def define_recipe(name: str, default: str, description: str) -> flags.FlagHolder
     return holder
 
 
-def with_default(name: str, arguments: list[str]) -> list[str]:
-    """The command line with the default recipe, if it names none."""
+def with_recipe(name: str, arguments: list[str]) -> list[str]:
+    """The command line with the file of the recipe that its first argument names; without one, of the default recipe.
+
+    Raises:
+        RecipeError: if there is no such recipe, or the flag names a file as well.
+    """
     program, *rest = arguments
     rest = flags.FLAGS.read_flags_from_files(rest)
+    chosen = rest.pop(0) if rest and not rest[0].startswith("-") else None
     given = itertools.takewhile(lambda argument: argument != "--", rest)
     if any(argument.partition("=")[0] in (f"-{name}", f"--{name}") for argument in given):
+        if chosen is not None:
+            raise RecipeError(f"{chosen!r} and --{name} both name a recipe: give one of them")
         return [program, *rest]
     flag: Any = flags.FLAGS[name]
-    return [program, f"--{name}={flag.default_recipe}", *rest]
+    recipe, colon, variant = (chosen or flag.default_recipe).partition(":")
+    if recipe.endswith(".py"):
+        raise RecipeError(f"{chosen!r} is a file, which a flag names: --{name}={chosen}")
+    try:
+        file = lookup(recipes(), recipe, "recipe")
+    except ValueError as error:
+        raise RecipeError(f"{error}. --{name}=FILE takes a recipe of your own") from None
+    return [program, f"--{name}={file}{colon}{variant}", *rest]
 
 
 def load_recipe(path: str) -> ConfigDict:

@@ -48,7 +48,7 @@ def evaluate_on(source=range(4), transform=lambda example: {}, batch_size=2, **a
         (lambda: train_on(seed=0.5), TypeError, "seed must be a whole number, not 0.5"),
         (lambda: train_on(seed=2**32), ValueError, "seed=4294967296 must not be below 0 or above 42949"),
         (lambda: train_on(start="1"), TypeError, "start must be a whole number, not '1'"),
-        (lambda: train_on(source=iter([])), TypeError, "source must have a length and examples by their index"),
+        (lambda: train_on(source=iter([])), TypeError, "source must have a length and examples by index"),
         (lambda: train_on(transform=None), TypeError, "transform must be a function of an example, not None"),
         (lambda: evaluate_on(workers="1"), TypeError, "workers must be a whole number, not '1'"),
         (lambda: evaluate_on(process_index=0.5, process_count=2), TypeError, "process_index must be a whole number"),

@@ -75,7 +75,12 @@ def test_a_sound_dataset_is_kept_as_it_is(labels):
     ("images", "labels", "error", "message"),
     [
         (IMAGES, LABELS + 1, ValueError, "labels go from 1 to 3, and classes are numbered 0 to 2: 2 of 6 labels are"),
-        (IMAGES, np.where(LABELS == 1, -1, LABELS), ValueError, "labels go from -1 to 2, .*: 2 of 6 labels are no cla"),
+        (
+            IMAGES,
+            np.where(LABELS == 1, -1, LABELS),
+            ValueError,
+            "labels go from -1 to 2, .*: 2 of 6 labels are not",
+        ),
         (
             IMAGES,
             np.eye(3, dtype=np.int32)[LABELS],

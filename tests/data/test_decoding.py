@@ -98,11 +98,11 @@ def test_files_that_are_no_whole_picture_are_named(photograph, tmp_path):
         read_image(tmp_path / "no.png", 3)
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path, tmp_path / "pipe.png"):
-        with pytest.raises(ValueError, match=f"{path.name} is no picture: it is a folder, a pipe or a device"):
+        with pytest.raises(ValueError, match=f"{path.name} is not a picture: it is a folder, a pipe or a device"):
             read_image(path, 3)
     for content in (b"", b"no picture", encoded(photograph)[:2000], encoded(photograph, ".png")[:2000]):
         (tmp_path / "half.jpg").write_bytes(content)
-        with pytest.raises(ValueError, match=r"half.jpg is no picture that can be read: \d+ bytes"):
+        with pytest.raises(ValueError, match=r"half.jpg is not a readable picture: \d+ bytes"):
             read_image(tmp_path / "half.jpg", 3)
 
 

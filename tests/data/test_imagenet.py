@@ -187,7 +187,7 @@ def test_another_missing_dataset_names_the_nearest_there(data_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"imagenet_v3 is not prepared in .*; the nearest there is 'imagenet20"):
         load_imagenet(data_dir, "imagenet_v3")
     with pytest.raises(FileNotFoundError, match=r"cifar100 is not prepared in .*`tfds build cifar100 --file_f"):
-        open_dataset("cifar100", data_dir)  # which TFDS knows, and which is no mistyped cifar10
+        open_dataset("cifar100", data_dir)  # which TFDS knows, and which is not a mistyped cifar10
     with pytest.raises(ValueError, match=r"imagenet2012 cannot be loaded at version 9.9.9, only: 5.1.0"):
         load_imagenet(data_dir, "imagenet2012:9.9.9")
     with pytest.raises(FileNotFoundError, match=r"cars is not prepared in .*, nor is any other dataset"):

@@ -203,7 +203,7 @@ def test_a_damaged_example_cannot_be_evaluated():
     [
         (dict(batch_size=6, process_count=4), "batch_size=6 cannot be split over 4 processes; 8 can"),
         (dict(batch_size=0), "batch_size=0 cannot be split over 1 processes; 1 can"),
-        (dict(process_index=2, process_count=2), "process_index=2 is none of 2 processes"),
+        (dict(process_index=2, process_count=2), "process_index=2 must be below process_count=2"),
         (dict(start=-1), "start=-1 must not be below 0"),
         (dict(workers=-1), "workers=-1 must not be below 0"),
         (dict(seed=2**32), f"seed={2**32} must not be below 0 or above {2**32 - 1}"),

@@ -302,7 +302,7 @@ def test_formats_and_programs_that_this_version_cannot_read(files, tmp_path):
     with pytest.raises(ValueError, match=f"exported by jax 99.0, and jax {jax.__version__} cannot read it: export it"):
         load_exported(tmp_path / "later")
     rewritten(files / "PureMLP", tmp_path / "other", **other)
-    with pytest.raises(ValueError, match=r"other is damaged: program.bin in it is no program of JAX \(.+\)"):
+    with pytest.raises(ValueError, match=r"other is damaged: its program.bin is not a program of JAX \(.+\)"):
         load_exported(tmp_path / "other")
 
 
@@ -348,7 +348,7 @@ def test_arguments_of_another_type_are_named(fused, tmp_path):
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(ValueError, match=f"{path.name} is no file that export_model wrote: it is a folder, a pipe"):
+        with pytest.raises(ValueError, match=f"{path.name} is not a file that export_model wrote: it is a folder"):
             load_exported(path)
 
 

@@ -129,6 +129,14 @@ def test_a_trained_net_is_written_as_it_is_only_if_asked(onnx, model, tmp_path, 
     assert_close(run(tmp_path / "trained.onnx", images), run(tmp_path / "fused.onnx", images), ROUNDING_F32)
 
 
+def test_narrow_parameters_are_fused_in_float32(onnx, model, tmp_path):
+    narrow = jax.tree.map(lambda array: array.astype(jnp.bfloat16) if array.dtype == jnp.float32 else array, model)
+    export_onnx(narrow, tmp_path / "net.onnx")
+    images = random_input(model, 3, dtype=jnp.float32)
+    exact = forward(jax.tree.map(lambda array: array.astype(jnp.float32), narrow), images)
+    assert_close(run(tmp_path / "net.onnx", images), exact, ROUNDING_F32)
+
+
 class Net(nnx.Module):
     """A net of one function."""
 

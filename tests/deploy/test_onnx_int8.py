@@ -216,7 +216,7 @@ def test_the_command_line_calibrates_and_tests_with_a_dataset(folder, tmp_path):
     for options, message in (
         (("--format", "onnx", "--dataset", "digits"), "--dataset is of --int8"),
         (("--int8",), "--int8 is of --format onnx"),
-        (("--format", "onnx", "--int8", "--no-fuse"), "--int8 is of a fused model: leave out --no-fuse"),
+        (("--format", "onnx", "--int8", "--no-fuse"), "--int8 needs a fused model: leave out --no-fuse"),
     ):
         refused = run("export", folder, tmp_path / "other", *options)
         assert (refused.exit_code, refused.stderr) == (2, f"error: {message}\n")

@@ -618,7 +618,7 @@ def test_a_branch_of_wider_parameters_stays():
 
 
 class WithTables(nnx.Module):
-    """Arrays that are no variables: of its own, a mask, and the scales of a weight norm."""
+    """Arrays that are not variables: of its own, a mask, and the scales of a weight norm."""
 
     def __init__(self, rngs):
         self.table = jnp.linspace(0, 1, 64).reshape(1, 8, 8, 1)

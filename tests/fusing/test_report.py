@@ -55,7 +55,7 @@ def convolutions(*sizes):
 def test_multiply_accumulates_of_the_ablations(ablation, before, after):
     report = report_of(PureMLP, ablation=ablation)
     assert report.macs == (before, after)
-    assert sum(block.macs[0] for block in report.blocks) == before - 640  # the classifier is no block
+    assert sum(block.macs[0] for block in report.blocks) == before - 640  # the classifier is not a block
     assert sum(block.macs[1] for block in report.blocks) == after - 640
 
 

@@ -7,9 +7,9 @@ import golden
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import abstract, random_input, randomised
+from cases import abstract, evaluate, random_input, randomised
 from flax import nnx
-from tolerance import assert_identical
+from tolerance import ROUNDING_F32, assert_close, assert_identical
 
 from repmlp_jax import RepMLPNet, from_torch, to_torch
 from repmlp_jax.interop.mmpretrain import official_keys
@@ -134,3 +134,27 @@ def test_stochastic_depth_is_no_weight(net):
     x = random_input(loaded, dtype=jnp.float32)
     loaded.train()
     assert jnp.isfinite(nnx.jit(lambda model, x: model(x))(loaded, x)).all()
+
+
+@pytest.mark.parametrize(
+    "convert", [pytest.param(lambda net: net, marks=pytest.mark.slow), deployed], ids=["trained", "deployed"]
+)
+def test_weights_run_in_mmpretrains_own_classes(convert):
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip(
+        "mmpretrain.models", reason="mmpretrain is not installed: pip install mmpretrain mmcv-lite torch torchvision"
+    )
+    sizes = SMALL | dict(widths=(32, 64), image_size=(16, 16))  # theirs rounds a quarter of the width to multiples of 8
+    model = convert(randomised(abstract(RepMLPNet, **sizes, param_dtype=jnp.float32)))
+    arch = dict(channels=[32, 64], depths=[1, 2], sharesets_nums=[2, 4])
+    backbone = theirs.RepMLPNet(
+        arch, img_size=16, out_indices=(1,), reparam_conv_kernels=(1, 3), deploy=convert is deployed
+    )
+    head = theirs.LinearClsHead(5, 64)
+    net = torch.nn.ModuleDict({"backbone": backbone, "head": head})
+    net.load_state_dict({mmpretrain_key(key): torch.tensor(array) for key, array in to_torch(model).items()})
+    images = random_input(model, 3, dtype=jnp.float32)
+    with torch.inference_mode():
+        maps = net.eval()["backbone"](torch.from_numpy(np.asarray(images).transpose(0, 3, 1, 2).copy()))
+        logits = head((maps[-1].mean((2, 3)),)).numpy()
+    assert_close(logits, evaluate(model, images), ROUNDING_F32)

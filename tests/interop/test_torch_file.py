@@ -255,7 +255,7 @@ def test_only_regular_files_are_opened(torch, tmp_path, suffix):
     os.mkfifo(tmp_path / f"pipe{suffix}")
     (tmp_path / f"device{suffix}").symlink_to("/dev/zero")
     for name in ("pipe", "device"):
-        with pytest.raises(ValueError, match=f"{name}{suffix} is no regular file, but a device, a pipe or a socket"):
+        with pytest.raises(ValueError, match=f"{name}{suffix} is not a regular file but a device, a pipe or a socket"):
             load_torch_file(tmp_path / f"{name}{suffix}")
     (tmp_path / f"folder{suffix}").mkdir()
     with pytest.raises(IsADirectoryError, match=f"folder{suffix} is a folder, .* load_model reads a saved model"):
@@ -274,7 +274,7 @@ def test_arguments_of_another_type_are_named():
 def test_without_torch_it_says_what_to_install(monkeypatch, tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"anything")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r'pip install "repmlp_jax\[torch\]" \(a .safetensors file does not\)'):
+    with pytest.raises(ImportError, match=r'not in .safetensors run pip install "repmlp_jax\[torch\]"'):
         load_torch_file(tmp_path / "weights.pth")
 
 
@@ -298,7 +298,7 @@ def test_what_cannot_be_read_is_named(torch, tmp_path):
     with pytest.raises(ValueError, match=r"holds no state_dict of tensors, but \{'epoch': int\}"):
         load_torch_file(tmp_path / "other.pth")
     torch.save({0: torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other.pth holds no state_dict: its keys are no names, like 0"):
+    with pytest.raises(ValueError, match=r"other.pth holds no state_dict: its keys are not names, like 0"):
         load_torch_file(tmp_path / "other.pth")
     with zipfile.ZipFile(tmp_path / "program.pt", "w") as archive:
         archive.writestr("program/constants.pkl", b"")

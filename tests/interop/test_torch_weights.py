@@ -285,9 +285,9 @@ def test_arguments_of_another_type_are_named():
         from_torch(block, "weights.pth")
     with pytest.raises(TypeError, match="the keys of state_dict have to be names, and 0 is a int"):
         from_torch(block, {0: np.zeros(1)})
-    with pytest.raises(TypeError, match=r"state_dict\['model'\] is no array, but a dict: if that is the state_dict"):
+    with pytest.raises(TypeError, match=r"state_dict\['model'\] is not an array but a dict: if that is the state_dict"):
         from_torch(block, {"model": state_dict})
-    with pytest.raises(TypeError, match=r"state_dict\['fc3.weight'\] is no array, but a NoneType"):
+    with pytest.raises(TypeError, match=r"state_dict\['fc3.weight'\] is not an array but a NoneType"):
         from_torch(block, state_dict | {"fc3.weight": None})
 
 

@@ -125,7 +125,7 @@ def test_conv9_has_a_convolution_in_every_blocks_place():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="ablation='no_fc3' is none of no_local, no_global, fc3_conv9, conv9"):
+    with pytest.raises(ValueError, match="ablation='no_fc3' must be one of no_local, no_global, fc3_conv9, conv9"):
         PureMLP(ablation="no_fc3", rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"\(8, 6\) cannot be halved 2 times.*multiples of 4"):
         WideConvNet(image_size=(8, 6), rngs=nnx.Rngs(0))

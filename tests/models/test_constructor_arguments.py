@@ -174,7 +174,7 @@ WRONG_VALUES = [
     (RepMLPNet, NET | dict(partition_sizes=(2, 1), image_size=17), r"image_size \(17, 17\): height and width must be"),
     (RepMLPNet, NET | dict(partition_sizes=(2, 1), conv_kernels=(1, 1)), r"conv_kernels \(1, 1\) names a size twice"),
     (PSPNet, dict(num_classes=0), "num_classes=0: a PSPNet classifies every pixel"),
-    (PSPNet, dict(dropout=1), "dropout=1 is no probability"),
+    (PSPNet, dict(dropout=1), "dropout=1 must be a probability"),
     (PSPNet, RESNET | dict(block="base", bins=(0, 1)), r"bins \(0, 1\) must be at least 1 window"),
 ]
 

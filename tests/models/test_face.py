@@ -161,7 +161,7 @@ def test_wrong_arguments_are_named():
     def make(**options):
         abstract(FaceResNet, **SMALL | dict(block="bottleneck") | options)
 
-    with pytest.raises(ValueError, match="block='light' is none of base, bottleneck"):
+    with pytest.raises(ValueError, match="block='light' must be one of base, bottleneck"):
         make(block="light")
     with pytest.raises(ValueError, match="name 3, 3 and 2 stages"):
         make(mid_widths=(4, 8))

@@ -114,7 +114,7 @@ def test_stochastic_depth_leaves_whole_branches_out_while_training():
     assert_close(apply(model, x), apply(plain, x), ROUNDING_F64)
     assert_close(apply(fuse_params(model), x), apply(plain, x), ROUNDING_F64)
     assert not jax.tree.leaves(nnx.state(fuse_params(model), nnx.RngState))
-    with pytest.raises(ValueError, match="stochastic_depth=1 is no probability"):
+    with pytest.raises(ValueError, match="stochastic_depth=1 must be a probability"):
         build("RepMLPNet", stochastic_depth=1)
 
 
@@ -132,7 +132,7 @@ def test_a_net_with_stochastic_depth_is_saved_and_trains_on(tmp_path):
 @pytest.mark.slow
 def test_a_published_net_runs_and_fuses_in_float32():
     model = create_model("RepMLPNet-T224", rngs=nnx.Rngs(0))
-    # Norms that are no identities; the weights stay as they are initialised, or activations grow beyond float32.
+    # Norms that are not identities; the weights stay as they are initialised, or activations grow beyond float32.
     nnx.update(model, nnx.state(randomised(model), nnx.BatchStat))
     model.eval()
     x = random_input(model, dtype=jnp.float32)

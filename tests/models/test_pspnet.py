@@ -272,7 +272,7 @@ def test_sizes_that_do_not_fit_are_named_with_the_nearest_that_do():
         PSPNet(image_size=(711, 713), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"widths that work are \[64, 89\]"):
         make(image_size=(32, 79), partition_size=(2, 2), output_stride=16, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="output_stride=4 is none of 8, 16, 32"):
+    with pytest.raises(ValueError, match="output_stride=4 must be one of 8, 16, 32"):
         make(output_stride=4, rngs=nnx.Rngs(0))
 
 

@@ -265,9 +265,9 @@ def test_what_a_killed_save_leaves_is_removed(two_saved, tmp_path):
     ("name", "message"),
     [
         ("5", "5 holds step 2"),
-        ("007", "007 is no name of a checkpoint"),
-        ("٢", "٢ is no name of a checkpoint"),
-        ("9", "9 is no folder"),
+        ("007", "007 is not a name of a checkpoint"),
+        ("٢", "٢ is not a name of a checkpoint"),
+        ("9", "9 is not a folder"),
     ],
 )
 def test_what_no_run_saved_under_its_name_is_refused(two_saved, tmp_path, name, message):

@@ -107,7 +107,7 @@ def test_a_changed_description_is_damage(file):
 @pytest.mark.parametrize("content", [b"", b"weights", None], ids=["empty", "text", "half"])
 def test_another_file_is_no_model(file, content):
     file.write_bytes(file.read_bytes()[:-100] if content is None else content)
-    with pytest.raises(ValueError, match=r"net\.safetensors is no file that save_model wrote, or it is damaged"):
+    with pytest.raises(ValueError, match=r"net\.safetensors was not written by save_model, or is damaged"):
         load_model(file)
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors holds no model\.json"):
         load_model(file.with_name("none.safetensors"))

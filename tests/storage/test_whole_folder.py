@@ -225,3 +225,10 @@ def test_a_file_replaces_no_folder_device_or_link_unasked(tmp_path):
     ]:
         with pytest.raises(error, match=message), whole_file(tmp_path / name, overwrite):
             pass
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    with pytest.raises(PermissionError, match=f"^{tmp_path} is not writable"), whole_file(tmp_path / "file", False):
+        pass
+    assert not list(tmp_path.iterdir())

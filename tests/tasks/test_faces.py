@@ -172,8 +172,8 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ([example(-1), example(0)], r"the people train labels go from -1 to 0, .*: 1 of 2 labels are no class"),
-        ([example(2**31), example(0)], r"labels go from 0 to 2147483648, .*: 1 of 2 labels are no class"),
+        ([example(-1), example(0)], r"the people train labels go from -1 to 0, .*: 1 of 2 labels are not classes"),
+        ([example(2**31), example(0)], r"labels go from 0 to 2147483648, .*: 1 of 2 labels are not classes"),
         ([example(0) | {"label": 0.5}], r"labels must be integers \(N,\), not float64 \(1,\)"),
         ([example(0) | {"image": np.zeros((4, 4, 1), np.uint16)}], r"images must be uint8 \(N, H, W, C\), not uint16"),
         ([example(0), example(2)], r"std is \[0.0\]: a channel without deviation"),

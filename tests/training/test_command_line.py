@@ -18,13 +18,14 @@ from repmlp_jax.storage.checkpoint_format import CheckpointError
 from repmlp_jax.tasks import check_task_fields, classification
 from repmlp_jax.tasks.faces import task as faces
 from repmlp_jax.tasks.segmentation import task as segmentation
-from repmlp_jax.training import sharding, train_and_evaluate
+from repmlp_jax.training import recipe_file, sharding, train_and_evaluate
 from repmlp_jax.training.command_line import ask_for_deterministic_algorithms, parse_flags, report_errors
-from repmlp_jax.training.config import check_config
+from repmlp_jax.training.config import check_config, default_config
 from repmlp_jax.training.processes import check_processes
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
+LINE = re.compile(r"(?:python train\.py|repmlp-jax train) +((?:[a-z]\S* *)?(?:--[^\s`]+\s*)*)")
 
 
 def load(path):
@@ -104,12 +105,23 @@ def in_the_repository(monkeypatch):
         (["--config="], "--config needs the file of a recipe: --config=FILE"),
         (
             ["--config=configs/digits.py", "somewhere"],
-            "'somewhere' is no flag: flags start with '--', and a value follows '=', as in --config.flip=False",
+            "'somewhere' is not a flag: flags start with '--', and a value follows '=', as in --config.flip=False",
         ),
         (
             ["--config.flip", "False"],
-            "'False' is no flag: flags start with '--', and a value follows '=', as in --config.flip=False",
+            "'False' is not a flag: flags start with '--', and a value follows '=', as in --config.flip=False",
         ),
+        (
+            ["digit", "--config.epochs=1"],
+            f"no recipe is called 'digit'; the nearest is 'digits'. There are: {', '.join(recipe_file.recipes())}. "
+            "--config=FILE takes a recipe of your own",
+        ),
+        (
+            ["cifar:wide"],
+            "configs/cifar.py has no variant 'wide'; it has wide_convnet, no_local, no_global, fc3_conv9, conv9",
+        ),
+        (["configs/cifar.py"], "'configs/cifar.py' is a file, which a flag names: --config=configs/cifar.py"),
+        (["digits", "--config=mine.py"], "'digits' and --config both name a recipe: give one of them"),
         (["--num_processes=two"], "flag --num_processes=two: invalid literal for int() with base 10: 'two'"),
     ],
 )
@@ -172,6 +184,23 @@ def test_a_flag_sets_any_argument_of_a_model(parse, flag, name, value):
     assert {**arguments, name: 0} == {**recipe, name: 0}
 
 
+def test_a_recipe_is_taken_by_its_name(parse):
+    parse("cifar:wide_convnet", "--config.seed=3")
+    assert (flags.FLAGS.config.model, flags.FLAGS.config.seed) == ("wide_convnet", 3)
+    assert flags.FLAGS["config"].config_filename == f"{CONFIGS}/cifar.py:wide_convnet"
+
+
+def test_full_help_shows_the_fields_with_the_values_of_the_recipe(parse, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse("--helpfull", "--config=configs/cifar.py:wide_convnet", "--config.epochs=7")
+    shown = capsys.readouterr().out
+    assert end.value.code is None
+    assert re.search(r"^  --workdir: ", shown, re.MULTILINE)
+    assert "\n  --config.model='wide_convnet'\n      one of list_models()\n" in shown
+    assert "\n  --config.epochs=7\n" in shown
+    assert set(re.findall(r"^  --config\.(\w+)=", shown, re.MULTILINE)) == set(default_config())
+
+
 def test_a_flag_sets_all_arguments_of_a_model(parse):
     parse("--config=configs/digits.py", "--config.model_arguments={'num_classes': 3, 'widths': (4,)}")
     assert flags.FLAGS.config.model_arguments.to_dict() == dict(num_classes=3, widths=(4,))
@@ -213,6 +242,18 @@ def test_what_a_user_cannot_mend_is_raised():
         raise ZeroDivisionError
 
 
+@pytest.mark.parametrize("program", [("train.py",), ("-m", "repmlp_jax", "train")])
+def test_help_shows_the_recipes_and_the_flags_of_the_program(program):
+    done = subprocess.run([sys.executable, *program, "--help"], capture_output=True, text=True)
+    for part in (
+        "repmlp-jax train cifar:wide_convnet",
+        "Recipes: cifar, default, digits, ",
+        "--workdir:",
+        "--helpfull",
+    ):
+        assert part in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -221,9 +262,10 @@ def test_what_a_user_cannot_mend_is_raised():
         (["--config=configs/digit.py"], "there is no configuration configs/digit.py"),
     ],
 )
-def test_the_program_ends_with_one_line_and_exit_code_2(tmp_path, arguments, message):
-    # From elsewhere: the default recipe is found beside the program.
-    command = [sys.executable, REPOSITORY / "train.py", f"--workdir={tmp_path / 'run'}", *arguments]
+@pytest.mark.parametrize("program", [(REPOSITORY / "train.py",), ("-m", "repmlp_jax", "train")])
+def test_the_program_ends_with_one_line_and_exit_code_2(tmp_path, program, arguments, message):
+    # From elsewhere: the default recipe is found with the library.
+    command = [sys.executable, *program, f"--workdir={tmp_path / 'run'}", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -261,11 +303,11 @@ def test_every_recipe_builds_its_model(path, variant):
 
 
 def command_lines():
-    """The arguments of every `python train.py` in the README, the docs and the recipes."""
+    """The arguments of every `python train.py` and `repmlp-jax train` in the README, the docs and the recipes."""
     recipes = [path.relative_to(REPOSITORY).as_posix() for path in sorted(CONFIGS.glob("*.py"))]
     for page in [*PAGES, *recipes]:
         text = (REPOSITORY / page).read_text().replace("\\\n", " ")
-        for number, line in enumerate(re.findall(r"python train\.py\s+((?:--[^\s`]+\s*)+)", text)):
+        for number, line in enumerate(LINE.findall(text)):
             if "…" not in line:  # which stands for any recipe
                 marks = [pytest.mark.slow] if re.search(r"imagenet|/face\.py|/segmentation\.py", line) else []
                 yield pytest.param(line.replace("HOST:PORT", "host:1234").split(), id=f"{page}:{number}", marks=marks)

@@ -54,9 +54,9 @@ def test_all_mistakes_in_one_message():
         (dict(warmup_epochs=2.0), "warmup_epochs=2.0 must be less than epochs=2"),
         (dict(model="pure_mpl"), "no model is called 'pure_mpl'; the nearest is 'pure_mlp'"),
         (dict(dataset="digit"), "no dataset is called 'digit'; the nearest is 'digits'"),
-        (dict(optimizer="adam"), "optimizer='adam' is none of 'sgd', 'adamw'; the nearest is 'adamw'"),
+        (dict(optimizer="adam"), "optimizer='adam' must be one of 'sgd', 'adamw'; the nearest is 'adamw'"),
         (dict(patience=-1), "patience=-1 must not be below 0"),
-        (dict(final_weights="top"), "final_weights='top' is none of 'last', 'best'"),
+        (dict(final_weights="top"), "final_weights='top' must be one of 'last', 'best'"),
         (dict(final_weights="best", epochs=0), "final_weights='best' needs epochs above 0"),
         (dict(batch_size=64, accumulate=3), "accumulate=3 does not divide batch_size=64"),
         (

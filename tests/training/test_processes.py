@@ -20,7 +20,7 @@ from repmlp_jax.training.processes import check_processes, connect
         (True, ("h:x", 2, 0), "--coordinator_address=h:x must be host:port"),
         (True, ("h:70000", 2, 0), "--coordinator_address=h:70000 must be host:port"),
         (True, ("h:1", 0, None), "--num_processes=0 must be above 0"),
-        (True, ("h:1", 2, 5), "--process_id=5 is none of 2 processes: 0 to 1"),
+        (True, ("h:1", 2, 5), "--process_id=5 must be from 0 to 1, for 2 processes"),
         (True, ("h:1", None, -1), "--process_id=-1 must not be below 0"),
     ],
 )

@@ -65,7 +65,7 @@ SCENES = dict(
     learning_rate=0.05,
 )
 STREAMED = dict(
-    dataset="cifar10:3.0.2",  # with its version it is no resident dataset: it is streamed, as ImageNet is
+    dataset="cifar10:3.0.2",  # with its version it is not a resident dataset: it is streamed, as ImageNet is
     model_arguments=dict(image_size=(8, 8), widths=(4,), partition_size=(4, 4), conv_kernels=(3,)),
     batch_size=200,
     eval_batch_size=96,

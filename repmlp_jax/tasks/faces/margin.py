@@ -22,7 +22,7 @@ def am_softmax(
 
     Args:
         cosines: of each embedding with each class, from −1 to 1.
-        labels: the true classes; a label that is no class makes its loss NaN.
+        labels: the true classes; a label that is not a class makes its loss NaN.
         margin: m, subtracted from the cosine with the true class; the paper uses 0.35.
         scale: s, the factor of the cosines; the paper uses 30.
 
@@ -41,7 +41,7 @@ def am_softmax(
     people = cosines.shape[1]
     own = jax.nn.one_hot(labels, people, dtype=algebra.fusing_dtype(cosines.dtype))
     losses = optax.softmax_cross_entropy(scale * (algebra.widened(cosines) - margin * own), own)
-    # The row of `own` is zero for a label that is no class, so its loss would be 0.
+    # The row of `own` is zero for a label that is not a class, so its loss would be 0.
     return jnp.where((labels >= 0) & (labels < people), losses, jnp.nan)
 
 

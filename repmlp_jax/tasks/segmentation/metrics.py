@@ -22,8 +22,8 @@ def confusion_matrix(
 ) -> Int[Array, "{num_classes}+1 {num_classes}+1"]:
     """Counts how often each class (rows) is predicted as each class (columns); it works under jit.
 
-    An additional row and column count labels and predictions that are no class, for which `total_confusion` raises an
-    error. Counts are int32, enough for one batch; `total_confusion` sums them in int64.
+    An additional row and column count labels and predictions that are not classes, for which `total_confusion` raises
+    an error. Counts are int32, enough for one batch; `total_confusion` sums them in int64.
 
     Args:
         labels: true classes, of any integer dtype.
@@ -60,7 +60,7 @@ def total_confusion(matrices: Iterable[Int[Array | np.ndarray, "rows rows"]]) ->
     """Sums the matrices of `confusion_matrix` in int64.
 
     Raises:
-        ValueError: if there are none, or labels or predictions are no class; the message gives their number.
+        ValueError: if there are none, or labels or predictions are not classes; the message gives their number.
     """
     counted = [np.asarray(matrix, np.int64) for matrix in matrices]
     if not counted:

@@ -27,9 +27,9 @@ def overlay(
         ValueError: if sizes differ, a class has no colour, or `opacity` is not between 0 and 1.
     """
     if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity={opacity} is no share from 0 to 1")
+        raise ValueError(f"opacity={opacity} must be from 0 to 1")
     if image.shape != (*classes.shape, 3):
-        raise ValueError(f"the picture has shape {image.shape}, the classes {classes.shape}: they do not go together")
+        raise ValueError(f"the picture has shape {image.shape}, the classes {classes.shape}: sizes must agree")
     counts = classes != IGNORED
     strays = np.unique(classes[counts & ((classes < 0) | (classes >= len(palette)))])
     if strays.size:

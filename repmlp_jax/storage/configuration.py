@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from repmlp_jax.data import cifar10
-from repmlp_jax.data.preprocessing import CENTRE, IMAGENET_MEAN, IMAGENET_STD
 from repmlp_jax.local_path import local_path
 from repmlp_jax.models.cifar import PureMLP, WideConvNet
 from repmlp_jax.models.images import input_shape_of
@@ -14,11 +12,18 @@ from repmlp_jax.models.registry import MODELS, create_model
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.resnet import RepMLPResNet
 from repmlp_jax.storage.models import SavedModel, is_saved_model, load
-from repmlp_jax.storage.preprocessing import statistics_of
+from repmlp_jax.storage.preprocessing import (
+    CENTRE,
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    statistics_of,
+)
 
 # Of the datasets that the paper trains these classes on.
 STATISTICS: dict[Any, tuple] = {
-    **dict.fromkeys((PureMLP, WideConvNet), (cifar10.MEAN, cifar10.STD)),
+    **dict.fromkeys((PureMLP, WideConvNet), (CIFAR10_MEAN, CIFAR10_STD)),
     **dict.fromkeys((RepMLPNet, RepMLPResNet, PSPNet), (IMAGENET_MEAN, IMAGENET_STD)),
 }
 

@@ -28,7 +28,7 @@ def keep_compiled_programs(wanted: bool = True) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir is not None:
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.values.get("jax_compilation_cache_dir") is not None:
         return
     try:
         folder = cache_folder()

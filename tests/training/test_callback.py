@@ -6,7 +6,7 @@ import jax
 import pytest
 from jax.experimental import multihost_utils
 from tiny_recipe import get_config
-from tiny_runs import saved_steps
+from tiny_runs import finish, saved_steps, start_code
 from tolerance import assert_identical
 
 from repmlp_jax import load_model
@@ -57,6 +57,36 @@ def test_each_row_is_passed_on_and_an_error_comes_after_a_checkpoint(tmp_path):
             {**row, "images_per_second": 0} for row in written(run.workdir)
         ]
     assert_identical(*(load_model(run.workdir / "model") for run in (undisturbed, disturbed)))
+
+
+TWO_PROCESSES = """
+import sys
+import jax
+
+sys.path.append("tests/training")
+from tiny_recipe import get_config
+from repmlp_jax.training import train_and_evaluate
+
+address, number, workdir = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(number))
+
+
+def fail(row):
+    raise ZeroDivisionError("out of quota")
+
+
+# It is passed in process 0 alone.
+train_and_evaluate(get_config(checkpoint_every_steps=0), workdir, on_row=None if int(number) else fail)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_save_before_they_raise(tmp_path):
+    codes, outputs = finish(start_code(TWO_PROCESSES, str(tmp_path), processes=2, devices=1))
+    assert 0 not in codes
+    assert saved_steps(tmp_path) == [22]
+    assert "ZeroDivisionError: out of quota\non_row raised this; step 22 is saved" in outputs[0]
+    assert "RuntimeError: on_row raised an error in process 0: see there" in outputs[1]
 
 
 @pytest.mark.parametrize("process", [0, 1])

@@ -103,7 +103,7 @@ def draw(measured: dict, rate: float) -> Figure:
         axes.set_yscale("log")
         axes.set_xticks(values, [str(value) for value in values])
         axes.set_xlabel(LABELS[respect])
-        axes.set_ylabel("ms")
+        axes.set_ylabel("time (ms)")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure

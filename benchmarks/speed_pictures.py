@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from repmlp_jax.plots.palette import BLUE, ORANGE, OTHERS
 
@@ -39,14 +40,20 @@ def draw_speeds(measured: dict) -> Figure:
         axes.set_title(f"{name}, {batch}", fontsize=9)
         axes.set_xlabel("images/s", fontsize=8)
         axes.tick_params(axis="x", labelsize=8)
+    key = [Patch(color=BLUE, label="repmlp_jax"), Patch(color=ORANGE, label="PyTorch")]
+    figure.legend(handles=key, loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
 def draw_roofline(measured: dict, rate: float, bandwidth: float) -> Figure:
-    """The roofline with every kind of part: multiply-accumulates a second over multiply-accumulates a byte."""
-    figure = Figure(figsize=(5 * len(measured), 4.2), layout="constrained")
-    for axes, (name, row) in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured.items(), strict=True):
-        intensities = np.geomspace(0.1, 1000, 50)
+    """The roofline with every kind of part: multiply-accumulates per second over multiply-accumulates per byte."""
+    rows, columns = -(-len(measured) // 2), min(len(measured), 2)
+    figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes in panels[len(measured) :]:
+        axes.set_axis_off()
+    intensities = np.array([0.1, rate / bandwidth, 1000])
+    for axes, (name, row) in zip(panels, measured.items(), strict=False):
         axes.loglog(intensities, np.minimum(rate, intensities * bandwidth) / 1e9, color="black", linewidth=1)
         # Timed one by one the parts take longer than together, so their shares are of their own sum.
         total = sum(part["seconds"] for part in row["parts"].values())
@@ -60,8 +67,8 @@ def draw_roofline(measured: dict, rate: float, bandwidth: float) -> Figure:
                 label=f"{kind}: {part['seconds'] / total:.0%} of the parts' time",
             )
         axes.set_title(f"{name}, batch {row['batch_size']}", fontsize=10)
-        axes.set_xlabel("multiply-accumulates a byte")
-        axes.set_ylabel("G multiply-accumulates/s")
+        axes.set_xlabel("multiply-accumulates per byte")
+        axes.set_ylabel("10⁹ multiply-accumulates/s")
         axes.grid(alpha=0.3)
         legend = axes.legend(fontsize=8, loc="lower right")
         for handle in legend.legend_handles:

@@ -102,7 +102,7 @@ def three_kernels(channel: int = 5) -> Figure:
     for axes, (name, part), sign in zip(
         figure.subplots(1, 4), parts.items(), ("", "+", "+", "="), strict=True
     ):
-        axes.imshow(part, cmap="RdBu_r", vmin=-largest, vmax=largest)
+        axes.imshow(part, cmap=plots.SIGNED, vmin=-largest, vmax=largest)
         axes.set_title(name)
         axes.set_xticks([])
         axes.set_yticks([])

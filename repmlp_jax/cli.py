@@ -26,7 +26,9 @@ plot = typer.Typer(
 )
 app.add_typer(plot, name="plot")
 
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder or .safetensors file of a saved model.")]
+ModelFolder = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder or .safetensors file of a saved model, or hf://OWNER/NAME.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
 Picture = Annotated[Path, typer.Argument(help="File of the picture: .png, or .svg or .pdf.")]
 Block = Annotated[int, typer.Option(min=0, help="Which RepMLP block, counted from 0.")]
@@ -272,12 +274,17 @@ def train(
 @app.command()
 def evaluate(
     model: ModelFolder,
-    dataset: Annotated[str, typer.Option(help="cifar10, digits, or a prepared TFDS dataset.")],
-    data_dir: Annotated[str | None, typer.Option(help="Folder of TFDS datasets. Default: TFDS_DATA_DIR.")] = None,
+    dataset: Annotated[str, typer.Option(help="cifar10, digits, folder, or a prepared TFDS dataset.")],
+    data_dir: Annotated[
+        str | None, typer.Option(help="Of folder: the folder. Else that of TFDS datasets, by default TFDS_DATA_DIR.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
     """Evaluates a saved model on the validation split of a dataset, or on its test split if it has none.
+
+    With --dataset folder the pictures are files in val/CLASS/ or test/CLASS/ of --data-dir. If it has neither, they are
+    all those in CLASS/, or the share of them that the model's training held out.
 
     Example: repmlp-jax evaluate runs/digits/fused --dataset digits
     """
@@ -296,7 +303,9 @@ def evaluate(
 @app.command()
 def predict(
     model: ModelFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Pictures, in any format that OpenCV reads.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE…", help="Pictures that OpenCV reads, or folders of such pictures.")
+    ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
@@ -321,7 +330,7 @@ def predict(
         for error in errors:
             _print_error(error)
         if as_json:
-            given_once = len(set(images)) == len(images)
+            given_once = len({str(path) for path, _ in found}) == len(found)
             print(json.dumps(dict(classified) if given_once else classified))
         else:
             for name, classes in classified:
@@ -345,7 +354,7 @@ def export(
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Of ONNX: leave a trained model as it is.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Of ONNX: round weights and products to int8.")] = False,
     dataset: Annotated[str | None, typer.Option(help="Of --int8: to calibrate with and test on.")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Of --int8: folder of TFDS datasets.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Of --dataset, as of evaluate.")] = None,
     largest_loss: Annotated[
         float | None, typer.Option(help="Of --int8: share of accuracy (0.01) or outputs (0.05) that may be lost.")
     ] = None,
@@ -423,6 +432,27 @@ def quantise(
         print(f"saved: {out}")
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, whose model/ is uploaded, or of a saved model.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository; it is made if there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Let nobody else read it.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
+):
+    """Uploads a saved model to the Hugging Face hub, with a card that says what it is.
+
+    The card, README.md, has the scores and the recipe of the run, and how the model is loaded. Whoever may read the
+    repository can name hf://OWNER/NAME in place of the folder of a model. It takes pip install "repmlp_jax[hub]", and
+    `hf auth login` with a token that may write.
+
+    Example: repmlp-jax push runs/digits OWNER/digits
+    """
+    with one_line_errors():
+        from repmlp_jax.deploy.push import push
+
+        print(f"pushed: {push(folder, repo, private=private, overwrite=overwrite)}")
+
+
 @plot.command("kernels")
 def plot_kernels(
     model: ModelFolder,
@@ -435,13 +465,30 @@ def plot_kernels(
 ):
     """Draws the weights of one output pixel: FC3, the convolutions, and the fused FC3 (Figure 5 of the paper).
 
-    MODEL is a trained model, not a fused one. By default the output pixel is the middle of the partition in channel 0,
-    and the input channel is the first of its group.
+    By default the output pixel is the middle of the partition in channel 0, and the input channel is the first of its
+    group. If MODEL holds no trained RepMLP block, because it is fused or another model, all its kernels are drawn.
 
     Example: repmlp-jax plot kernels runs/digits/model kernels.png --pixel 1 2
     """
     channels: dict[str, Any] = dict(input_channel=input_channel, output_channel=output_channel)
-    _save_picture(lambda plots: plots.fc3_kernels(_block(model, block), pixel, **channels), out, overwrite)
+
+    def draw(plots):
+        from flax import nnx
+
+        from repmlp_jax import load_model
+        from repmlp_jax.plots.kernels import TRAINED
+
+        net = load_model(model)
+        is_trained = any(isinstance(node, TRAINED) for _, node in nnx.iter_graph(net))
+        of_a_block = {"--block": block, "--pixel": pixel, "--output-channel": output_channel}
+        _refuse_without(
+            of_a_block | {"--input-channel": input_channel}, is_trained, "a model with trained RepMLP blocks"
+        )
+        return (
+            plots.fc3_kernels(_block(net, model, block), pixel, **channels) if is_trained else plots.plot_kernels(net)
+        )
+
+    _save_picture(draw, out, overwrite)
 
 
 @plot.command("receptive-field")
@@ -452,7 +499,13 @@ def plot_receptive_field(model: ModelFolder, out: Picture, block: Block = 0, ove
 
     Example: repmlp-jax plot receptive-field runs/digits/fused field.png
     """
-    _save_picture(lambda plots: plots.receptive_fields(_block(model, block)), out, overwrite)
+
+    def draw(plots):
+        from repmlp_jax import load_model
+
+        return plots.receptive_fields(_block(load_model(model), model, block))
+
+    _save_picture(draw, out, overwrite)
 
 
 @plot.command("identity")
@@ -497,22 +550,20 @@ def _report(model: str):
     """The fuse report of a model, given by its name or its folder."""
     from repmlp_jax import create_model, fuse_report, load_model
     from repmlp_jax.models.randomness import abstract
-    from repmlp_jax.storage.models import is_saved_model
+    from repmlp_jax.storage.models import is_saved_model, model_path
 
-    if is_saved_model(local_path(model)):
-        return fuse_report(load_model(model))
+    if is_saved_model(path := model_path(model)):
+        return fuse_report(load_model(path))
     return fuse_report(abstract(create_model, model))
 
 
-def _block(folder: Path, number: int):
-    """The RepMLP block with this number in a saved model; prints its path."""
+def _block(model: Any, folder: Path, number: int):
+    """The RepMLP block with this number in a model from a folder; prints its path."""
     from flax import nnx
 
-    from repmlp_jax import load_model
     from repmlp_jax.fusing.modules import dotted
     from repmlp_jax.plots.kernels import FUSED, TRAINED
 
-    model = load_model(folder)
     blocks = [(dotted(path), node) for path, node in nnx.iter_graph(model) if isinstance(node, TRAINED | FUSED)]
     if not blocks:
         raise ValueError(f"{folder} is a {type(model).__name__} that holds no RepMLP block, trained or fused")

@@ -16,6 +16,7 @@ EXTRAS = {
         ),
     ),
     "onnx": ("ONNX files and int8", ("onnx", "onnxruntime")),
+    "hub": ("models on the Hugging Face hub", ("huggingface_hub",)),
     "torch": ("weights in .pth, .pt, .tar and .bin files, not in .safetensors", ("torch",)),
 }
 

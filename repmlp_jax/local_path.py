@@ -21,9 +21,10 @@ def local_path(path: str | os.PathLike[str], argument: str = "path") -> Path:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{argument} must be a path, not a {type(path).__name__}")
     if address := ADDRESS.match(os.fspath(path)):
+        on_hub = "saved models are read from the hub, and `repmlp-jax push` writes there"
         raise ValueError(
             f"{path} is an address, and only files of this machine are read and written: "
-            f"mount what {address[0]}/ names as a folder"
+            f"{on_hub if address[0] == 'hf:/' else f'mount what {address[0]}/ names as a folder'}"
         )
     path = Path(path)
     try:

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,12 +12,23 @@ from flax import nnx
 from test_cli import assert_refused, run
 from tolerance import ROUNDING_F64, assert_close
 
-from repmlp_jax import PureMLP, RepMLP, RepMLPNet, RepMLPNetBlock, conv_to_fc, fuse_params, fuse_report, plots
+from repmlp_jax import (
+    PureMLP,
+    RepMLP,
+    RepMLPNet,
+    RepMLPNetBlock,
+    conv_to_fc,
+    fuse_params,
+    fuse_report,
+    plots,
+    quantise_params,
+)
 from repmlp_jax import save_model as save
 from repmlp_jax.blocks.layers import ConvBN
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, Gate
 from repmlp_jax.models.cifar import WideConvNet
 
+SMALL = dict(image_size=(8, 8), partition_size=(4, 4), conv_kernels=(3,))
 GATED = dict(features=4, partition_size=(3, 5), sharesets=2)
 
 
@@ -92,7 +104,7 @@ def test_the_panels_share_one_scale_and_one_colour_bar():
     [bar] = figure.axes[3:]
     assert bar.get_ylabel() == "magnitude of the weight"
     labels = [label.get_text() for label in bar.get_yticklabels()]
-    assert labels
+    assert len(labels) > 1
     assert all(norm.vmin <= float(label) <= norm.vmax for label in labels)
 
 
@@ -223,6 +235,77 @@ def test_bfloat16_is_drawn_as_it_is():
     np.testing.assert_array_equal(shown(figure.axes[0]), np.sqrt(np.square(expected).mean(0)))
 
 
+@pytest.mark.parametrize("lowest", [0.001, 0.02, 0.034, 0.11, 0.49, 0.6, 1])
+def test_the_colour_bar_has_several_ticks_on_scales_of_every_length(lowest):
+    largest = 1.07  # so that no end is a round number
+    kernel = jnp.asarray(np.geomspace(lowest * largest, largest, 16).reshape(1, 4, 4))
+    fc = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+    block = FusedRepMLPNetBlock(1, (2, 2), False, Gate(fc, fc), kernel, jnp.zeros((1, 4)), None)
+    bar = plots.receptive_fields(block).axes[-1]
+    low, high = bar.get_ylim()
+    assert 2 < sum(low <= tick <= high for tick in bar.get_yticks()) < 10
+
+
+# The kernels of a model.
+
+
+class Backwards(nnx.Module):
+    """Someone's model: the last convolution is the first by its name, and a norm and a branch are folded."""
+
+    def __init__(self, *, rngs):
+        self.c = nnx.Conv(2, 4, (3, 3), use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.b = nnx.Conv(4, 4, (3, 5), rngs=rngs)
+        self.beside_b = nnx.Conv(4, 4, (1, 1), rngs=rngs)
+        self.a = nnx.Conv(4, 2, (3,), rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.c(x)))
+        return self.a((self.b(x) + self.beside_b(x))[:, 0])
+
+
+def titles(figure):
+    return [axes.get_title() for axes in figure.axes if axes.images]
+
+
+def test_the_kernels_of_someones_fused_model_are_drawn_in_the_order_of_its_call():
+    fused = fuse_params(randomised(abstract(Backwards)), jax.ShapeDtypeStruct((1, 6, 6, 2), jnp.float32))
+    figure = plots.plot_kernels(fused)
+    assert titles(figure) == ["c\nConv 3×3", "b\nConv 3×5", "a\nConv 1×3"]
+    kernel = np.asarray(fused.b.kernel[...])
+    sizes = np.sqrt((kernel**2).mean((2, 3)))
+    assert_close(shown(figure.axes[1]), sizes / sizes.max(), 1e-6)
+    assert figure.axes[-1].get_ylabel() == "share of the panel's largest"
+    assert titles(plots.plot_kernels(fused, ["b", "beside_b"])) == ["b\nConv 3×5"]
+
+
+@pytest.mark.parametrize("form", [lambda model: model, fuse_params, lambda model: quantise_params(fuse_params(model))])
+def test_the_kernels_of_a_net_of_blocks_are_those_that_run(form):
+    model = form(randomised(abstract(PureMLP, widths=(4,), **SMALL)))
+    figure = plots.plot_kernels(model)
+    assert [title.split("\n")[0] for title in titles(figure)] == ["stages.0.0", "stages.0.2"]
+    block = model.stages[0][2]
+    [panel, _] = plots.receptive_fields(block, [(2, 2)]).axes
+    assert_close(shown(figure.axes[1]), shown(panel) / shown(panel).max(), ROUNDING_F64)
+
+
+def test_a_stack_of_convolutions_is_one_panel():
+    stack = nnx.vmap(lambda rngs: nnx.Conv(2, 2, (3, 3), rngs=rngs))(nnx.Rngs(0).split(3))
+    figure = plots.plot_kernels(nnx.Sequential(stack))
+    expected = np.sqrt(np.square(np.asarray(stack.kernel[...])).mean((0, 3, 4)))
+    assert_close(shown(figure.axes[0]), expected / expected.max(), 1e-6)
+
+
+def test_a_model_without_kernels_to_draw():
+    net = nnx.Sequential(nnx.Conv(2, 2, (1, 1), rngs=nnx.Rngs(0)), nnx.Conv(2, 2, (3, 3), rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"'layers.0' of this Sequential holds no convolution larger than 1×1"):
+        plots.plot_kernels(net, "layers.0")
+    with pytest.raises(ValueError, match="this Linear holds no convolution larger than 1×1 and no RepMLP block"):
+        plots.plot_kernels(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    with pytest.raises(TypeError, match="plot_kernels: this PureMLP is abstract"):
+        plots.plot_kernels(abstract(PureMLP, widths=(4,), **SMALL))
+
+
 # The identity trick.
 
 
@@ -281,9 +364,6 @@ def test_what_the_identity_trick_is_not_drawn_of(arguments, message):
 
 
 # What fusing does to a model.
-
-
-SMALL = dict(image_size=(8, 8), partition_size=(4, 4), conv_kernels=(3,))
 
 
 @pytest.fixture(scope="module")
@@ -460,6 +540,8 @@ def assert_drawn(result, out):
     "command",
     [
         ["kernels", "trained", "--block", "1", "--pixel", "1", "2", "--output-channel", "3", "--input-channel", "2"],
+        ["kernels", "fused"],
+        ["kernels", "convnet"],
         ["receptive-field", "fused"],
         ["identity"],
         ["report", "wide_convnet", "--depth", "1"],
@@ -505,8 +587,8 @@ def test_a_block_inside_a_larger_one_is_found(tmp_path):
 @pytest.mark.usefixtures("unchecked_types")
 def test_what_cannot_be_drawn_is_one_line(folders, tmp_path):
     out = tmp_path / "no.png"
-    fused = run("plot", "kernels", folders / "fused", out)
-    assert_refused(fused, "a FusedRepMLP is fused: its kernel no longer holds the separate parts")
+    fused = run("plot", "kernels", folders / "fused", out, "--block", "1", "--pixel", "1", "2")
+    assert_refused(fused, "--block and --pixel are of a model with trained RepMLP blocks")
     assert_refused(run("plot", "kernels", tmp_path, out), "holds no model.json")
     assert_refused(run("plot", "report", folders / "fused", out), "the model is fused already")
     assert_refused(run("plot", "report", "wide_convnt", out), "the nearest is 'wide_convnet'")

@@ -34,7 +34,7 @@ def draw(rows: dict[str, dict], title: str) -> Figure:
     axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0.08)
-    axes.set_xlabel("ms")
+    axes.set_xlabel("time (ms)")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     axes.set_title(title, fontsize=9)

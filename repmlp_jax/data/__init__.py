@@ -57,6 +57,7 @@ class Dataset:
         return len(self.class_names)
 
 
+FOLDER = "folder"  # pictures in a folder for each class
 LOADERS = {
     "cifar10": lambda data_dir: (cifar10, cifar10.load_cifar10(data_dir)),
     "digits": lambda data_dir: (digits, digits.load_digits()),
@@ -78,13 +79,23 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
     return Dataset(splits["train"], splits["test"], module.MEAN, module.STD, module.CLASS_NAMES)
 
 
-def open_dataset(name: str, data_dir: str | Path | None = None, channels: int = 3):
+def open_dataset(
+    name: str,
+    data_dir: str | Path | None = None,
+    channels: int = 3,
+    *,
+    val_share: float = 0.0,
+    needs_train: bool = True,
+):
     """Reads a dataset into memory if it fits, and otherwise opens it for streaming.
 
     Args:
-        name: as of `load_dataset`, or the name of a TFDS dataset of images with one label each.
-        data_dir: as of `load_dataset`.
+        name: as of `load_dataset`, or "folder" for pictures in a folder for each class, or the name of a TFDS dataset
+            of images with one label each.
+        data_dir: as of `load_dataset`, or of "folder" as of `load_folder`.
         channels: of streamed images, as of `load_imagenet`; those of a dataset in memory have the ones they have.
+        val_share: of "folder", as of `load_folder`.
+        needs_train: of "folder", as of `load_folder`.
 
     Returns:
         A `Dataset`, or `imagenet.EncodedImages`.
@@ -92,11 +103,15 @@ def open_dataset(name: str, data_dir: str | Path | None = None, channels: int = 
     Raises:
         TypeError: if the name is not a string.
         ValueError: if TFDS does not know the name, and it resembles that of a dataset that fits in memory; the message
-            names it. As `Dataset` and `load_imagenet`.
+            names it. As `Dataset`, `load_imagenet` and `load_folder`.
         FileNotFoundError: if the dataset is not prepared in the folder; the message says how to.
     """
     if isinstance(name, str) and name in LOADERS:
         return load_dataset(name, data_dir)
+    if name == FOLDER:
+        from repmlp_jax.data.class_folders import load_folder
+
+        return load_folder(data_dir, channels, val_share, needs_train=needs_train)
     from repmlp_jax.data.imagenet import load_imagenet
 
     try:
@@ -105,6 +120,7 @@ def open_dataset(name: str, data_dir: str | Path | None = None, channels: int = 
         import tensorflow_datasets as tfds
 
         is_known = name.partition(":")[0] in tfds.list_builders(with_community_datasets=False)
-        if not is_known and nearest(name, LOADERS, cutoff=0.6):
-            load_dataset(name)  # raises an error that names the nearest
+        others: dict = {**LOADERS, FOLDER: None}
+        if not is_known and nearest(name, others, cutoff=0.6):
+            lookup(others, name, "dataset")  # raises an error that names the nearest
         raise

@@ -18,7 +18,7 @@ from repmlp_jax.data.checks import check_label
 from repmlp_jax.data.decoding import decode, random_flip, random_resized_crop
 from repmlp_jax.data.prepared import check_features, check_splits, open_prepared
 from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, resize_and_crop
-from repmlp_jax.data.stream import Source
+from repmlp_jax.data.stream import BadExample, Source
 from repmlp_jax.storage.preprocessing import check_preprocessing
 
 # Of grey images: the means of ImageNet's three channels.
@@ -122,7 +122,7 @@ def training_example(
         BadExample: if the picture cannot be decoded.
         ValueError: if the label is not an integer from 0 to `num_classes` − 1.
     """
-    image = random_resized_crop(decode(example["image"], channels), size, random)
+    image = random_resized_crop(_decoded(example, channels), size, random)
     if mirrored:
         image = random_flip(image, random)
     if policy is not None:
@@ -150,8 +150,18 @@ def evaluation_example(
         BadExample: if the picture cannot be decoded.
         ValueError: if the label is not an integer from 0 to `num_classes` − 1.
     """
-    image = resize_and_crop(decode(example["image"], channels), *size)
+    image = resize_and_crop(_decoded(example, channels), *size)
     return {"image": image, "label": check_label(example["label"], num_classes)}
+
+
+def _decoded(example, channels):
+    """The picture of an example; the error of one that is read from a file names it."""
+    try:
+        return decode(example["image"], channels)
+    except BadExample as error:
+        if "path" not in example:
+            raise
+        raise BadExample(f"{example['path']}: {error}") from error
 
 
 def _check_channels(name, image, channels):

@@ -13,8 +13,10 @@ import numpy as np
 
 from repmlp_jax.data import Dataset, augment, open_dataset
 from repmlp_jax.data.decoding import read_image
+from repmlp_jax.data.picture_files import pictures_in
 from repmlp_jax.data.preprocessing import resize_and_crop
 from repmlp_jax.fusing.arguments import checked, whole_number
+from repmlp_jax.local_path import local_path
 from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.progress import progress_bar
@@ -37,8 +39,9 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
 
     Args:
         path: folder of the saved model.
-        dataset_name: as of `open_dataset`; streamed images are resized and cropped to the model's size.
-        data_dir: folder of TFDS datasets; None: as of `open_dataset`.
+        dataset_name: as of `open_dataset`; streamed images are resized and cropped to the model's size. Of a "folder"
+            without `val/` or `test/` all pictures count, or, if the model was trained with `val_share`, this share.
+        data_dir: as of `open_dataset`.
         batch_size: images in a batch, rounded up to a multiple of the number of devices.
 
     Returns:
@@ -52,7 +55,7 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
     """
     whole_number("batch_size", batch_size, 1)
     saved = load(path)
-    dataset, order = open_with_classes_of(saved, path, dataset_name, data_dir)
+    dataset, order = open_with_classes_of(saved, path, dataset_name, data_dir, needs_train=False)
     mesh = sharding.make_mesh()
     batch_size = sharding.rounded_up(batch_size, mesh)
     if isinstance(dataset, Dataset):
@@ -70,14 +73,15 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
 
 
 def open_with_classes_of(
-    saved: SavedModel, path: str | Path, dataset_name: str, data_dir: str | Path | None
+    saved: SavedModel, path: str | Path, dataset_name: str, data_dir: str | Path | None, *, needs_train: bool = True
 ) -> tuple[Any, np.ndarray]:
     """Opens a dataset whose classes a saved classifier has; returns it, and the model's class for each of its own.
 
     Raises as `evaluate`.
     """
     classes = number_of_classes(saved, path)
-    dataset = open_dataset(dataset_name, data_dir, input_shape_of(saved.model)[-1])
+    options: dict = dict(val_share=saved.preprocessing.get("val_share", 0.0), needs_train=needs_train)
+    dataset = open_dataset(dataset_name, data_dir, input_shape_of(saved.model)[-1], **options)
     names, called = saved.preprocessing.get("class_names") or (), dict(model=str(path), dataset=dataset_name)
     return dataset, class_order(names, classes, dataset.class_names, dataset.num_classes, **called)
 
@@ -108,8 +112,9 @@ def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> d
 
     Args:
         path: folder of the saved model.
-        pictures: files of the pictures. They are turned as their EXIF orientation says, since people see them so;
-            the pictures of datasets are not, since published results ignore it.
+        pictures: files of the pictures, and folders, of which all pictures are taken as `pictures_in` finds them. They
+            are turned as their EXIF orientation says, since people see them so; the pictures of datasets are not, since
+            published results ignore it.
         top: number of classes to return for each.
 
     Returns:
@@ -119,8 +124,8 @@ def predict(path: str | Path, pictures: Sequence[str | Path], top: int = 5) -> d
     Raises:
         FileNotFoundError: if a file does not exist.
         TypeError: if `pictures` is not a list of paths, or `top` is not an integer.
-        ValueError: if a file is not a picture or larger than `decoding.decode` takes, `top` is below 1, or the model is
-            not a classifier of pictures.
+        ValueError: if a file is not a picture or larger than `decoding.decode` takes, a folder holds none, `top` is
+            below 1, or the model is not a classifier of pictures.
     """
     found = {}
     for picture, classes in predictions(path, pictures, top):
@@ -140,6 +145,7 @@ def predictions(
     if not isinstance(pictures, Sequence) or not all(isinstance(one, str | os.PathLike) for one in pictures):
         raise TypeError(f"pictures={pictures!r:.80} must be a list of paths of files")
     whole_number("top", top, 1)
+    pictures = [file for one in pictures for file in _files(one)]
     saved = load(path)
     configuration = configuration_of(saved)
     height, width, channels = configuration.input_size
@@ -167,6 +173,16 @@ def predictions(
             for one, image in zip(chosen, images, strict=True):
                 yield one, image if isinstance(image, Exception) else _best(next(outputs), names, top)
             bar.update(len(chosen))
+
+
+def _files(picture: str | Path) -> list[str | Path]:
+    """The file that is named, or the pictures of a folder."""
+    if not (folder := local_path(picture)).is_dir():
+        return [picture]
+    found, left_out = pictures_in(folder)
+    if not found:
+        raise ValueError(f"{folder} holds no picture, and {left_out.total()} other files")
+    return list(found)
 
 
 def _best(probabilities, names, top) -> list[tuple[str, float]]:

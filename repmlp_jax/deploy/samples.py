@@ -22,7 +22,7 @@ def samples(saved: SavedModel, path: str | Path, dataset_name: str, data_dir: st
         saved: a saved classifier.
         path: its folder, for messages.
         dataset_name: as of `open_dataset`; streamed images are resized and cropped to the model's size.
-        data_dir: folder of TFDS datasets; None: as of `open_dataset`.
+        data_dir: as of `open_dataset`.
 
     Returns:
         images uint8 (N, H, W, C), and (images, numbers).

@@ -25,6 +25,7 @@ from repmlp_jax.fusing.fuse import (
 from repmlp_jax.fusing.macs import count_macs
 from repmlp_jax.fusing.marks import OF_THE_DATA, is_affine, layers_of
 from repmlp_jax.fusing.modules import dotted, iterate_nodes, node_at, replace_modules
+from repmlp_jax.fusing.order import call_order
 from repmlp_jax.fusing.steps import AddBranches, FoldAfter, fold
 from repmlp_jax.listing import listed
 
@@ -58,7 +59,8 @@ class FuseReport:
     """The changes to a model; `print` shows them as a table.
 
     Attributes:
-        blocks: every block that is fused and every norm that stays.
+        blocks: every block that is fused and every norm that stays, in the order in which the model calls them; if the
+            input size is not known, in the order in which Flax holds them.
         parameters: number of trained parameters of the model before and after.
         macs: multiply-accumulates of the model before and after, for one image or for the example; None if the input
             size is not known.
@@ -83,9 +85,7 @@ class FuseReport:
 
     def _repr_html_(self) -> str:
         """The table, as a notebook shows it."""
-        head, *rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self._rows()]
-        head = head.replace("td>", "th>")
-        return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+        return html_table(self._rows())
 
     def to_json(self) -> str:
         """The fields as JSON."""
@@ -141,10 +141,11 @@ def _report_call(model, folding) -> FuseReport:
     found = find_foldable(with_own, folding)
     fused = transformed_abstractly(lambda model: fold(model, found.steps), with_own)
     rows |= _rows_of_layers(with_own, found)
-    order = [path for path, _ in iterate_nodes(model)]
+    held = [path for path, _ in iterate_nodes(model) if path in rows]
+    order = sorted(held, key=call_order(model, folding.apply, folding.inputs))
     macs = [count_macs(folding.apply, one, *folding.inputs) for one in (model, fused)]
     return FuseReport(
-        tuple(rows[path] for path in order if path in rows),
+        tuple(rows[path] for path in order),
         (count_parameters(model), count_parameters(fused)),
         (macs[0], macs[1]),
     )
@@ -185,10 +186,12 @@ def _report(model, input_shape, official) -> FuseReport:
     model.eval()
     inputs = _inputs_of_blocks(model, input_shape)
     fused = nnx.eval_shape(with_fused_modules, model)
-    blocks = fusable_modules(model)
-    rows = [_report_block(path, block, node_at(fused, path), inputs.get(path)) for path, block in blocks]
-    rows += _norms_outside(model)
+    rows = {
+        path: _report_block(path, block, node_at(fused, path), inputs.get(path))
+        for path, block in fusable_modules(model)
+    } | dict(_norms_outside(model))
     whole = inputs.get(())
+    order = list(rows) if whole is None else sorted(rows, key=call_order(model, _call, [whole]))
     macs = None if whole is None else (_macs(model, whole), _macs(fused, whole))
     parameters = count_parameters(model), count_parameters(fused)
     official_row = None
@@ -196,7 +199,7 @@ def _report(model, input_shape, official) -> FuseReport:
         converted = nnx.eval_shape(official, model)
         if (count := count_parameters(converted)) != parameters[1]:
             official_row = count, None if whole is None else _macs(converted, whole)
-    return FuseReport(tuple(rows), parameters, macs, official_row)
+    return FuseReport(tuple(rows[path] for path in order), parameters, macs, official_row)
 
 
 def count_parameters(model: nnx.Module) -> int:
@@ -205,7 +208,11 @@ def count_parameters(model: nnx.Module) -> int:
 
 
 def _macs(module, image):
-    return count_macs(lambda module, x: module(x), module, image)
+    return count_macs(_call, module, image)
+
+
+def _call(module, x):
+    return module(x)
 
 
 def fused_size(model: Any) -> tuple[int, int]:
@@ -240,7 +247,7 @@ def _norms_outside(model):
         if is_norm(norm) and id(norm) not in inside:
             parameters = count_parameters(norm)
             reason = {"norm": "no block with fused() holds it"}
-            yield BlockReport(dotted(path), type(norm).__name__, {}, reason, (parameters, parameters), (0, 0))
+            yield path, BlockReport(dotted(path), type(norm).__name__, {}, reason, (parameters, parameters), (0, 0))
 
 
 def _inputs_of_blocks(model, input_shape) -> dict[tuple, jax.ShapeDtypeStruct]:
@@ -285,6 +292,16 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def html_table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Formats rows of the same length as a table of HTML, the first one as its head."""
+    cell = '<{0} style="text-align: left">{1}</{0}>'  # notebooks would align them on the right
+    kinds = ["th"] + ["td"] * (len(rows) - 1)
+    lines = [
+        "".join(cell.format(kind, html.escape(text)) for text in row) for kind, row in zip(kinds, rows, strict=True)
+    ]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def change(pair: tuple[int, int] | None) -> str:

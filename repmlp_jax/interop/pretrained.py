@@ -21,9 +21,10 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        pretrained: a folder or file that `save_model` wrote, or a file of official PyTorch weights; None: initial
-            weights. If only the classifier does not fit, as it has another number of classes, it keeps its initial
-            weights, and a warning of the log says so. The mode is that of a new model: call `eval()` for inference.
+        pretrained: a folder or file that `save_model` wrote, `hf://OWNER/NAME`, or a file of official PyTorch weights;
+            None: initial weights. If only the classifier does not fit, as it has another number of classes, it keeps
+            its initial weights, and a warning of the log says so. The mode is that of a new model: call `eval()` for
+            inference.
         features_only: return the map of every stage in place of logits: a list, which the model's `feature_info`
             describes. For RepMLPNet and RepMLPResNet.
         rngs: source of the initial weights.

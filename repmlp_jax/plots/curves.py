@@ -76,7 +76,9 @@ def learning_curves(rows: Sequence[dict]) -> Figure:
         values = [row[name] * scale for row in measured]
         label = name.replace("_", " ").removesuffix(" loss")
         axes.plot(epochs, values, style, color=colour, label=label, marker="." if len(measured) < 20 else None)
-    for axes, label in ((losses, "loss (nats)"), (shares, "share (%)")):
+    scores = {name.removeprefix("train_").removeprefix("test_") for name in ("train_accuracy", *tests)} - {"loss"}
+    of_scores = "accuracy (%)" if scores == {"accuracy"} else "score (%)"
+    for axes, label in ((losses, "loss (nats)"), (shares, of_scores)):
         axes.set_xlabel("step" if is_first_epoch else "epoch")
         axes.set_ylabel(label)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -115,7 +117,8 @@ def roc_curve(curves: Mapping[str, tuple[Sequence[float] | np.ndarray, Sequence[
     axes.set_xscale("log")
     axes.set_xlim(leftmost, 1)
     axes.set_ylim(0, 102)
-    axes.set_xlabel("false accept rate")
+    axes.xaxis.set_major_formatter(lambda rate, _: f"{100 * rate:g}")
+    axes.set_xlabel("false accept rate (%)")
     axes.set_ylabel("true accept rate (%)")
     axes.grid(alpha=0.3)
     handles, names = axes.get_legend_handles_labels()

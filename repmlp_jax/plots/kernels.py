@@ -47,7 +47,7 @@ def fc3_parts(block: TRAINED) -> dict[str, Float[np.ndarray, "g h w c h w o"]]:
     if isinstance(block, FUSED):
         raise TypeError(
             f"a {type(block).__name__} is fused: its kernel no longer holds the separate parts. "
-            f"Pass the trained model (the folder model of a run)"
+            f"Pass the trained model (the folder model of a run), or draw the fused kernels by plot_kernels"
         )
     if not isinstance(block, TRAINED):
         raise TypeError(f"takes a RepMLP or RepMLPNetBlock, not a {type(block).__name__}")
@@ -57,11 +57,11 @@ def fc3_parts(block: TRAINED) -> dict[str, Float[np.ndarray, "g h w c h w o"]]:
         raise ValueError("this block has no convolutions: its fused FC3 is the trained one")
     without_convolutions = nnx.clone(block)
     without_convolutions.local_perceptron = nnx.Dict()
-    fused = _kernel(block.fused())
+    fused = kernel_by_pixel(block.fused())
     convolutions = [(conv.conv.kernel[...], conv.norm) for conv in block.local_perceptron.values()]
     merged, _ = algebra.merge_convolutions(convolutions)
     return {
-        "trained": _kernel(without_convolutions.fused()),
+        "trained": kernel_by_pixel(without_convolutions.fused()),
         "convolutions": np.asarray(algebra.conv_to_fc(merged, fused.shape[1:3], fused.shape[0])),
         "fused": fused,
     }
@@ -131,7 +131,7 @@ def receptive_fields(block: TRAINED | FUSED, pixels: Sequence[tuple[int, int]] |
     """
     if not isinstance(block, TRAINED | FUSED):
         raise TypeError(f"takes a RepMLP or RepMLPNetBlock, fused or not, not a {type(block).__name__}")
-    kernel = _kernel(block if isinstance(block, FUSED) else block.fused())
+    kernel = kernel_by_pixel(block if isinstance(block, FUSED) else block.fused())
     h, w = kernel.shape[1:3]
     if pixels is None:
         rows, columns = (sorted({0, side // 2, side - 1}) for side in (h, w))
@@ -150,7 +150,8 @@ def receptive_fields(block: TRAINED | FUSED, pixels: Sequence[tuple[int, int]] |
     return figure
 
 
-def _kernel(fused: FUSED) -> Float[np.ndarray, "g h w c h w o"]:
+def kernel_by_pixel(fused: FUSED) -> Float[np.ndarray, "g h w c h w o"]:
+    """FC3's kernel with the axes of `fc3_parts`, in float32 or wider."""
     kernel = np.asarray(fused.kernel_by_pixel())
     return kernel.astype(np.promote_types(kernel.dtype, np.float32))
 
@@ -183,7 +184,7 @@ def _figure(rows, columns, partition_size):
 
 def _draw(figure, panels, maps, pixels, titles, label):
     """Draws maps of magnitudes on one logarithmic scale, each with a frame around its output pixel."""
-    norm, extend = _scale(maps)
+    norm, extend = scale_of(maps)
     for axes, magnitudes, pixel, title in zip(panels, maps, pixels, titles, strict=False):
         image = axes.imshow(
             np.ma.masked_equal(magnitudes, 0), norm=norm, cmap=MAGNITUDES, interpolation="nearest", origin="upper"
@@ -196,14 +197,19 @@ def _draw(figure, panels, maps, pixels, titles, label):
         axes.add_patch(_frame(pixel, LONGER_SIDE * 72 / max(h, w)))
     for axes in panels[len(maps) :]:
         axes.set_axis_off()
-    ticks = _ticks(norm)
-    bar = figure.colorbar(image, ax=panels.tolist(), label=label, extend=extend, aspect=30)
-    bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-    bar.minorformatter = NullFormatter()
+    draw_colour_bar(figure, image, panels, label, extend)
     key = [Patch(facecolor="white", edgecolor="black", label="the output pixel's own place")]
     if any((magnitudes == 0).any() for magnitudes in maps):
         key.append(Patch(facecolor=ZERO, edgecolor="grey", label="exactly zero"))
     figure.legend(handles=key, loc="outside lower center", ncols=2, frameon=False)
+
+
+def draw_colour_bar(figure, image, panels, label, extend):
+    """Draws the colour bar of a logarithmic scale, beside the panels."""
+    ticks = _ticks(image.norm)
+    bar = figure.colorbar(image, ax=panels.tolist(), label=label, extend=extend, aspect=30)
+    bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+    bar.minorformatter = NullFormatter()
 
 
 def _frame(pixel, points):
@@ -215,7 +221,7 @@ def _frame(pixel, points):
     return frame
 
 
-def _scale(maps) -> tuple[LogNorm, str]:
+def scale_of(maps) -> tuple[LogNorm, str]:
     """A logarithmic scale for all maps, and its end at which values are clipped."""
     values = np.concatenate([np.ravel(magnitudes) for magnitudes in maps])
     if not np.isfinite(values).all():
@@ -223,13 +229,17 @@ def _scale(maps) -> tuple[LogNorm, str]:
     values = values[values > 0]
     if not values.size:
         raise ValueError("all weights to show are zero")
-    lowest = max(values.min(), values.max() / 10**DECADES)
+    # Room for ticks, also where all weights are equal.
+    lowest = min(max(values.min(), values.max() / 10**DECADES), values.max() / 2)
     return LogNorm(lowest, values.max()), "min" if values.min() < lowest else "neither"
 
 
 def _ticks(norm) -> list[float]:
-    """Round numbers on the scale: powers of ten and, on a short scale, 2 and 5 times these."""
-    factors = (1, 2, 5) if norm.vmax < 30 * norm.vmin else (1,)
+    """Three to nine round numbers on the scale: powers of ten or, on a shorter scale, multiples of them."""
     exponents = range(math.floor(math.log10(norm.vmin)), math.ceil(math.log10(norm.vmax)) + 1)
-    numbers = [factor * 10.0**exponent for exponent in exponents for factor in factors]
-    return [number for number in numbers if norm.vmin <= number <= norm.vmax]
+    ticks: list[float] = []
+    for factors in ([1], [1, 3], [1, 2, 5], range(1, 10), np.arange(10, 100) / 10):
+        if len(ticks) < 3:
+            numbers = [float(f"{factor}e{exponent}") for exponent in exponents for factor in factors]
+            ticks = [number for number in numbers if norm.vmin <= number <= norm.vmax]
+    return ticks[:: -(-len(ticks) // 9)]

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from repmlp_jax.local_path import local_path
 from repmlp_jax.models.cifar import PureMLP, WideConvNet
 from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.pspnet import PSPNet
@@ -11,7 +10,7 @@ from repmlp_jax.models.randomness import abstract
 from repmlp_jax.models.registry import MODELS, create_model
 from repmlp_jax.models.repmlpnet import RepMLPNet
 from repmlp_jax.models.resnet import RepMLPResNet
-from repmlp_jax.storage.models import SavedModel, is_saved_model, load
+from repmlp_jax.storage.models import SavedModel, is_saved_model, load, model_path
 from repmlp_jax.storage.preprocessing import (
     CENTRE,
     CIFAR10_MEAN,
@@ -51,9 +50,9 @@ def data_configuration(model: str | Path) -> DataConfiguration:
     """The preprocessing of a saved model, or of a published one by its name.
 
     Args:
-        model: a folder or file that `save_model` wrote, or a name of `list_models()`. A published model has the
-            statistics of the dataset that the paper trains it on. A model without statistics takes images scaled to
-            [0, 1].
+        model: a folder or file that `save_model` wrote, `hf://OWNER/NAME`, or a name of `list_models()`. A published
+            model has the statistics of the dataset that the paper trains it on. A model without statistics takes images
+            scaled to [0, 1].
 
     Raises:
         ValueError: if there is no such model; the message names the nearest. As `load_model`.
@@ -66,8 +65,8 @@ def data_configuration(model: str | Path) -> DataConfiguration:
         >>> configuration.mean
         (0.485, 0.456, 0.406)
     """
-    if model not in MODELS and is_saved_model(local_path(model)):
-        return configuration_of(load(model))
+    if model not in MODELS and is_saved_model(path := model_path(model)):
+        return configuration_of(load(path))
     net = abstract(create_model, model)
     mean, std = STATISTICS.get(type(net), (None, None))
     return configuration_of(SavedModel(net, dict(mean=mean, std=std)))

@@ -26,7 +26,7 @@ from repmlp_jax.models.randomness import abstract
 from repmlp_jax.models.registry import registered_classes
 from repmlp_jax.models.state import arrays_of, load_state
 from repmlp_jax.quantisation.quantise import is_quantised, quantise_params
-from repmlp_jax.storage import earlier_formats, one_file
+from repmlp_jax.storage import earlier_formats, hub, one_file
 from repmlp_jax.storage.digest import describe, digests
 from repmlp_jax.storage.folding import arguments_of_folding, folding_of
 from repmlp_jax.storage.outline import differences
@@ -112,7 +112,12 @@ def save_model(path: str | Path, model: nnx.Module, *, preprocessing: dict | Non
 def load_model(path: str | Path) -> nnx.Module:
     """Reads a model that `save_model` wrote, in evaluation mode.
 
+    Args:
+        path: its folder or file, or `hf://OWNER/NAME` for a model on the Hugging Face hub, with `@REVISION` for a
+            branch, tag or commit.
+
     Raises:
+        ImportError, OSError: for the hub, as `hub.asking`.
         FileNotFoundError: if there is no such folder or file, or the folder holds no saved model.
         ValueError: if it is damaged or another file, of a newer format or a class that is not registered, holds weights
             that are NaN or infinite, or needs 64 bits, which JAX has turned off.
@@ -140,7 +145,7 @@ class SavedModel(NamedTuple):
 
 def load(path: str | Path) -> SavedModel:
     """Reads a model and its preprocessing; raises as `load_model` does."""
-    path = local_path(path).absolute()
+    path = model_path(path).absolute()
     while True:
         put_back(path)
         before = _identity(path)
@@ -193,6 +198,16 @@ def _load(path: Path) -> SavedModel:
     model = load_state(abstract, arrays, str(path))
     model.eval()
     return SavedModel(model, description["preprocessing"])
+
+
+def model_path(path: str | Path) -> Path:
+    """The folder or file of a saved model: on this machine, or on the hub, `hf://OWNER/NAME`, which is downloaded.
+
+    Raises:
+        TypeError, ValueError: as `local_path` and `hub.download`.
+        ImportError, OSError: as `hub.download`.
+    """
+    return hub.download(path, (DESCRIPTION, WEIGHTS)) if hub.is_on_hub(path) else local_path(path)
 
 
 def is_saved_model(path: Path) -> bool:

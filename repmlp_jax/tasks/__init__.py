@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from repmlp_jax.data import LOADERS
+from repmlp_jax.data import FOLDER, LOADERS
 from repmlp_jax.extras import name_extra
 from repmlp_jax.training.callback import OnRow
 
@@ -64,6 +64,10 @@ def check_task_fields(config: ConfigDict) -> None:
     in_memory = config.dataset in LOADERS
     if config.augmentation and (config.task != "classification" or in_memory):
         problems.append(f"augmentation={config.augmentation!r} is for streamed pictures with one label each")
+    if config.dataset == FOLDER and config.task != "classification":
+        problems.append(f"dataset={FOLDER!r} is for task='classification'")
+    if config.val_share and config.dataset != FOLDER:
+        problems.append(f"val_share={config.val_share} is for dataset={FOLDER!r}")
     if not config.flip and config.task == "segmentation":
         problems.append("flip=False is for task='classification' or 'faces': street scenes are mirrored")
     if problems:

@@ -9,20 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from repmlp_jax.data import LOADERS, augment, load_dataset, open_dataset
+from repmlp_jax.data import FOLDER, LOADERS, augment, load_dataset, open_dataset
 from repmlp_jax.data.mixing import mix
-from repmlp_jax.local_path import local_path
 from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.output_shape import output_shape
 from repmlp_jax.models.randomness import abstract
+from repmlp_jax.models.registry import MODELS
 from repmlp_jax.models.state import head_places
-from repmlp_jax.storage.models import is_saved_model, load
+from repmlp_jax.progress import print_line
+from repmlp_jax.storage.models import is_saved_model, load, model_path
 from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.tasks.class_scores import are_right, batch_metrics, extra_scores, mean_metrics, predicted_classes
 from repmlp_jax.tasks.confusion import confusion_matrix, write_confusion
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
+from repmlp_jax.training.model_arguments import arguments_of
+from repmlp_jax.training.resuming import check_same
 from repmlp_jax.training.task import ConfiguredTask, check_crop_padding, stream_part
 
 
@@ -49,6 +52,12 @@ class Classification(ConfiguredTask):
         dataset, self.feed, batches = load(config, input_shape_of(net), mesh, order_key)
         self._mean, self._std = dataset.mean, dataset.std
         self.preprocessing = dict(mean=dataset.mean, std=dataset.std, class_names=dataset.class_names)
+        if config.val_share:  # by which an evaluation finds the pictures that were held out
+            self.preprocessing["val_share"] = config.val_share
+        if output_shape(net) != (dataset.num_classes,) and _takes_number_of_classes(config):
+            self._config = config.copy_and_resolve_references()
+            self._config.model_arguments.num_classes = dataset.num_classes
+            net = abstract(self.make_model)
         self._classes = _check_classes(config, net, dataset.num_classes)
         if not config.epochs and config.init_head == "load":
             _check_order(config.init_from, config.dataset, dataset)
@@ -87,7 +96,9 @@ class Classification(ConfiguredTask):
                 f"augmentation={config.augmentation!r} distorts pictures in RGB, and {config.model!r} takes images of "
                 f"{channels} channels"
             )
-        dataset = open_dataset(config.dataset, config.data_dir or None, channels)
+        dataset = open_dataset(config.dataset, config.data_dir or None, channels, val_share=config.val_share)
+        if config.dataset == FOLDER:
+            _show(dataset)
         seed, part = int(jax.random.bits(order_key, dtype=jnp.uint32)), stream_part(config)
         example = dict(size=tuple(size), num_classes=dataset.num_classes, channels=channels)
         train_on = functools.partial(
@@ -143,9 +154,9 @@ def loss_of_batch(model, batch, key, *, config, classes, mean, std):
 
 def _check_order(init_from: str, name: str, dataset):
     """Refuses a saved model whose classes are not the dataset's: without training they would be scored by number."""
-    if not init_from or not is_saved_model(local_path(init_from)):
+    if not init_from or not is_saved_model(path := model_path(init_from)):
         return
-    saved = load(init_from)
+    saved = load(path)
     names = saved.preprocessing.get("class_names") or ()
     classes = output_shape(saved.model)[-1]
     order = class_order(names, classes, dataset.class_names, dataset.num_classes, model=init_from, dataset=name)
@@ -154,6 +165,24 @@ def _check_order(init_from: str, name: str, dataset):
             f"{init_from} has the classes of {name} in another order, and epochs=0 would not train it to this one: use "
             f"`repmlp-jax evaluate`, which matches classes by name"
         )
+
+
+def _show(images):
+    """Prints what there is to train on; every process of a run has to see the same files."""
+    from repmlp_jax.data.looking import look
+
+    if jax.process_count() > 1:
+        check_same("list of files in data_dir", [images.train.names(), images.validation.names()])
+    found = look(images)
+    if jax.process_index() == 0:
+        print_line(found)
+
+
+def _takes_number_of_classes(config) -> bool:
+    """Whether the number of classes is an argument of the model, which neither the recipe nor the model's name sets."""
+    model_class, of_name = MODELS[config.model]
+    known = arguments_of(model_class)
+    return "num_classes" in known and "num_classes" not in {**of_name, **config.model_arguments}
 
 
 def check_size(model: Any, takes: Sequence[int], dataset: str, given: Sequence[int]):

@@ -41,7 +41,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             *("checkpoint_every_steps", "checkpoint_every_seconds", "patience"),
         ),
     ),
-    ("be from 0 to below 1", lambda value: 0 <= value < 1, ("label_smoothing", "momentum")),
+    ("be from 0 to below 1", lambda value: 0 <= value < 1, ("label_smoothing", "momentum", "val_share")),
     ("be from 0 to 2³² - 1", lambda value: 0 <= value < 2**32, ("seed",)),  # JAX takes others for one of these
     (
         "be fractions between 0 and 1 in increasing order",
@@ -69,14 +69,15 @@ def default_config() -> ConfigDict:
             seed=0,  # of the initial weights, the order of the data and the augmentation
             model="pure_mlp",  # one of list_models()
             model_arguments={},  # of the model's class, in addition to those of its name
-            init_from="",  # weights to start from: a saved model's folder, or a file of official PyTorch weights
+            init_from="",  # weights to start from: a saved model, also hf://OWNER/NAME, or a file of official weights
             init_head="load",  # "skip": the classifier keeps its initial weights, for other classes
             # Data
-            dataset="cifar10",  # "cifar10", "digits", or the name of a TFDS dataset, which is streamed
+            dataset="cifar10",  # "cifar10", "digits"; streamed: "folder", or the name of a TFDS dataset
             test_dataset="",  # for faces: the dataset to verify on; "": the test split of `dataset`
             num_people=0,  # for streamed faces: number of people in the dataset; 0: the dataset is held on the devices
             eval_split="val",  # for street scenes: the split to evaluate on
-            data_dir="",  # folder of TFDS datasets; "": TFDS_DATA_DIR, or TFDS's default
+            data_dir="",  # of "folder": its path; else folder of TFDS datasets, "": TFDS_DATA_DIR, or TFDS's default
+            val_share=0.0,  # of "folder" without val/ or test/: the share of the pictures in data_dir/CLASS to hold out
             workers=0,  # processes that read and decode streamed data; 0: the training process itself
             # Optimisation
             epochs=100,  # 0: only evaluate and fuse the model of init_from
@@ -122,7 +123,7 @@ def default_config() -> ConfigDict:
 # Values for fields that the configurations of earlier versions lack: what those versions did.
 BEFORE = {
     **{"checkpoint_every_seconds": 0.0, "log_every_steps": 0, "profile_steps": 0},
-    **{"patience": 0, "final_weights": "last", "calibration": False},
+    **{"patience": 0, "final_weights": "last", "calibration": False, "val_share": 0.0},
 }
 # Fields that a process of a run may set differently from the others.
 OF_A_PROCESS = ("data_dir", "workers", "checkpoint_every_seconds", "profile_steps")

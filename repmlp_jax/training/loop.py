@@ -56,10 +56,9 @@ def train(
 
     It writes `config.json`, `metrics.csv`, `times.csv`, `curves.png`, `tensorboard/` and `checkpoints/` to `workdir`,
     and at the end `model/` and `fused/`, which `load_model` reads, and `results.json`. A second call with the same
-    configuration
-    resumes from the last complete checkpoint and ends with bit-identical parameters; fields that do not change what is
-    learned (`config.FREE`) may differ, and `epochs` where the learning rates so far do not depend on it. With several
-    processes, every process calls it.
+    configuration resumes from the last complete checkpoint and ends with bit-identical parameters; fields that do not
+    change what is learned (`config.FREE`) may differ, and `epochs` where the learning rates so far do not depend on it.
+    With several processes, every process calls it.
 
     Args:
         config: as `default_config()`.
@@ -145,8 +144,8 @@ def _train_task(config, workdir, mesh, task, init_key, step_key, on_row):
         profiler = stack.enter_context(Profiler(workdir / "profile", config.profile_steps))
         placed = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), abstract_state, shardings)
         step, state = checkpoints.restore(placed, retyped=RETYPED) or (0, first_state())
-        if step:
-            logger.warning("resuming from step %d of %d", step, final_step)
+        if step and is_chief:
+            print_line(f"resuming from step {step} of {final_step}")
         metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step, task.scores))) if is_chief else None
         if metrics is not None:
             metrics.warn_of_missing(done for done in range(1, step + 1) if is_row_due(done))

@@ -19,14 +19,16 @@ from repmlp_jax.training.optimizer import make_schedule
 
 def check_processes(config: ConfigDict) -> None:
     """Raises ValueError if the processes of a run have different configurations."""
+    check_same("configuration", {name: value for name, value in _plain(config).items() if name not in OF_A_PROCESS})
+
+
+def check_same(what: str, value: Any) -> None:
+    """Raises ValueError if something, which JSON can hold, is not the same in all processes of a run."""
     if jax.process_count() > 1:
-        common = {name: value for name, value in _plain(config).items() if name not in OF_A_PROCESS}
-        digest = np.uint32(zlib.crc32(json.dumps(common, sort_keys=True).encode()))
+        digest = np.uint32(zlib.crc32(json.dumps(value, sort_keys=True).encode()))
         digests = multihost_utils.process_allgather(digest)
         if differing := [index for index, other in enumerate(digests.tolist()) if other != digests[0]]:
-            raise ValueError(
-                f"processes {differing} of {jax.process_count()} have another configuration than process 0"
-            )
+            raise ValueError(f"processes {differing} of {jax.process_count()} have another {what} than process 0")
 
 
 def check_resumable(workdir: Path, config: ConfigDict, examples: int) -> None:

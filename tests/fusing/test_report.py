@@ -1,5 +1,6 @@
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -113,10 +114,31 @@ def test_a_users_model_without_input_shape_has_the_numbers_that_are_known():
 
 def test_a_users_model_with_input_shape_counts_a_shared_block_at_every_call():
     report = fuse_report(abstract(Users), (6, 6, 4))
-    convolution, block = report.blocks[0].macs, report.blocks[1].macs
+    assert [block.path for block in report.blocks] == ["norm", "layers.0", "layers.1"]  # as they are called
+    convolution, block = report.blocks[1].macs, report.blocks[2].macs
     assert convolution == (36 * 9 * 16, 36 * 9 * 16)
     assert report.macs == tuple(once + 2 * twice for once, twice in zip(convolution, block, strict=True))
-    assert report.parameters[0] == 9 * 16 + 8 + 8 + report.blocks[1].parameters[0]
+    assert report.parameters[0] == 9 * 16 + 8 + 8 + report.blocks[2].parameters[0]
+
+
+class Backwards(nnx.Module):
+    """A model whose attributes are in no order; the first norm is called in a loop, the last one never."""
+
+    def __init__(self, *, rngs):
+        self.a, self.b, self.c, self.unused = (nnx.BatchNorm(4, rngs=rngs) for _ in range(4))
+
+    def __call__(self, x):
+        x = jax.lax.fori_loop(0, 2, lambda _, x: nnx.relu(self.c(x)), x)
+        return self.a(jax.jit(self.b)(x))
+
+
+@pytest.mark.parametrize(
+    "example", [(6, 6, 4), jax.ShapeDtypeStruct((1, 6, 6, 4), jnp.float32)], ids=["shape", "array"]
+)
+def test_rows_stand_in_the_order_of_the_calls(example):
+    # Flax holds attributes of an abstract, cloned or fused model in the order of the alphabet.
+    report = fuse_report(abstract(Backwards), example)
+    assert [block.path for block in report.blocks] == ["c", "b", "a", "unused"]
 
 
 def test_a_single_block():

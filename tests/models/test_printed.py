@@ -1,5 +1,7 @@
 """What print shows of a model."""
 
+import re
+
 from cases import abstract, randomised
 
 from repmlp_jax import PureMLP, fuse_params
@@ -9,11 +11,11 @@ TRAINED = """
 PureMLP for images of 8×8×3, 5,766 parameters
 block       kind    parameters
 embedding   ConvBN  20
-head        Linear  50
 stages.0.0  RepMLP  2,824
 stages.0.1  ConvBN  24
 stages.0.2  RepMLP  2,824
 stages.0.3  ConvBN  24
+head        Linear  50
 """
 
 
@@ -22,5 +24,17 @@ def test_a_model_is_printed_block_by_block():
     assert f"\n{model}\n" == TRAINED
     lines = str(fuse_params(model)).splitlines()
     assert lines[2].split() == ["embedding", "Conv", "16"]
-    assert lines[4].split()[:2] == ["stages.0.0", "FusedRepMLP"]
+    assert lines[3].split()[:2] == ["stages.0.0", "FusedRepMLP"]
     assert "value=Array" in repr(model)
+
+
+def test_a_notebook_shows_the_same_table():
+    shown = abstract(PureMLP, **SIZES)._repr_html_()
+    assert shown.startswith("<p>PureMLP for images of 8×8×3, 5,766 parameters</p><table><tr><th")
+    assert re.sub("<.*?>", " ", shown).split()[-3:] == ["head", "Linear", "50"]
+
+
+def test_a_model_whose_call_fails_is_printed_all_the_same():
+    model = abstract(PureMLP, **SIZES)
+    model.head = None
+    assert len(str(model).splitlines()) == 7

@@ -173,6 +173,9 @@ def test_any_evaluation_batch_fits_by_padding(given, used):
         (dict(crop_padding=8), r"crop_padding=8 must be less than each side of the images, \(8, 8\)"),
         (dict(num_people=3), "num_people=3 is for task='faces'"),
         (dict(test_dataset="lfw"), "test_dataset='lfw' is for task='faces'"),
+        (dict(val_share=0.2), "val_share=0.2 is for dataset='folder'"),
+        (dict(task="faces", dataset="folder"), "dataset='folder' is for task='classification'"),
+        (dict(dataset="folder"), "dataset='folder' needs data_dir: the folder that holds train/CLASS"),
     ],
 )
 def test_what_a_task_does_not_do_is_refused(tmp_path, changes, message):

@@ -126,7 +126,7 @@ def rewrite(path, target, stored):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", STORED)
-def test_a_run_resumed_from_an_earlier_format_ends_as_an_unbroken_one(tmp_path, optimizer, caplog):
+def test_a_run_resumed_from_an_earlier_format_ends_as_an_unbroken_one(tmp_path, optimizer, capsys):
     path, config = unpack(optimizer, tmp_path / "stored")
     config.steps_per_call = 5
     train_and_evaluate(ConfigDict(config), tmp_path / "unbroken")
@@ -134,7 +134,7 @@ def test_a_run_resumed_from_an_earlier_format_ends_as_an_unbroken_one(tmp_path, 
     (earlier,) = tmp_path.glob("unbroken/checkpoints/40")
     rewrite(earlier, tmp_path / "resumed" / "checkpoints" / "40", read_record(path))
     train_and_evaluate(ConfigDict(config), tmp_path / "resumed")
-    assert "resuming from step 40 of 44" in caplog.text
+    assert "resuming from step 40 of 44" in capsys.readouterr().out
     for name in ("model", "fused"):
         assert_identical(*(load_model(tmp_path / run / name) for run in ("resumed", "unbroken")))
 

@@ -20,7 +20,7 @@ from repmlp_jax.progress import print_line
 from repmlp_jax.storage.models import is_saved_model, load, model_path
 from repmlp_jax.tasks.class_order import class_order
 from repmlp_jax.tasks.class_scores import are_right, batch_metrics, extra_scores, mean_metrics, predicted_classes
-from repmlp_jax.tasks.confusion import confusion_matrix, write_confusion
+from repmlp_jax.tasks.confusion import write_confusion
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
@@ -71,9 +71,8 @@ class Classification(ConfiguredTask):
         """Writes which classes the fused model confuses."""
         found = comparison.of_examples
         labels, predicted = (found[name][found["mask"]] for name in ("label", "predicted"))
-        matrix = confusion_matrix(labels, predicted, self._classes)
         names = self.preprocessing["class_names"] or tuple(map(str, range(self._classes)))
-        write_confusion(workdir, matrix, names)
+        write_confusion(workdir, labels, predicted, names)
 
     @staticmethod
     def _load_resident(config, input_shape, mesh, order_key):

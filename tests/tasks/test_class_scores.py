@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from repmlp_jax.tasks.class_scores import batch_metrics, extra_scores, mean_metrics, predicted_classes
-from repmlp_jax.tasks.confusion import confusion_matrix, write_confusion
+from repmlp_jax.tasks.confusion import MOST_CLASSES, confusion_matrix, write_confusion
 
 EXTRA = ("top_5_accuracy", "calibration_error")
 
@@ -63,14 +63,14 @@ def test_which_scores_there_are(classes, calibration, names):
 
 def test_tables_of_what_is_confused(tmp_path):
     logits, batch = examples()
-    found = predicted_classes(logits, batch)
+    found = jax.jit(predicted_classes)(logits, batch)
     labels, predicted = (np.asarray(found[name])[batch["mask"]] for name in ("label", "predicted"))
     labels = np.where(labels == 3, 4, labels)  # a class without images
     matrix = confusion_matrix(labels, predicted, 7)
     for true, guess in np.ndindex(7, 7):
         assert matrix[true, guess] == ((labels == true) & (predicted == guess)).sum()
     names = ["cat, black", *"bcdefg"]
-    write_confusion(tmp_path, matrix, names)
+    write_confusion(tmp_path, labels, predicted, names)
     head, *rows = csv.reader((tmp_path / "confusion.csv").open())
     assert head == ["true class", *names]
     assert [row[0] for row in rows] == names
@@ -80,3 +80,11 @@ def test_tables_of_what_is_confused(tmp_path):
     assert rows[3] == {"class": "d", "images": "0", "correct": "0", "accuracy": ""}
     assert float(rows[0]["accuracy"]) == pytest.approx(matrix[0, 0] / matrix[0].sum(), rel=1e-5)
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_very_many_classes_have_no_matrix(tmp_path):
+    names = list(map(str, range(MOST_CLASSES + 1)))
+    write_confusion(tmp_path, np.array([7, 7, 2000]), np.array([7, 3, 2000]), names)
+    assert [path.name for path in tmp_path.iterdir()] == ["classes.csv"]
+    rows = (tmp_path / "classes.csv").read_text().splitlines()
+    assert (rows[8], rows[-1], len(rows)) == ("7,2,1,0.5", "2000,1,1,1", MOST_CLASSES + 2)

@@ -17,6 +17,7 @@ from measure import interleaved, matmul_rate, record
 from nets import ours, training_steps
 
 from repmlp_jax import fuse_params
+from repmlp_jax.compilation_cache import keep_compiled_programs
 from repmlp_jax.fusing.macs import count_macs
 
 
@@ -37,6 +38,7 @@ def main():
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--skip_naive", action="store_true", help="leave out XLA's own grouped convolution")
     options = parser.parse_args()
+    keep_compiled_programs()
 
     random = np.random.default_rng(0)
     model = build()

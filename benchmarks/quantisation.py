@@ -21,6 +21,7 @@ from measure import interleaved, record
 
 from repmlp_jax import fuse_params, save_model
 from repmlp_jax.blocks.repmlp import FusedRepMLP, PartitionPerceptron
+from repmlp_jax.compilation_cache import keep_compiled_programs
 from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.quantisation.quantise import quantise_params, summed_axes
 from repmlp_jax.quantisation.quantised import round_to_int8
@@ -42,6 +43,7 @@ def main():
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 128])
     parser.add_argument("--runs", type=int, default=15)
     options = parser.parse_args()
+    keep_compiled_programs()
 
     dataset = load_dataset(options.dataset)
     images, labels = (array[: options.images] for array in dataset.test)

@@ -23,6 +23,7 @@ from speed_pictures import draw_roofline
 from repmlp_jax import fuse_params
 from repmlp_jax.blocks.repmlp import FusedGlobalPerceptron, FusedRepMLP
 from repmlp_jax.blocks.repmlpnet import FusedRepMLPNetBlock, Gate
+from repmlp_jax.compilation_cache import keep_compiled_programs
 from repmlp_jax.fusing.macs import count_macs
 from repmlp_jax.fusing.report import inputs_of
 
@@ -47,6 +48,7 @@ def main():
     parser.add_argument("--pure_mlp_batch_size", type=int, default=128)
     parser.add_argument("--runs", type=int, default=7)
     options = parser.parse_args()
+    keep_compiled_programs()
     rate, bandwidth = matmul_rate(), memory_bandwidth()
     print(f"matrix product {rate / 1e9:.1f} G multiply-accumulates/s, memory {bandwidth / 1e9:.1f} GB/s")
     measured = {}

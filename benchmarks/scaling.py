@@ -16,6 +16,7 @@ from measure import RESULTS, interleaved, matmul_rate, record
 from nets import jax_forward
 
 from repmlp_jax import RepMLP, fuse_params
+from repmlp_jax.compilation_cache import keep_compiled_programs
 from repmlp_jax.fusing.macs import count_macs
 from repmlp_jax.plots.palette import BLUE, ORANGE
 
@@ -36,6 +37,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=9)
     options = parser.parse_args()
+    keep_compiled_programs()
     rate = matmul_rate()
     measured = {}
     for respect, values in VARIED.items():

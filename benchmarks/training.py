@@ -20,6 +20,7 @@ from flax import nnx
 from measure import interleaved, record
 from nets import ours
 
+from repmlp_jax.compilation_cache import keep_compiled_programs
 from repmlp_jax.training import sharding
 from repmlp_jax.training.losses import cross_entropy
 from repmlp_jax.training.step import init_state, make_step
@@ -37,6 +38,7 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--name", default="training", help="of the file in results/")
     options = parser.parse_args()
+    keep_compiled_programs()
     measured = {name: measure(name, options) for name in options.models}
     print("recorded:", record(options.name, measured))
 

@@ -87,8 +87,14 @@ def options(
             "--version", is_eager=True, callback=_print_version, help="Show the versions and the devices in use."
         ),
     ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compile all, and keep no compiled program on disk.")
+    ] = False,
 ):
     """Options of all commands."""
+    from repmlp_jax.compilation_cache import keep_compiled_programs
+
+    keep_compiled_programs(not no_cache)
 
 
 @app.command("list")
@@ -289,7 +295,9 @@ def evaluate(
         if as_json:
             print(json.dumps(scores))
         else:
-            print(f"accuracy {scores['accuracy']:.2%}, loss {scores['loss']:.4f} nats, {scores['images']:,} images")
+            top_5 = f"top 5 {scores['top_5_accuracy']:.2%}, " if "top_5_accuracy" in scores else ""
+            loss = f"loss {scores['loss']:.4f} nats"
+            print(f"accuracy {scores['accuracy']:.2%}, {top_5}{loss}, {scores['images']:,} images")
 
 
 @app.command()

@@ -12,6 +12,7 @@ text. The rules, which a page can be written by:
   code has written by then. The lines below it are what it prints, but for numbers and order; where there are none it
   may print anything. Other commands are not run.
 - What needs a package that is not installed is left out; EXTRAS says by which word it is recognised.
+- What would send something over the network is done by the modules in `standins/`.
 - Files that a page takes for granted are named in GIVEN.
 """
 
@@ -37,6 +38,7 @@ from typing import NamedTuple
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
+STANDINS = Path(__file__).with_name("standins")
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
 EXTRAS = {"onnx": "onnxruntime", ".pth": "torch", "eqx": "equinox", "fastapi": "fastapi"}
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -229,6 +231,7 @@ FILES = {
 def main():
     """Runs pages until there are no more."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what pages print is not an answer
+    sys.path.insert(0, str(STANDINS))
     for line in sys.stdin:
         with tempfile.TemporaryDirectory() as folder:
             try:

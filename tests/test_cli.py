@@ -240,6 +240,14 @@ def test_evaluate_streams_a_dataset_that_is_not_built_in(shared_datasets, tmp_pa
     assert_refused(run("evaluate", tmp_path / "model", "--dataset", "cars", "--data-dir", shared_datasets), message)
 
 
+def test_evaluate_shows_the_top_5_accuracy_where_there_is_one(folder, monkeypatch):
+    scores = dict(accuracy=0.5, loss=1.25, images=1000)
+    for more, shown in ((dict(top_5_accuracy=0.75), "top 5 75.00%, "), ({}, "")):
+        monkeypatch.setattr("repmlp_jax.deploy.predict.evaluate", lambda *_, found=scores | more: found)
+        line = f"accuracy 50.00%, {shown}loss 1.2500 nats, 1,000 images\n"
+        assert run("evaluate", folder, "--dataset", "imagenet2012").stdout == line
+
+
 @pytest.mark.slow
 def test_evaluate_refuses_what_does_not_fit(tmp_path):
     other = PureMLP(7, image_size=(8, 8), in_features=1, widths=(2,), partition_size=(4, 4), rngs=nnx.Rngs(0))

@@ -16,7 +16,7 @@ ROOMS = (
     *("tasks", "deploy", "__init__", "cli", "__main__"),
 )
 # They import no other module, so any room may import them.
-EVERYWHERE = ("version", "nearest", "local_path", "listing", "printing", "progress", "extras")
+EVERYWHERE = ("version", "nearest", "local_path", "listing", "printing", "progress", "extras", "compilation_cache")
 DOORS = {
     # `train_and_evaluate(config, workdir)` picks the task by its name, so it lies above the tasks. It is public as
     # repmlp_jax.training.train_and_evaluate, too, which is imported only where someone asks for it.

@@ -601,3 +601,33 @@ def test_what_cannot_be_drawn_is_one_line(folders, tmp_path):
 @pytest.mark.parametrize("kind", ["kernels", "receptive-field", "identity", "report", "curves"])
 def test_every_kind_shows_an_example(kind):
     assert f"Example: repmlp-jax plot {kind}" in " ".join(run("plot", kind, "--help").stdout.split())
+
+
+# What is confused.
+
+
+def test_confusions_are_shares_of_the_true_class_with_their_counts():
+    matrix = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 1000]])
+    axes, _ = plots.confusion_matrix(matrix, ["cat", "dog", "cow"]).axes
+    np.testing.assert_array_equal(shown(axes), [[0.75, 0.25, 0], [0, 0, 0], [0, 0, 1]])
+    assert {(text.get_text(), text.get_position()) for text in axes.texts} == {
+        ("3", (0, 0)),
+        ("1", (1, 0)),
+        ("1,000", (2, 2)),
+    }
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "cow"]
+    # A class without images has a grey row.
+    [grey] = axes.patches
+    assert (grey.get_y(), grey.get_height()) == (0.5, 1)
+
+
+def test_many_classes_have_no_names_and_numbers():
+    axes, _ = plots.confusion_matrix(np.eye(100, dtype=int), list(map(str, range(100)))).axes
+    assert not axes.texts
+    assert len(axes.get_yticks()) < 20
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 3), (2,)])
+def test_a_matrix_of_other_classes_is_refused(shape):
+    with pytest.raises(ValueError, match="does not fit 2 names of classes"):
+        plots.confusion_matrix(np.zeros(shape, int), ["cat", "dog"])

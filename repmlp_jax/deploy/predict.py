@@ -23,7 +23,8 @@ from repmlp_jax.progress import progress_bar
 from repmlp_jax.storage.configuration import configuration_of
 from repmlp_jax.storage.models import SavedModel, load
 from repmlp_jax.tasks.class_order import class_order
-from repmlp_jax.tasks.classification import batch_metrics, check_size, mean_metrics
+from repmlp_jax.tasks.class_scores import batch_metrics, extra_scores, mean_metrics
+from repmlp_jax.tasks.classification import check_size
 from repmlp_jax.training import sharding
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 
@@ -44,7 +45,7 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
         batch_size: images in a batch, rounded up to a multiple of the number of devices.
 
     Returns:
-        `accuracy` (of 1), `loss` (nats) and the number of `images`.
+        `accuracy` (of 1), `loss` (nats) and the number of `images`; with 100 classes and more also `top_5_accuracy`.
 
     Raises:
         TypeError: if `dataset_name` is not a string, or `batch_size` not an integer.
@@ -65,7 +66,9 @@ def evaluate(path: str | Path, dataset_name: str, data_dir: str | Path | None = 
     def logits(model, batch):
         return _logits(saved, model, batch["image"])[:, order]
 
-    evaluator = Evaluator(batches, logits, batch_metrics, mean_metrics, mesh)
+    extra = extra_scores(len(order))
+    of_batch = functools.partial(batch_metrics, extra=extra)
+    evaluator = Evaluator(batches, logits, of_batch, functools.partial(mean_metrics, extra=extra), mesh)
     return evaluator.evaluate(saved.model) | dict(images=examples)
 
 

@@ -4,6 +4,7 @@ from repmlp_jax.extras import name_extra
 
 with name_extra():
     from repmlp_jax.plots.bars import fuse_bars
+    from repmlp_jax.plots.confusion import confusion_matrix
     from repmlp_jax.plots.curves import learning_curves, read_rows, roc_curve
     from repmlp_jax.plots.identity import identity_trick
     from repmlp_jax.plots.kernels import fc3_kernels, fc3_parts, receptive_fields
@@ -15,6 +16,7 @@ __all__ = [
     "ORANGE",
     "OTHERS",
     "SIGNED",
+    "confusion_matrix",
     "fc3_kernels",
     "fc3_parts",
     "fuse_bars",

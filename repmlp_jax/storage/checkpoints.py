@@ -73,10 +73,14 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the highest metric `best`, the earliest of equals; None if none was measured."""
-        scores = {step: self._metrics[step].get(self._best, math.nan) for step in self.steps()}
-        return max(
-            (step for step in scores if math.isfinite(scores[step])), key=lambda step: scores[step], default=None
-        )
+        scores = self.scores()
+        return max((step for step in self.steps() if step in scores), key=lambda step: scores[step], default=None)
+
+    def scores(self, others: Mapping[int, Mapping[str, float]] | None = None) -> dict[int, float]:
+        """The finite metrics `best` of all states saved so far and of `others`, in ascending order of the steps."""
+        metrics = {**(others or {}), **self._metrics}
+        scores = {step: metrics[step].get(self._best, math.nan) for step in sorted(metrics)}
+        return {step: score for step, score in scores.items() if math.isfinite(score)}
 
     def would_be_best(self, metrics: Mapping[str, float], *others: Mapping[str, float]) -> bool:
         """Whether the metric `best` of a state is higher than in every saved state and in `others`."""

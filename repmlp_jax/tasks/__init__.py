@@ -5,17 +5,22 @@ from pathlib import Path
 
 from repmlp_jax.data import FOLDER, LOADERS
 from repmlp_jax.extras import name_extra
+from repmlp_jax.training.callback import OnRow
 
 with name_extra():
     from ml_collections import ConfigDict
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
+def train_and_evaluate(config: ConfigDict, workdir: str | Path, on_row: OnRow | None = None) -> dict:
     """Trains a model, fuses it, and compares both: calls `training.loop.train` with the task of `config.task`.
 
     Args:
         config: as `default_config()`.
         workdir: the run's folder; it is created.
+        on_row: gets each row of metrics as a dict, once it is on disk: `epoch`, `step`, `learning_rate`, `train_loss`,
+            `train_accuracy`, `images_per_second`, and `test_NAME` for each score if the model was evaluated. Only
+            process 0 calls it. If it raises an error, the run saves its state and then raises that error; the same call
+            resumes it. A resumed run repeats rows that a killed run had not yet saved in a checkpoint.
 
     Returns:
         The content of `results.json`, see `results.fuse_and_save`.
@@ -30,14 +35,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict:
 
     if not isinstance(workdir, str | os.PathLike):
         raise TypeError(f"workdir must be a path, not {workdir!r}")
+    if not (on_row is None or callable(on_row)):
+        raise TypeError(f"on_row must be a function of a dict, not {on_row!r}")
     config = check_config(config)
     check_task_fields(config)
-    return train(config, workdir, task_class(config.task))
+    return train(config, workdir, task_class(config.task), on_row)
 
 
 # Fields of some tasks only.
 OF_TASKS = {
-    **dict.fromkeys(("mixup", "cutmix"), ("classification",)),
+    **dict.fromkeys(("mixup", "cutmix", "calibration"), ("classification",)),
     **dict.fromkeys(("num_people", "test_dataset", "margin", "scale"), ("faces",)),
     **dict.fromkeys(("eval_split", "crop_scale", "auxiliary_weight"), ("segmentation",)),
     "label_smoothing": ("classification", "segmentation"),

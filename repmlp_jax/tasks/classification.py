@@ -19,6 +19,8 @@ from repmlp_jax.models.state import head_places
 from repmlp_jax.progress import print_line
 from repmlp_jax.storage.models import is_saved_model, load, model_path
 from repmlp_jax.tasks.class_order import class_order
+from repmlp_jax.tasks.class_scores import are_right, batch_metrics, extra_scores, mean_metrics, predicted_classes
+from repmlp_jax.tasks.confusion import write_confusion
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches, StreamedBatches
 from repmlp_jax.training.feed import ResidentFeed, StreamedFeed
 from repmlp_jax.training.losses import cross_entropy
@@ -40,7 +42,6 @@ class Classification(ConfiguredTask):
             `epochs=0`, also if the classes of `init_from` have other names or stand in another order.
     """
 
-    scores = ("loss", "accuracy")
     best = "accuracy"
     correct_dtype = jnp.int32
 
@@ -60,7 +61,18 @@ class Classification(ConfiguredTask):
         self._classes = _check_classes(config, net, dataset.num_classes)
         if not config.epochs and config.init_head == "load":
             _check_order(config.init_from, config.dataset, dataset)
-        self.evaluator = Evaluator(batches, self._predict, batch_metrics, mean_metrics, mesh)
+        extra = extra_scores(self._classes, config.calibration)
+        self.scores = ("loss", "accuracy", *extra)
+        of_batch = functools.partial(batch_metrics, extra=extra)
+        mean = functools.partial(mean_metrics, extra=extra)
+        self.evaluator = Evaluator(batches, self._predict, of_batch, mean, mesh, predicted_classes)
+
+    def report(self, workdir, comparison):
+        """Writes which classes the fused model confuses."""
+        found = comparison.of_examples
+        labels, predicted = (found[name][found["mask"]] for name in ("label", "predicted"))
+        names = self.preprocessing["class_names"] or tuple(map(str, range(self._classes)))
+        write_confusion(workdir, labels, predicted, names)
 
     @staticmethod
     def _load_resident(config, input_shape, mesh, order_key):
@@ -136,21 +148,7 @@ def loss_of_batch(model, batch, key, *, config, classes, mean, std):
     images, targets = mix(mix_key, images, targets, mixup=config.mixup, cutmix=config.cutmix)
     logits = model(images)
     losses = cross_entropy(logits, targets)
-    return losses.mean(), _are_right(logits, jax.lax.argmax(targets, 1, jnp.int32)).sum(dtype=jnp.int32)
-
-
-def batch_metrics(logits, batch):
-    """The sum of the losses, the number of correct images, and the number of images."""
-    targets = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=jnp.float32)
-    losses = jnp.where(batch["mask"], cross_entropy(logits, targets), 0.0)
-    right = _are_right(logits, batch["label"]) & batch["mask"]
-    return losses.sum(), right.sum(dtype=jnp.int32), batch["mask"].sum(dtype=jnp.int32)
-
-
-def mean_metrics(measured) -> dict[str, float]:
-    """The mean loss in nats and the accuracy, a share of 1, over the metrics of all batches."""
-    losses, right, counts = (np.sum(values, dtype=np.float64) for values in measured)
-    return dict(loss=float(losses / counts), accuracy=float(right / counts))
+    return losses.mean(), are_right(logits, jax.lax.argmax(targets, 1, jnp.int32)).sum(dtype=jnp.int32)
 
 
 def _check_order(init_from: str, name: str, dataset):
@@ -191,10 +189,6 @@ def check_size(model: Any, takes: Sequence[int], dataset: str, given: Sequence[i
     if tuple(takes) != tuple(given):
         takes_size, given_size = ("×".join(map(str, shape)) for shape in (takes, given))
         raise ValueError(f"{model} takes images of {takes_size}, those of {dataset} are {given_size}")
-
-
-def _are_right(logits, labels):
-    return jax.lax.argmax(logits, 1, jnp.int32) == labels.astype(jnp.int32)
 
 
 def _check_classes(config, net, classes) -> int:

@@ -3,6 +3,7 @@
     repmlp-jax train digits          # handwritten digits, in under a minute
     repmlp-jax train cifar:wide_convnet --workdir=runs/wide --config.epochs=10
     repmlp-jax train --config=mine.py:variant
+    repmlp-jax train digits --repeat=3      # three seeds in a row, and their mean and deviation
 
 `python train.py`, in a copy of the repository, is the same. The same command resumes an interrupted run. On several
 machines, start it on each with --distributed; Slurm, TPU and Kubernetes jobs are recognised, elsewhere add the three
@@ -20,6 +21,8 @@ from repmlp_jax.training.recipe_file import define_recipe, recipes
 
 _CONFIG = define_recipe("config", "digits", "File of a recipe, with a variant after ':'.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/ and the recipe's name.")
+_REPEAT = flags.DEFINE_integer("repeat", None, "Train with this many seeds, one after another.", lower_bound=2)
+_NO_CACHE = flags.DEFINE_bool("no-cache", False, "Compile all, and keep no compiled program on disk.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Train together with other processes.")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
@@ -30,7 +33,7 @@ def run(arguments: list[str]):
     """Runs the program and exits, with the name of the program as the first argument."""
     # absl shows the flags and the docstring of the main module as its help, and ml_collections reads sys.argv.
     sys.argv = arguments
-    for flag in (_CONFIG, _WORKDIR, _DISTRIBUTED, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
+    for flag in (_CONFIG, _WORKDIR, _REPEAT, _NO_CACHE, _DISTRIBUTED, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
         flags.FLAGS.register_key_flag_for_module(arguments[0], flags.FLAGS[flag.name])
     sys.modules["__main__"].__doc__ = f"{__doc__}\nRecipes: {', '.join(recipes())}; by default digits.\n"
     app.run(_main, arguments, flags_parser=parse_flags)
@@ -38,14 +41,21 @@ def run(arguments: list[str]):
 
 def _main(_):
     with report_errors():
+        from repmlp_jax.compilation_cache import keep_compiled_programs
         from repmlp_jax.tasks import train_and_evaluate
+        from repmlp_jax.tasks.repeat import train_with_seeds
         from repmlp_jax.training.processes import check_processes, connect
 
         ask_for_deterministic_algorithms()
+        keep_compiled_programs(not _NO_CACHE.value)
         processes = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         check_processes(_DISTRIBUTED.value, *processes)
         if _DISTRIBUTED.value:
             connect(*processes)
         flag: Any = flags.FLAGS[_CONFIG.name]
         recipe = Path(flag.config_filename).name.replace(".py", "").replace(":", "_")
-        train_and_evaluate(_CONFIG.value, _WORKDIR.value or f"runs/{recipe}")
+        workdir = _WORKDIR.value or f"runs/{recipe}"
+        if _REPEAT.value is None:
+            train_and_evaluate(_CONFIG.value, workdir)
+        else:
+            train_with_seeds(_CONFIG.value, workdir, _REPEAT.value)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
         hint = f"; --config.model_arguments.{name} is one of the model" if is_set and name in all_arguments() else ""
         _exit(f"--config has no field {message}{hint}")
     except (flags.Error, OSError, ValueError, TypeError) as error:
-        _exit(str(error))
+        _exit(_loop_to_write(arguments) or str(error))
     if is_asked:
         app.usage(writeto_stdout=True)
         print(f"\n{described(flags.FLAGS.config)}")
@@ -49,6 +50,35 @@ def parse_flags(arguments: list[str]) -> list[str]:
     if stray := rest[1:]:
         _exit(f"{stray[0]!r} is not a flag: flags start with '--', and a value follows '=', as in --config.flip=False")
     return rest
+
+
+def _loop_to_write(arguments: list[str]) -> str:
+    """What to do instead of giving several values for a field that is one number; empty if no argument does."""
+    from repmlp_jax.training.config import default_config
+
+    default = default_config()
+    program, *rest = arguments
+    for place, (argument, after) in enumerate(zip(rest, [*rest[1:], ""], strict=True)):
+        flag, equals, value = argument.partition("=")
+        value = value if equals else after
+        name = flag.lstrip("-").removeprefix("config.")
+        values = value.strip("[]() ").replace(",", " ").split()
+        if flag.lstrip("-").startswith("config.") and isinstance(default.get(name), int | float) and len(values) > 1:
+            others = rest[:place] + rest[place + (1 if equals else 2) :]
+            kept = [other for other in others if not other.lstrip("-").startswith("workdir")]
+            start = ["python", program] if program.endswith(".py") else program.split()
+            command = shlex.join([*start, *kept])
+            loop = f'{command} "--config.{name}=${name}" "--workdir=runs/{name}_${name}"'
+            message = (
+                f"--config.{name}={value}: a run has one {name}. Write a loop: for {name} in {' '.join(values)}; do "
+                f"{loop}; done"
+            )
+            first = int(values[0]) if values[0].isdecimal() else -1
+            if name == "seed" and values == [str(first + place) for place in range(len(values))]:
+                repeated = f"--config.seed={first} --repeat={len(values)}"
+                message += f". Or use {repeated}, which also gives mean and deviation"
+            return message
+    return ""
 
 
 def ask_for_deterministic_algorithms():

@@ -20,6 +20,7 @@ CHOICES = {
     "schedule": ("cosine", "linear", "poly", "steps", "constant"),
     "augmentation": ("", "autoaugment", "randaugment"),
     "init_head": ("load", "skip"),
+    "final_weights": ("last", "best"),
 }
 # What values must be, whether one is, and of which fields.
 RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -37,7 +38,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         (
             *("epochs", "warmup_epochs", "weight_decay", "clip_norm", "crop_padding", "mixup", "cutmix", "num_people"),
             *("margin", "auxiliary_weight", "workers", "steps_per_call", "log_every_steps", "profile_steps"),
-            *("checkpoint_every_steps", "checkpoint_every_seconds", "loss_scale"),
+            *("checkpoint_every_steps", "checkpoint_every_seconds", "loss_scale", "patience"),
         ),
     ),
     ("be from 0 to below 1", lambda value: 0 <= value < 1, ("label_smoothing", "momentum", "ema_decay", "val_share")),
@@ -115,6 +116,9 @@ def default_config() -> ConfigDict:
             # Evaluation, checkpoints and logs
             eval_batch_size=500,  # of all devices together
             eval_every_epochs=1,  # and after the last epoch
+            patience=0,  # the run ends after so many epochs without a better test score; 0: it never ends early
+            calibration=False,  # also measure the expected calibration error, of the confidence in 15 bins
+            final_weights="last",  # those that are saved as `model`: the "last", or those of the "best" test score
             checkpoint_every_steps=0,  # in addition to each epoch's end; 0: none
             checkpoint_every_seconds=30.0,  # shortest time between two checkpoints, except the last; 0: no limit
             log_every_steps=0,  # steps between rows of metrics.csv, in addition to each epoch's end; 0: none
@@ -126,7 +130,8 @@ def default_config() -> ConfigDict:
 
 # Values for fields that the configurations of earlier versions lack: what those versions did.
 BEFORE = {
-    **{"checkpoint_every_seconds": 0.0, "log_every_steps": 0, "profile_steps": 0, "val_share": 0.0},
+    **{"checkpoint_every_seconds": 0.0, "log_every_steps": 0, "profile_steps": 0},
+    **{"patience": 0, "final_weights": "last", "calibration": False, "val_share": 0.0},
     **{"ema_decay": 0.0, "loss_scale": 0.0, "freeze": "", "train_only": "", "layer_decay": 1.0, "rate_factors": ""},
 }
 # Fields that a process of a run may set differently from the others.
@@ -135,6 +140,7 @@ OF_A_PROCESS = ("data_dir", "workers", "checkpoint_every_seconds", "profile_step
 FREE = (
     *OF_A_PROCESS,
     *("mesh", "eval_batch_size", "eval_every_epochs", "log_every_steps", "steps_per_call", "checkpoint_every_steps"),
+    *("patience", "final_weights", "calibration"),
 )
 # Fields that change only the state before the first step.
 FREE_ONCE_STARTED = ("init_from", "init_head")
@@ -183,6 +189,8 @@ def check_config(config: ConfigDict) -> ConfigDict:
         )
     if values.get("warmup_epochs", 0) >= values.get("epochs", math.inf) > 0:
         problems.append(f"warmup_epochs={config.warmup_epochs} must be less than epochs={config.epochs}")
+    if values.get("final_weights") == "best" and values.get("epochs") == 0:
+        problems.append("final_weights='best' needs epochs above 0: without training, no weights are tested")
     mesh = values.get("mesh", {})
     problems += [f"mesh has no field {name!r}: it has data and fsdp" for name in sorted(set(mesh) - set(known.mesh))]
     problems += [f"mesh.{name}={value!r} must be {INTEGER}" for name, value in mesh.items() if _kind_missed(value, 0)]

@@ -32,6 +32,7 @@ class Comparison(NamedTuple):
         largest_output: largest absolute output of the trained model.
         difference_as_run: largest absolute difference at the devices' default matmul precision.
         images_per_second: of the trained and the fused model.
+        of_examples: of the fused model, what `per_example` returns for all examples; None without it.
     """
 
     scores: tuple[dict[str, float], dict[str, float]]
@@ -39,6 +40,7 @@ class Comparison(NamedTuple):
     largest_output: float
     difference_as_run: float
     images_per_second: tuple[float, float]
+    of_examples: Any = None
 
 
 class Evaluator:
@@ -50,6 +52,7 @@ class Evaluator:
         batch_metrics: `(outputs, batch) → PyTree of arrays`, the metrics of a batch; runs under jit.
         mean_metrics: the metrics of all batches, stacked along a first axis as NumPy arrays → scores by name.
         mesh: the devices.
+        per_example: `(outputs, batch) → PyTree of arrays (examples, …)`, which `compare` collects; runs under jit.
     """
 
     def __init__(
@@ -59,12 +62,13 @@ class Evaluator:
         batch_metrics: Callable[[jax.Array, dict], Any],
         mean_metrics: Callable[[Any], dict[str, float]],
         mesh,
+        per_example: Callable[[jax.Array, dict], Any] | None = None,
     ):
         self._batches = batches
         self._mean_metrics = mean_metrics
         self._mesh = mesh
         self._metrics_all = batches.compile(functools.partial(_evaluate_batch, predict, batch_metrics))
-        self._compare_all = batches.compile(functools.partial(_compare_batch, predict, batch_metrics))
+        self._compare_all = batches.compile(functools.partial(_compare_batch, predict, batch_metrics, per_example))
         self._predict_all = batches.compile(functools.partial(_predict, predict))
         self._predict = jax.jit(functools.partial(_predict, predict))
 
@@ -79,11 +83,12 @@ class Evaluator:
     def compare(self, trained: nnx.Module, fused: nnx.Module, runs: int = 5) -> Comparison:
         """Compares the fused model with the trained one; the speed is the median of `runs` calls."""
         trained, fused = (put_everywhere(model, self._mesh) for model in (trained, fused))
-        of_trained, of_fused, differences, outputs = self._compare_all("comparing trained and fused", trained, fused)
+        compared = self._compare_all("comparing trained and fused", trained, fused)
+        of_trained, of_fused, differences, outputs, of_examples = compared
         as_run = differences
         if rounds_products(self._mesh):
             with jax.default_matmul_precision("highest"):
-                *_, differences, outputs = self._compare_all("comparing at the highest precision", trained, fused)
+                *_, differences, outputs, _ = self._compare_all("comparing at the highest precision", trained, fused)
         batch = self._batches.first()
 
         def speed(model):
@@ -95,6 +100,7 @@ class Evaluator:
             largest_output=float(outputs.max()),
             difference_as_run=float(as_run.max()),
             images_per_second=(speed(trained), speed(fused)),
+            of_examples=jax.tree.map(lambda parts: parts.reshape(-1, *parts.shape[2:]), of_examples),
         )
 
 
@@ -226,11 +232,12 @@ def _evaluate_batch(predict, batch_metrics, model, batch):
     return batch_metrics(_predict(predict, model, batch), batch)
 
 
-def _compare_batch(predict, batch_metrics, trained, fused, batch):
+def _compare_batch(predict, batch_metrics, per_example, trained, fused, batch):
     outputs, fused_outputs = (_predict(predict, model, batch) for model in (trained, fused))
     return (
         batch_metrics(outputs, batch),
         batch_metrics(fused_outputs, batch),
         jnp.max(jnp.abs(outputs - fused_outputs)),
         jnp.max(jnp.abs(outputs)),
+        per_example(fused_outputs, batch) if per_example else None,
     )

@@ -1,6 +1,7 @@
 """Feeds of the training step: a dataset on the devices, or a stream of batches from the host."""
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -88,7 +89,13 @@ class StreamedFeed:
         open_stream: step → this process's parts of the batches, starting at that step.
         examples: number of examples in the dataset.
         mesh: the devices.
+
+    Attributes:
+        asking_seconds: the time in which the last call asked for batches.
+        started: when it had started its last step, by `time.perf_counter`.
     """
+
+    asking_seconds = started = 0.0
 
     def __init__(self, open_stream: Callable[[int], Iterator[dict[str, np.ndarray]]], examples: int, mesh):
         self._open_stream = open_stream
@@ -105,8 +112,13 @@ class StreamedFeed:
         def run(state, step, count):
             if step != self._next_step:
                 self._stream = self._open_stream(step)
+            self.asking_seconds = 0.0
             for _ in range(count):
-                state = step_alone(state, put_batch(next(self._stream), self._mesh), key)
+                asked = time.perf_counter()
+                batch = next(self._stream)
+                self.asking_seconds += time.perf_counter() - asked
+                state = step_alone(state, put_batch(batch, self._mesh), key)
+            self.started = time.perf_counter()
             self._next_step = step + count
             return state
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from repmlp_jax.fusing.report import count_parameters
 from repmlp_jax.interop.initial_weights import with_weights_of
 from repmlp_jax.local_path import local_path
 from repmlp_jax.progress import print_line, progress_bar
+from repmlp_jax.storage.checkpoint_format import CheckpointError
 from repmlp_jax.storage.checkpoints import Checkpoints
 from repmlp_jax.storage.models import check_savable
 from repmlp_jax.training import sharding
 from repmlp_jax.training.average import models_of
+from repmlp_jax.training.callback import OnRow, error_of
 from repmlp_jax.training.config import check_config
 from repmlp_jax.training.environment import environment
 from repmlp_jax.training.interruption import Interruption
@@ -34,6 +37,7 @@ from repmlp_jax.training.resuming import check_processes, check_resumable
 from repmlp_jax.training.saving import Saving
 from repmlp_jax.training.step import RETYPED, fetch_metrics, init_state, make_step
 from repmlp_jax.training.task import Task
+from repmlp_jax.training.times import Times
 
 logger = logging.getLogger("repmlp_jax")
 
@@ -44,19 +48,25 @@ LAGGING_STEPS = 100  # ten times those that the statistics take to follow
 DAMAGE_COUNTS_FROM = 1000  # examples; the share of fewer is too uncertain
 
 
-def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDict, Mesh, jax.Array], Task]) -> dict:
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    make_task: Callable[[ConfigDict, Mesh, jax.Array], Task],
+    on_row: OnRow | None = None,
+) -> dict:
     """Trains a model on a task, fuses it, and compares both.
 
-    It writes `config.json`, `metrics.csv`, `curves.png`, `tensorboard/` and `checkpoints/` to `workdir`, and at the end
-    `results.json` and what `load_model` reads: `model/` and `fused/`, with `ema_decay` also `ema/` and `ema_fused/`. A
-    second call with the same configuration resumes from the last complete checkpoint and ends with bit-identical
-    parameters; fields that do not change what is learned (`config.FREE`) may differ, and `epochs` where the learning
-    rates so far do not depend on it. With several processes, every process calls it.
+    It writes `config.json`, `metrics.csv`, `times.csv`, `curves.png`, `tensorboard/` and `checkpoints/` to `workdir`,
+    and at the end `results.json` and what `load_model` reads: `model/` and `fused/`, with `ema_decay` also `ema/` and
+    `ema_fused/`. A second call with the same configuration resumes from the last complete checkpoint and ends with
+    bit-identical parameters; fields that do not change what is learned (`config.FREE`) may differ, and `epochs` where
+    the learning rates so far do not depend on it. With several processes, every process calls it.
 
     Args:
         config: as `default_config()`.
         workdir: the run's folder; it is created.
         make_task: creates the task from the configuration, the devices, and a key for the order of the examples.
+        on_row: as of `train_and_evaluate`.
 
     Returns:
         The content of `results.json`, see `results.fuse_and_save`.
@@ -69,6 +79,7 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
         BlockingIOError: if another run is in `workdir`.
         FloatingPointError: if a loss, a parameter or a statistic is not finite; the message names the step.
         SystemExit: after SIGTERM or SIGINT (Ctrl-C), once the state is saved.
+        BaseException: what `on_row` raises, once the state is saved.
     """
     config = check_config(config)
     workdir = local_path(workdir)
@@ -83,13 +94,14 @@ def train(config: ConfigDict, workdir: str | Path, make_task: Callable[[ConfigDi
     parts = parts_of(config, task.make_model)
     with only_run(workdir):
         check_resumable(workdir, config, task.feed.examples)
-        return _train_task(config, workdir, mesh, task, parts, init_key, step_key)
+        return _train_task(config, workdir, mesh, task, parts, init_key, step_key, on_row)
 
 
-def _train_task(config, workdir, mesh, task, parts, init_key, step_key):
+def _train_task(config, workdir, mesh, task, parts, init_key, step_key, on_row):
     is_chief = jax.process_index() == 0
     steps_per_epoch = task.feed.examples // config.batch_size
     final_step = config.epochs * steps_per_epoch
+    most_steps_since_best = config.patience * steps_per_epoch or math.inf
 
     optimizer, learning_rate = make_optimizer(config, steps_per_epoch, parts.factors)
     kept = dict(averaged=config.ema_decay > 0, trains=parts.filter, scaled_by=config.loss_scale)
@@ -149,14 +161,16 @@ def _train_task(config, workdir, mesh, task, parts, init_key, step_key):
         metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step, names))) if is_chief else None
         if metrics is not None:
             metrics.warn_of_missing(done for done in range(1, step + 1) if is_row_due(done))
+        times = Times(workdir, step, task.feed)
         explained = False
         bar = stack.enter_context(_progress_bar(config.batch_size, step, final_step))
-        while step < final_step:
+        is_over = step == final_step or saving.steps_since_best(step) >= most_steps_since_best
+        while not is_over:
             epoch = step // steps_per_epoch + 1
             bar.set_description(f"epoch {epoch}/{config.epochs}", refresh=False)
             stop = _next_stop(step, steps_per_epoch, config)
             count = min(pace.steps, stop - step)
-            with profiler.trace(step, count), pace.timed(count):
+            with profiler.trace(step, count), pace.timed(count), times.timed(count):
                 state, seen = fetch_metrics(train_steps(state, step, count))
             step = seen.step
             bar.set_postfix(loss=f"{seen.loss:.4f}", accuracy=f"{seen.accuracy:.2%}", refresh=False)
@@ -177,8 +191,9 @@ def _train_task(config, workdir, mesh, task, parts, init_key, step_key):
                     scores |= {prefix + name: value for name, value in task.evaluator.evaluate(model).items()}
             tested = {f"test_{name}": scores[name] for name in names if name in scores}
             images_per_second = config.batch_size / pace.seconds_per_step
-            if metrics is not None and is_row_due(step):
-                metrics.add(
+            failure = None
+            if is_row_due(step):
+                row = dict(
                     epoch=epoch,
                     step=step,
                     learning_rate=float(learning_rate(step - 1)),
@@ -187,15 +202,25 @@ def _train_task(config, workdir, mesh, task, parts, init_key, step_key):
                     images_per_second=images_per_second,
                     **tested,
                 )
+                if metrics is not None:
+                    metrics.add(**row)
+                failure = error_of(on_row, row)
+            if is_chief:
+                times.add(step)
             if is_chief and is_end_of_epoch:
                 print_line(_line_of_epoch(epoch, seen, names, scores, images_per_second))
                 if not explained and step <= LAGGING_STEPS and _lags(seen, scores):
                     print_line(LAG)
                     explained = True
+            is_over = step == final_step or saving.steps_since_best(step, tested) >= most_steps_since_best
             # After the row: a run that resumed from this checkpoint would not write the row again.
-            must = asked_to_stop or step == final_step
+            must = asked_to_stop or is_over or failure is not None
             if must or is_end_of_epoch or _is_multiple(step, config.checkpoint_every_steps):
                 saving.offer(step, state, tested, must=must)
+            if failure is not None:
+                checkpoints.wait()
+                failure.add_note(f"on_row raised this; step {step} is saved, and the same call resumes from it")
+                raise failure
             if asked_to_stop:
                 checkpoints.wait()
                 name = interruption.signal.name
@@ -203,9 +228,25 @@ def _train_task(config, workdir, mesh, task, parts, init_key, step_key):
                 raise SystemExit(128 + interruption.signal)
 
     if damaged := int(state.damaged):
-        logger.warning("%d damaged examples were replaced by others in %d steps", damaged, final_step)
+        logger.warning("%d damaged examples were replaced by others in %d steps", damaged, step)
+    weights = dict(which="last", step=step, epoch=step // steps_per_epoch, steps_trained=step)
+    best = checkpoints.best_step()
+    if step < final_step and best is not None and is_chief:
+        print_line(_early_end(task.best, checkpoints.scores()[best], best // steps_per_epoch, config.patience))
+    if config.final_weights == "best" and best is not None:
+        weights |= dict(which="best", step=best, epoch=best // steps_per_epoch)
+    if weights["step"] != step:
+        state = None  # which frees its memory
+        try:
+            restored = checkpoints.restore(placed, weights["step"], retyped=RETYPED)
+        except CheckpointError as error:
+            hint = f"with final_weights='last' this run ends with the weights of step {step}"
+            raise CheckpointError(f"the best weights cannot be read; {hint}: {error}") from error
+        assert restored is not None, "only without a step there may be none"
+        _, state = restored
     models = results_of(state)
-    return fuse_and_save(workdir, models[""], task, average=models.get("ema_"))
+    training = times.figures(config.batch_size, best) if is_chief else None
+    return fuse_and_save(workdir, models[""], task, weights, training, average=models.get("ema_"))
 
 
 def for_the_devices(config: ConfigDict, mesh: Mesh) -> ConfigDict:
@@ -243,6 +284,13 @@ def _introduction(config, parameters, examples, steps_per_epoch, mesh, workdir) 
     )
 
 
+def _early_end(name, best, epoch, patience) -> str:
+    return (
+        f"ended early: no test {name.replace('_', ' ')} above the {score(name, best)} of epoch {epoch} in "
+        f"patience={patience} epochs"
+    )
+
+
 def _lags(seen, scores) -> bool:
     """Whether the test accuracy is more than ten points below that of training."""
     return seen.accuracy - scores.get("accuracy", seen.accuracy) > 0.1
@@ -250,7 +298,8 @@ def _lags(seen, scores) -> bool:
 
 def _progress_bar(batch_size: int, step: int, final_step: int):
     sizes = dict(total=final_step * batch_size, initial=step * batch_size)
-    return progress_bar(**sizes, unit=" images", unit_scale=True, disable=jax.process_index() > 0)
+    # Without smoothing the rate is that of everything: training, evaluation, checkpoints, and waiting for data.
+    return progress_bar(**sizes, smoothing=0, unit=" images", unit_scale=True, disable=jax.process_index() > 0)
 
 
 def _check_damaged(seen, batch_size):

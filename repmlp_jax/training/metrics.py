@@ -35,7 +35,8 @@ class Metrics:
         scores: names of the task's scores.
 
     Raises:
-        ValueError: if the file does not consist of complete rows of these columns; it stays as it is.
+        ValueError: if the file does not consist of complete rows of these columns, where the scores may be others; it
+            stays as it is.
     """
 
     def __init__(self, workdir: Path, step: int, scores: Sequence[str]):
@@ -43,7 +44,9 @@ class Metrics:
         self._path = workdir / "metrics.csv"
         self._picture = workdir / PICTURE
         rows = _read(self._path, self._columns) if self._path.exists() else []
-        self.rows = [row for row in rows if row["step"] <= step]
+        # The run so far may have measured other scores, such as the calibration on request.
+        self._columns |= dict.fromkeys((name for row in rows[:1] for name in row if name not in self._columns), float)
+        self.rows = [{name: row.get(name) for name in self._columns} for row in rows if row["step"] <= step]
         if self.rows != rows or not self._path.exists():
             self._write()
         self._drawn = time.perf_counter()
@@ -99,17 +102,24 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def _read(path, columns):
-    """The rows of a file, each of which ends with a line break; the first row is the columns' names."""
+    """The rows of a file, each of which ends with a line break; the first row is the columns' names.
+
+    The columns of scores may be others than those of `columns`.
+    """
     rows: list[dict[str, Any]] = []
     last = 0
+    names: list[str] = []
     for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True) or [""]):
         cells = line.rstrip("\r\n").split(",")
         try:
-            if not line.endswith("\n") or (number == 0 and cells != list(columns)):
+            names = names or cells
+            scores = names[len(COLUMNS) :]
+            is_header = names == [*COLUMNS, *scores] and all(name.startswith("test_") for name in scores)
+            if not (line.endswith("\n") and is_header and len(set(names)) == len(names)):
                 raise ValueError
             if number:
-                pairs = zip(columns.items(), cells, strict=True)
-                rows.append({name: None if cell == "" else kind(cell) for (name, kind), cell in pairs})
+                pairs = zip(names, cells, strict=True)
+                rows.append({name: None if cell == "" else COLUMNS.get(name, float)(cell) for name, cell in pairs})
                 if rows[-1]["step"] <= last:
                     raise ValueError
                 last = rows[-1]["step"]

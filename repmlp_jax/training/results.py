@@ -24,15 +24,26 @@ def check_results(workdir: Path, *, averaged: bool = False):
         check_may_write(workdir / name, overwrite=True)
 
 
-def fuse_and_save(workdir: Path, model: nnx.Module, task, *, average: nnx.Module | None = None) -> dict:
+def fuse_and_save(
+    workdir: Path, model: nnx.Module, task, weights: dict, training: dict | None, *, average: nnx.Module | None = None
+) -> dict:
     """Fuses a trained model, saves both, compares them and prints the table; the same with an average of the weights.
+
+    Args:
+        workdir: the run's folder.
+        model: the trained model.
+        task: its task.
+        weights: which weights they are: `which`, "last" or "best", the `step` and `epoch` that they are of, and
+            `steps_trained`.
+        training: what the training took, as of `Times.figures`; None in all processes but the first.
+        average: the model with the average of the weights; None: there is none.
 
     Returns:
         A dict of `trained` and `fused`, each with the task's scores, parameters, macs (multiply-accumulates per image)
         and images_per_second; `baselines`, name → scores that a model has to beat; `largest_output_difference` on the
         test images at the highest matmul precision, and their `largest_output`; `largest_output_difference_as_run`, at
-        the devices' default precision; `computed_in`, a dtype. With an average also `ema` and `ema_fused`, each with
-        the task's scores, and `largest_output_difference_ema`.
+        the devices' default precision; `computed_in`, a dtype; `weights` and `training`. With an average also `ema` and
+        `ema_fused`, each with the task's scores, and `largest_output_difference_ema`.
     """
     model = on_this_process(model)
     model.eval()
@@ -49,6 +60,7 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task, *, average: nnx.Module
     results["largest_output"] = comparison.largest_output
     results["largest_output_difference_as_run"] = comparison.difference_as_run
     results["computed_in"] = _compute_dtype(model)
+    results |= dict(weights=weights, training=training)
     models = dict(zip(SAVED, (model, fused), strict=True))
     if average is not None:
         average = on_this_process(average)
@@ -60,9 +72,12 @@ def fuse_and_save(workdir: Path, model: nnx.Module, task, *, average: nnx.Module
     if jax.process_index() == 0:
         for name, saved in models.items():
             save_model(workdir / name, saved, preprocessing=task.preprocessing, overwrite=True)
+        if hasattr(task, "report"):  # which tasks for earlier versions lack
+            task.report(workdir, comparison)
         task.draw(workdir, fused)
         replace_text(workdir / "results.json", json.dumps(results, indent=1))
         print_line(_table(results, task.scores))
+        print_line(_which_weights(weights, task.best))
         print_line(f"saved: {' and '.join(str(workdir / name) for name in models)}")
         if (picture := workdir / PICTURE).exists():  # There are no curves without epochs.
             print_line(f"curves: {picture}")
@@ -78,6 +93,14 @@ def _compute_dtype(model) -> str:
 def score(name: str, value: float) -> str:
     """Formats a score: a loss as a number, a share in per cent."""
     return f"{value:.4f}" if name.endswith("loss") else f"{value:.2%}"
+
+
+def _which_weights(weights, best) -> str:
+    if not weights["steps_trained"]:
+        return "weights: those before training"
+    if weights["which"] == "last":
+        return f"weights: the last, of epoch {weights['epoch']}"
+    return f"weights: those of the best test {best.replace('_', ' ')}, of epoch {weights['epoch']}"
 
 
 def _table(results, scores) -> str:

@@ -49,6 +49,17 @@ class Saving:
         elif self._checkpoints.would_be_best(scores, *([self._held[2]] if self._held else [])):
             self._held = step, self._copy(state), scores
 
+    def steps_since_best(self, step: int, scores: Mapping[str, float] | None = None) -> int:
+        """The number of steps since the best state so far, the earliest of equals; 0 if this one was not evaluated.
+
+        Args:
+            step: of a state, which was saved or has these scores.
+            scores: of a state that is not yet offered.
+        """
+        others = {step: scores or {}} | ({self._held[0]: self._held[2]} if self._held else {})
+        found = self._checkpoints.scores(others)
+        return step - max(found, key=lambda step: found[step]) if step in found else 0
+
     def save_held(self) -> None:
         """Saves the state that is held, if there is one."""
         if self._held is not None:

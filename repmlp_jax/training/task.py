@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from repmlp_jax.models.registry import create_model
+from repmlp_jax.training.evaluation import Comparison
 
 
 class Task(Protocol):
@@ -43,6 +44,9 @@ class Task(Protocol):
     def baselines(self) -> dict[str, dict[str, float]]:
         """Name → scores that a model has to beat."""
         return {}
+
+    def report(self, workdir: Path, comparison: Comparison) -> None:
+        """Writes tables and pictures of the evaluation into the run's folder; only process 0 calls it."""
 
     def draw(self, workdir: Path, model: nnx.Module) -> None:
         """Draws pictures of the model's outputs into the run's folder."""

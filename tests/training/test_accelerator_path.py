@@ -11,7 +11,7 @@ from tolerance import assert_trees_close
 from training_parts import mesh_of, prepare
 
 from repmlp_jax.models.registry import create_model
-from repmlp_jax.tasks.classification import batch_metrics, mean_metrics
+from repmlp_jax.tasks.class_scores import batch_metrics, mean_metrics, predicted_classes
 from repmlp_jax.training import evaluation, feed, step
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
 
@@ -70,6 +70,7 @@ def test_a_whole_split_is_evaluated_by_one_program_and_brought_to_the_host_at_on
             batch_metrics,
             mean_metrics,
             mesh,
+            predicted_classes,
         )
 
     ours = evaluator(mesh_of(2))
@@ -80,3 +81,7 @@ def test_a_whole_split_is_evaluated_by_one_program_and_brought_to_the_host_at_on
     assert scores == pytest.approx(evaluator(mesh_of(2)).evaluate(model), rel=1e-5)
     comparison = ours.compare(model, model)
     assert comparison.largest_difference == comparison.difference_as_run == 0
+    examples = comparison.of_examples
+    assert examples["mask"].tolist() == [True] * 13 + [False] * 3
+    np.testing.assert_array_equal(examples["label"][:13], split["label"])
+    assert (examples["label"] == examples["predicted"])[:13].mean() == scores["accuracy"]

@@ -72,6 +72,19 @@ def in_the_repository(monkeypatch):
             '--config has no field \'epoch\'; Did you mean "epochs" instead of "epoch"?',
         ),
         (
+            ["--config=configs/cifar.py:conv9", "--config.seed=0,1,2", "--workdir=runs/x"],
+            "--config.seed=0,1,2: a run has one seed. Write a loop: for seed in 0 1 2; do python train.py "
+            '--config=configs/cifar.py:conv9 "--config.seed=$seed" "--workdir=runs/seed_$seed"; done. Or use '
+            "--config.seed=0 --repeat=3, which also gives mean and deviation",
+        ),
+        (
+            ["--config.learning_rate", "[0.1, 0.2]"],
+            "--config.learning_rate=[0.1, 0.2]: a run has one learning_rate. Write a loop: for learning_rate in 0.1 "
+            '0.2; do python train.py "--config.learning_rate=$learning_rate" '
+            '"--workdir=runs/learning_rate_$learning_rate"; done',
+        ),
+        (["--repeat=1"], "flag --repeat=1: 1 is not integer >= 2"),
+        (
             ["--config=configs/digits.py", "--config.epochs=ten"],
             "flag --config.epochs=ten: invalid literal for int() with base 10: 'ten'",
         ),

@@ -60,6 +60,9 @@ def test_all_mistakes_in_one_message():
             dict(optimizer="adam"),
             "optimizer='adam' must be one of 'sgd', 'adamw', 'lamb', 'lion', 'muon'; the nearest is 'adamw'",
         ),
+        (dict(patience=-1), "patience=-1 must not be below 0"),
+        (dict(final_weights="top"), "final_weights='top' must be one of 'last', 'best'"),
+        (dict(final_weights="best", epochs=0), "final_weights='best' needs epochs above 0"),
         (dict(batch_size=64, accumulate=3), "accumulate=3 does not divide batch_size=64"),
         (
             dict(mesh=dict(data=3, fsdp=2)),
@@ -166,6 +169,7 @@ def test_any_evaluation_batch_fits_by_padding(given, used):
     ("changes", "message"),
     [
         (dict(augmentation="randaugment"), "augmentation='randaugment' is for streamed pictures with one label each"),
+        (dict(task="faces", calibration=True), "calibration=True is for task='classification'$"),
         (dict(task="faces", mixup=0.2), "mixup=0.2 is for task='classification'$"),
         (dict(task="faces", label_smoothing=0.1), "label_smoothing=0.1 is for task='classification' or 'segmentation'"),
         (dict(task="segmentation", cutmix=1.0), "cutmix=1.0 is for task='classification'"),

@@ -1,5 +1,6 @@
 import csv
 import functools
+import json
 import math
 import re
 import signal
@@ -22,7 +23,8 @@ from training_parts import mesh_of, prepare
 from repmlp_jax import load_model
 from repmlp_jax.data import augment, load_dataset
 from repmlp_jax.models.registry import create_model
-from repmlp_jax.tasks.classification import Classification, batch_metrics, mean_metrics
+from repmlp_jax.tasks.class_scores import batch_metrics, mean_metrics
+from repmlp_jax.tasks.classification import Classification
 from repmlp_jax.training.evaluation import Evaluator, ResidentBatches
 from repmlp_jax.training.sharding import (
     gathered,
@@ -285,6 +287,29 @@ def test_keys_and_numbers_come_to_the_devices_of_two_processes_and_back():
     codes, outputs = finish(start_code(SPREAD, processes=2, devices=2))
     assert codes == [0, 0], outputs
     assert all("same" in output for output in outputs)
+
+
+@pytest.mark.slow
+def test_two_processes_end_early_at_the_same_epoch_as_one_and_report_all_images(tmp_path):
+    # The weights stay as they are, and the scores change with the running statistics alone.
+    fields = ("epochs=6", "learning_rate=1e-12", "patience=1", "final_weights=best", "calibration=True")
+    arguments = [*prepare_digits(tmp_path / "data"), *(f"--config.{field}" for field in fields)]
+    ends, tables = [], []
+    for processes in (2, 1):
+        workdir = tmp_path / str(processes)
+        codes, outputs = finish(start(workdir, *arguments, processes=processes))
+        assert set(codes) == {0}, outputs
+        results = json.loads((workdir / "results.json").read_text())
+        scores = [float(row["test_accuracy"]) for row in csv.DictReader((workdir / "metrics.csv").open())]
+        best = scores.index(max(scores)) + 1
+        assert results["weights"] == dict(which="best", step=22 * best, epoch=best, steps_trained=22 * len(scores))
+        assert len(scores) == best + 1 < 6
+        assert "ended early: no test accuracy above the " in outputs[0]
+        assert 0 <= results["training"]["share_waiting_for_data"] < 1
+        ends.append((best, scores, results["fused"]["accuracy"]))
+        tables.append([(workdir / name).read_text() for name in ("classes.csv", "confusion.csv")])
+    assert ends[0] == ends[1]
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.slow

@@ -79,6 +79,20 @@ def test_what_is_no_row_is_named_and_stays(written, damage, line):
     assert written.read_bytes() == before
 
 
+def test_a_run_may_go_on_with_other_scores(tmp_path):
+    """As one of an earlier version, or one of which the calibration is asked later."""
+    for step, scores in ((5, ("loss",)), (10, ("loss", "top_5_accuracy")), (15, ("loss",))):
+        metrics = Metrics(tmp_path, step - 1, scores)
+        metrics.add(epoch=1, step=step, **ROW, **{f"test_{name}": 0.25 for name in scores})
+        metrics.close()
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == [
+        "epoch,step,learning_rate,train_loss,train_accuracy,test_loss,test_top_5_accuracy",
+        *("1,5,0.1,1.5,0.5,0.25,", "1,10,0.1,1.5,0.5,0.25,0.25", "1,15,0.1,1.5,0.5,0.25,"),
+    ]
+    _, shares = plots.learning_curves(plots.read_rows(tmp_path)).axes
+    assert [len(line.get_xdata()) for line in shares.lines] == [3, 1]
+
+
 def test_rows_that_are_missing_are_said(written, caplog):
     metrics = Metrics(written.parent, 15, ("loss",))
     metrics.warn_of_missing((5, 10, 15))

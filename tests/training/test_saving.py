@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_recipe import get_config
 from tiny_runs import run, saved_steps
 
-from repmlp_jax.storage.checkpoint_format import read_record
+from repmlp_jax.storage.checkpoint_format import CheckpointError, read_record
 from repmlp_jax.storage.checkpoints import Checkpoints
 from repmlp_jax.storage.digest import digests
 from repmlp_jax.training import default_config, loop, saving, train_and_evaluate
@@ -99,6 +100,22 @@ def test_the_best_within_the_limit_is_held_and_saved_before_the_next(checkpoints
     assert steps_saved(checkpoints) == [9, 10]
 
 
+def test_the_steps_since_the_best_are_the_same_after_a_resumption(checkpoints, clock):
+    saver = Saving(checkpoints, 10.0)
+    since = []
+    for step, accuracy in enumerate([None, 0.5, 0.9, 0.9, float("nan"), 0.1], 1):
+        since.append(saver.steps_since_best(step, {} if accuracy is None else {"test_accuracy": accuracy}))
+        offer(saver, step, accuracy)
+    assert since == [0, 0, 0, 1, 0, 3]
+    offer(saver, 7, 0.3, must=True)
+    checkpoints.wait()
+    with Checkpoints(checkpoints.folder) as again:
+        assert again.scores() == {3: 0.9, 7: 0.3}
+        resumed = Saving(again, 10.0)
+        assert [resumed.steps_since_best(7), resumed.steps_since_best(8), saver.steps_since_best(7)] == [4, 0, 4]
+        assert resumed.steps_since_best(8, {"test_accuracy": 0.95}) == 0
+
+
 def test_a_held_state_outlives_the_donation_of_its_arrays(checkpoints, clock):
     saver = Saving(checkpoints, 10.0)
     state = state_of(1)
@@ -167,6 +184,62 @@ def test_the_best_and_the_last_are_there_at_the_end_whatever_was_killed(scored, 
     texts = [(tmp_path / name / "metrics.csv").read_text() for name in ("undisturbed", "killed")]
     assert texts[0] == texts[1]
     assert len(texts[0].splitlines()) == 5
+
+
+@pytest.mark.slow
+def test_patience_and_the_best_weights_survive_a_kill(scored, clock, tmp_path, monkeypatch, capsys):
+    ends = []
+
+    def end(workdir, model, task, weights, training):
+        ends.append((weights, digests(nnx.state(model))))
+        return {}
+
+    monkeypatch.setattr(loop, "fuse_and_save", end)
+    # Other processes may have another clock, or save after every epoch.
+    config = get_config(**{**scored, "patience": 1, "final_weights": "best"})
+    train_and_evaluate(config, tmp_path / "undisturbed")
+    said = capsys.readouterr().out
+    assert "ended early: no test accuracy above the 80.00% of epoch 2 in patience=1 epochs" in said
+    assert ends[0][0] == dict(which="best", step=44, epoch=2, steps_trained=66)
+
+    # Killed once the third epoch's row is written, and again when everything is saved.
+    def add_and_die(self, **row):
+        add(self, **row)
+        if row["step"] == 66:
+            raise KeyboardInterrupt
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    add = loop.Metrics.add
+    for name, instead in (("Metrics.add", add_and_die), ("fuse_and_save", die)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"repmlp_jax.training.loop.{name}", instead)
+            with pytest.raises(KeyboardInterrupt):
+                train_and_evaluate(config, tmp_path / "killed")
+    assert saved_steps(tmp_path / "killed") == [44, 66]
+    trained = len(list((tmp_path / "killed" / "metrics.csv").read_text().splitlines()))
+    train_and_evaluate(config, tmp_path / "killed")
+    assert len((tmp_path / "killed" / "metrics.csv").read_text().splitlines()) == trained
+    assert ends[1] == ends[0]
+    texts = [(tmp_path / name / "metrics.csv").read_text() for name in ("undisturbed", "killed")]
+    assert texts[0] == texts[1]
+
+    # The last weights are still there, and with more patience the run goes on.
+    config.final_weights = "last"
+    train_and_evaluate(config, tmp_path / "killed")
+    assert ends[-1][0] == dict(which="last", step=66, epoch=3, steps_trained=66)
+    assert ends[-1][1] != ends[0][1]
+    config.patience = 2
+    train_and_evaluate(config, tmp_path / "killed")
+    assert ends[-1][0]["steps_trained"] == 88
+    # A best checkpoint that is damaged is named with what can be done.
+    config.final_weights = "best"
+    for path in (tmp_path / "killed" / "checkpoints" / "44").rglob("*"):
+        if path.is_file() and "d" in path.parts[-2:]:
+            path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"best weights cannot be read; with final_weights='last' .* step 88: "):
+        train_and_evaluate(config, tmp_path / "killed")
 
 
 @pytest.mark.slow

@@ -84,8 +84,8 @@ def rows(workdir):
 
 def test_it_leaves_what_it_says(run):
     assert {path.name for path in run.workdir.iterdir()} == {
-        *("config.json", "metrics.csv", "curves.png", "tensorboard"),
-        *("checkpoints", "model", "fused", "results.json"),
+        *("config.json", "metrics.csv", "times.csv", "curves.png", "tensorboard"),
+        *("checkpoints", "model", "fused", "results.json", "classes.csv", "confusion.csv", "confusion.png"),
     }
     assert json.loads((run.workdir / "config.json").read_text()) == json.loads(run.config.to_json())
     assert json.loads((run.workdir / "results.json").read_text()) == run.results
@@ -192,6 +192,19 @@ def test_the_table_is_that_of_the_fuse_report(run):
         assert run.results[name]["macs"] == report.macs[place]
         assert run.results[name]["images_per_second"] > 0
     assert report.macs[1] < report.macs[0]
+
+
+def test_what_the_training_took(run):
+    assert run.results["weights"] == dict(which="last", step=STEPS * EPOCHS, epoch=EPOCHS, steps_trained=STEPS * EPOCHS)
+    training = run.results["training"]
+    assert 0 < training["seconds_to_best"] <= training["seconds"]
+    assert training["images_per_second"] > BATCH_SIZE * STEPS * (EPOCHS - 1) / training["seconds"]
+    assert training["share_waiting_for_data"] == 0
+    assert training["peak_memory_bytes"] > 10**8
+    # The tables are of all test images.
+    lines = [line.split(",") for line in (run.workdir / "classes.csv").read_text().splitlines()[1:]]
+    assert sum(int(images) for _, images, _, _ in lines) == 360
+    assert sum(int(right) for *_, right, _ in lines) / 360 == run.results["fused"]["accuracy"]
 
 
 def test_nothing_is_compiled_after_the_first_epoch(run):

@@ -274,7 +274,7 @@ def models(tmp_path_factory):
         ("nameless", r"for images \(8, 8, 1\) and classes None; the page needs one for images \(8, 8, 1\)"),
         ("large", r"holds a PureMLP for images \(16, 16, 1\)"),
         ("convolutions", "this block has no convolutions"),
-        ("missing", "holds no model.json"),
+        ("missing", "there is no folder or file"),
     ],
 )
 def test_models_that_the_page_cannot_show_are_refused(model, message, models, tmp_path):

@@ -47,8 +47,8 @@ def with_weights_of(path: str | Path, model: nnx.Module, *, head: str = "load") 
         check_same_partitions(model, saved, str(path))
         return loaded
     except MisfitError as error:
-        fused = "" if fusable_modules(saved) else "fused "
-        error.guess = f"{path} holds a {fused}{type(saved).__name__}."
+        fused, advice = ("", "") if fusable_modules(saved) else ("fused ", " load_model loads it as it is.")
+        error.guess = f"{path} holds a {fused}{type(saved).__name__}.{advice}"
         raise
 
 

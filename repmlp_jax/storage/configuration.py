@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flax import nnx
+
 from repmlp_jax.models.cifar import PureMLP, WideConvNet
 from repmlp_jax.models.images import input_shape_of
 from repmlp_jax.models.pspnet import PSPNet
@@ -55,6 +57,7 @@ def data_configuration(model: str | Path) -> DataConfiguration:
             scaled to [0, 1].
 
     Raises:
+        TypeError: for a model itself: it does not know the statistics of its images, which `save_model` stores.
         ValueError: if there is no such model; the message names the nearest. As `load_model`.
 
     Examples:
@@ -65,6 +68,11 @@ def data_configuration(model: str | Path) -> DataConfiguration:
         >>> configuration.mean
         (0.485, 0.456, 0.406)
     """
+    if isinstance(model, nnx.Module):
+        raise TypeError(
+            f"a {type(model).__name__} does not know the mean and std of its images: pass the name of a model, or the path "
+            "of a saved one"
+        )
     if model not in MODELS and is_saved_model(path := model_path(model)):
         return configuration_of(load(path))
     net = abstract(create_model, model)

@@ -126,7 +126,7 @@ def load_model(path: str | Path) -> nnx.Module:
         >>> from repmlp_jax import load_model
         >>> load_model("nowhere")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        FileNotFoundError: .../nowhere holds no model.json: it is not a folder that save_model wrote
+        FileNotFoundError: there is no folder or file .../nowhere
     """
     return load(path).model
 
@@ -267,6 +267,8 @@ def _read_description(path):
     text = one_file.description_in(path)
     if text is None and path.is_file():
         raise ValueError(f"{path} was not written by save_model, or is damaged: its metadata describes no model")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no folder or file {path}")
     if text is None and not (path / DESCRIPTION).is_file():
         raise FileNotFoundError(f"{path} holds no {DESCRIPTION}: it is not a folder that save_model wrote")
     try:

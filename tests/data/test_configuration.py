@@ -35,6 +35,12 @@ def test_of_a_saved_model(tmp_path):
         data_configuration("pure_mpl")
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_of_a_model_in_memory():
+    with pytest.raises(TypeError, match="a PureMLP does not know the mean and std of its images: pass the name"):
+        data_configuration(abstract(PureMLP, **SIZES))
+
+
 def test_the_share_that_a_crop_keeps():
     image = np.repeat(np.arange(0, 200, 2, dtype=np.uint8), 100).reshape(100, 100, 1)
     kept = [np.ptp(resize_and_crop(image, 10, 10, crop).astype(int)) for crop in (0.5, 1.0)]

@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 plot = typer.Typer(
-    help="Draw pictures of a model's weights, of a run, and of fusing.", no_args_is_help=True, rich_markup_mode=None
+    help="Draws pictures of a model's weights, of a run, and of fusing.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(plot, name="plot")
 
@@ -102,9 +102,10 @@ def list_command(
     pattern: Annotated[str, typer.Argument(help="Which models, with the wildcards of the shell.")] = "*",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
-    """Lists models with their images' size and the fused model's parameters and multiply-accumulates (MACs).
+    """Lists models with the size of their images, parameters and MACs.
 
-    The numbers are counted from the models' programs, without weights, which takes about a second for each.
+    Parameters and multiply-accumulates (MACs) are those of the fused model. Counting them takes about a second for each
+    model.
 
     Example: repmlp-jax list "RepMLPNet*"
     """
@@ -134,7 +135,9 @@ def list_command(
 
 @app.command()
 def info():
-    """Prints the versions, the devices, and which optional packages are installed and what for.
+    """Prints versions, devices, and which extras are installed.
+
+    For each extra it says what it is for.
 
     Example: repmlp-jax info
     """
@@ -151,7 +154,9 @@ def summary(
     model: Annotated[str, typer.Argument(help="Name of a model, or folder of a saved one.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
-    """Shows what fusing does to a model, block by block, with parameters and multiply-accumulates.
+    """Shows what fusing does to each block of a model.
+
+    For each block it prints parameters and multiply-accumulates before and after, and what becomes of each norm.
 
     Example: repmlp-jax summary RepMLPNet-T224
     """
@@ -171,7 +176,9 @@ def import_command(
     all_problems: Annotated[bool, typer.Option("--all-problems", help="List everything that does not fit.")] = False,
     overwrite: Overwrite = False,
 ):
-    """Imports official PyTorch weights, in the trained or the deployed layout, as a saved model.
+    """Imports official PyTorch weights as a saved model.
+
+    The weights may be those of the trained or of the deployed model.
 
     Example: repmlp-jax import RepMLPNet-T224.pth t224 --model RepMLPNet-T224
     """
@@ -259,9 +266,9 @@ def train(
         list[str] | None, typer.Argument(metavar="ARGUMENT", help="A recipe, and flags, which --help lists.")
     ] = None,
 ):
-    """Trains a model by a recipe, fuses it, and puts both side by side, as `train.py` of the repository does.
+    """Trains a model by a recipe, fuses it, and compares the two.
 
-    RECIPE is one of those that come with the library, such as digits, cifar or cifar:wide_convnet; --config=FILE takes
+    `train.py` of the repository is the same program. A recipe is one of those that come with the library, such as digits, cifar or cifar:wide_convnet; --config=FILE takes
     your own. Each field of it can be set, as by --config.epochs=10. The same command resumes an interrupted run.
 
     Example: repmlp-jax train digits --workdir=runs/digits
@@ -281,9 +288,9 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
-    """Evaluates a saved model on the validation split of a dataset, or on its test split if it has none.
+    """Evaluates a saved model on a dataset.
 
-    With --dataset folder the pictures are files in val/CLASS/ or test/CLASS/ of --data-dir. If it has neither, they are
+    The images are those of the dataset's validation split, or of its test split if it has none. With --dataset folder the pictures are files in val/CLASS/ or test/CLASS/ of --data-dir. If it has neither, they are
     all those in CLASS/, or the share of them that the model's training held out.
 
     Example: repmlp-jax evaluate runs/digits/fused --dataset digits
@@ -309,9 +316,9 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ):
-    """Classifies pictures, and prints the most probable classes of each.
+    """Classifies pictures.
 
-    A picture is rotated according to its EXIF orientation and resized, and its centre is cropped, as in the evaluation
+    It prints the most probable classes of each picture. A picture is rotated according to its EXIF orientation and resized, and its centre is cropped, as in the evaluation
     on ImageNet: the shorter side becomes the model's size / 0.875. A picture that is not larger than the model's images
     is only resized to their size. If pictures cannot be read, the command reports them, classifies the others, and
     exits with code 2.
@@ -360,7 +367,9 @@ def export(
     ] = None,
     overwrite: Overwrite = False,
 ):
-    """Exports a saved model as one file that runs without this library. For JAX and ONNX it is fused first.
+    """Exports a saved model as a file for JAX, ONNX or PyTorch.
+
+    The file runs without this library. For JAX and ONNX the model is fused first.
 
     --int8 prints size, time and error before and after. Without --dataset only products of matrices are in int8. With
     it convolutions are, too, calibrated with 256 of its training images, and the accuracy on up to 2,000 test images is
@@ -405,9 +414,9 @@ def quantise(
     out: Annotated[Path, typer.Argument(help="Folder to save the model in int8 in.")],
     overwrite: Overwrite = False,
 ):
-    """Rounds the kernels of a saved model to int8; a model that is not fused is fused first.
+    """Rounds the kernels of a saved model to int8.
 
-    The result is a saved model of a quarter of the size, which `evaluate` and `predict` take. On a CPU it is slower:
+    A model that is not fused is fused first. The result is a saved model of a quarter of the size, which `evaluate` and `predict` take. On a CPU it is slower:
     `export --format onnx --int8` writes what is faster there.
 
     Example: repmlp-jax quantise fused in_int8
@@ -439,9 +448,9 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Let nobody else read it.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")] = False,
 ):
-    """Uploads a saved model to the Hugging Face hub, with a card that says what it is.
+    """Uploads a saved model to the Hugging Face hub.
 
-    The card, README.md, has the scores and the recipe of the run, and how the model is loaded. Whoever may read the
+    It also writes a model card, README.md, with the scores and the recipe of the run, and how the model is loaded. Whoever may read the
     repository can name hf://OWNER/NAME in place of the folder of a model. It takes pip install "repmlp_jax[hub]", and
     `hf auth login` with a token that may write.
 
@@ -463,9 +472,9 @@ def plot_kernels(
     input_channel: Annotated[int | None, typer.Option(min=0, help="Input channel.")] = None,
     overwrite: Overwrite = False,
 ):
-    """Draws the weights of one output pixel: FC3, the convolutions, and the fused FC3 (Figure 5 of the paper).
+    """Draws the weights that lead to one output pixel.
 
-    By default the output pixel is the middle of the partition in channel 0, and the input channel is the first of its
+    The panels are FC3, the convolutions, and the fused FC3 (Figure 5 of the paper). By default the output pixel is the middle of the partition in channel 0, and the input channel is the first of its
     group. If MODEL holds no trained RepMLP block, because it is fused or another model, all its kernels are drawn.
 
     Example: repmlp-jax plot kernels runs/digits/model kernels.png --pixel 1 2
@@ -493,9 +502,9 @@ def plot_kernels(
 
 @plot.command("receptive-field")
 def plot_receptive_field(model: ModelFolder, out: Picture, block: Block = 0, overwrite: Overwrite = False):
-    """Draws the magnitude of the weights from each pixel of a partition to nine output pixels.
+    """Draws the weights that lead to nine output pixels.
 
-    MODEL may be trained or fused; the picture shows the fused weights.
+    The colour of an input pixel is the magnitude of its weights. MODEL may be trained or fused; the picture shows the fused weights.
 
     Example: repmlp-jax plot receptive-field runs/digits/fused field.png
     """
@@ -526,7 +535,9 @@ def plot_report(
     ] = None,
     overwrite: Overwrite = False,
 ):
-    """Draws parameters and multiply-accumulates before and after fusing, block by block.
+    """Draws what fusing does to each block of a model.
+
+    The bars are parameters and multiply-accumulates, before and after.
 
     Example: repmlp-jax plot report RepMLPNet-T224 report.png --depth 2
     """
@@ -609,6 +620,8 @@ def main():
     except Exception as error:
         if not hasattr(error, "format_message"):  # Typer does not export the class of its usage errors.
             raise
-        print("error:", error.format_message(), file=sys.stderr)
+        # Without arguments the message is the help.
+        prefix = "" if error.format_message().startswith("Usage:") else "error: "
+        print(prefix + error.format_message(), file=sys.stderr)
         code = BAD_INPUT
     sys.exit(code or 0)

@@ -164,7 +164,7 @@ def test_fuse(folder, tmp_path):
     assert_refused(run("fuse", folder, tmp_path / "fused"), "exists; --overwrite replaces it")
     assert run("fuse", folder, tmp_path / "fused", "--overwrite").exit_code == 0
     assert_refused(run("fuse", tmp_path / "fused", tmp_path / "again"), "is fused already")
-    assert_refused(run("fuse", tmp_path / "nothing", tmp_path / "again"), "holds no model.json")
+    assert_refused(run("fuse", tmp_path / "nothing", tmp_path / "again"), "there is no folder or file")
 
 
 def test_fuse_compares_the_outputs_unless_told_otherwise(folder, tmp_path, monkeypatch):
@@ -420,7 +420,7 @@ def test_no_error_of_a_bad_file_is_a_traceback(error, message, folder, tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fuse", "nothing", "out"], "nothing holds no model.json: it is not a folder that save_model wrote"),
+        (["fuse", "nothing", "out"], "there is no folder or file"),
         (["fuse", "nothing"], "'out'"),
         (["summery"], "No such command 'summery'"),
         (["predict", "model", "a.png", "--top", "many"], "Invalid value for '--top'"),
@@ -438,6 +438,17 @@ def test_a_program_of_its_own_ends_with_one_line_and_code_2(arguments, message, 
 @pytest.mark.parametrize("command", ["list", "summary", "import", "fuse", "evaluate", "predict"])
 def test_every_command_shows_an_example(command):
     assert f"Example: repmlp-jax {command}" in " ".join(run(command, "--help").stdout.split())
+
+
+@pytest.mark.parametrize("group", [[], ["plot"]], ids=["all", "plot"])
+def test_without_a_command_the_help_names_all_in_full(group, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["repmlp-jax", *group])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    said = capsys.readouterr().err
+    assert said.startswith("Usage: ")
+    assert "Commands:" in said
+    assert "..." not in said.partition("Commands:")[2]
 
 
 def test_info_names_versions_devices_and_what_the_extras_are_for(monkeypatch):

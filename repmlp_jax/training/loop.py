@@ -274,7 +274,8 @@ def _line_of_epoch(epoch, seen, names, scores, images_per_second) -> str:
 
 def _introduction(config, parameters, examples, steps_per_epoch, mesh, workdir) -> str:
     kinds = " and ".join(sorted({device.device_kind for device in mesh.devices.flat}))
-    length = f"{config.epochs} epochs of {steps_per_epoch:,} steps" if config.epochs else "no epoch"
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    length = f"{epochs} of {steps_per_epoch:,} steps" if config.epochs else "no epoch"
     return "\n".join(
         [
             f"training  {config.model}, {parameters:,} parameters, on {config.dataset}: {examples:,} images, {length}",

@@ -44,7 +44,8 @@ def create_model(
         >>> model.input_shape
         (8, 8, 3)
         >>> save_model("small", model)
-        >>> features = create_model("pure_mlp", pretrained="small", num_classes=0, **small, rngs=nnx.Rngs(0))
+        >>> small |= dict(num_classes=0)
+        >>> features = create_model("pure_mlp", pretrained="small", **small, rngs=nnx.Rngs(0))
     """
     model = registry.create_model(name, features_only=features_only, rngs=rngs, **overrides)
     if pretrained is None:

@@ -1,4 +1,4 @@
-"""Trains a model, fuses it, and puts both side by side.
+"""Trains a model, fuses it, and compares the two.
 
     repmlp-jax train digits          # handwritten digits, in under a minute
     repmlp-jax train cifar:wide_convnet --workdir=runs/wide --config.epochs=10
@@ -6,11 +6,12 @@
     repmlp-jax train digits --repeat=3      # three seeds in a row, and their mean and deviation
 
 `python train.py`, in a copy of the repository, is the same. The same command resumes an interrupted run. On several
-machines, start it on each with --distributed; Slurm, TPU and Kubernetes jobs are recognised, elsewhere add the three
-flags below it.
+machines, start it on each with --distributed. Slurm, TPU and Kubernetes jobs are recognised. Elsewhere, also pass
+--coordinator_address, --num_processes and --process_id.
 """
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def run(arguments: list[str]):
     sys.argv = arguments
     for flag in (_CONFIG, _WORKDIR, _REPEAT, _NO_CACHE, _DISTRIBUTED, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
         flags.FLAGS.register_key_flag_for_module(arguments[0], flags.FLAGS[flag.name])
-    sys.modules["__main__"].__doc__ = f"{__doc__}\nRecipes: {', '.join(recipes())}; by default digits.\n"
+    names = textwrap.fill(f"Recipes: {', '.join(recipes())}; by default digits.", 100)
+    sys.modules["__main__"].__doc__ = f"{__doc__}\n{names}\n"
     app.run(_main, arguments, flags_parser=parse_flags)
 
 

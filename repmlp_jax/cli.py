@@ -268,8 +268,9 @@ def train(
 ):
     """Trains a model by a recipe, fuses it, and compares the two.
 
-    `train.py` of the repository is the same program. A recipe is one of those that come with the library, such as digits, cifar or cifar:wide_convnet; --config=FILE takes
-    your own. Each field of it can be set, as by --config.epochs=10. The same command resumes an interrupted run.
+    `train.py` of the repository is the same program. A recipe is one of those that come with the library, such as
+    digits, cifar or cifar:wide_convnet; --config=FILE takes your own. Flags set its fields, as
+    --config.epochs=10. The same command resumes an interrupted run.
 
     Example: repmlp-jax train digits --workdir=runs/digits
     """
@@ -290,8 +291,9 @@ def evaluate(
 ):
     """Evaluates a saved model on a dataset.
 
-    The images are those of the dataset's validation split, or of its test split if it has none. With --dataset folder the pictures are files in val/CLASS/ or test/CLASS/ of --data-dir. If it has neither, they are
-    all those in CLASS/, or the share of them that the model's training held out.
+    The images are those of the dataset's validation split, or of its test split if it has none. With --dataset folder
+    the pictures are files in val/CLASS/ or test/CLASS/ of --data-dir. If it has neither, they are all those in CLASS/,
+    or the share of them that the model's training held out.
 
     Example: repmlp-jax evaluate runs/digits/fused --dataset digits
     """
@@ -318,10 +320,10 @@ def predict(
 ):
     """Classifies pictures.
 
-    It prints the most probable classes of each picture. A picture is rotated according to its EXIF orientation and resized, and its centre is cropped, as in the evaluation
-    on ImageNet: the shorter side becomes the model's size / 0.875. A picture that is not larger than the model's images
-    is only resized to their size. If pictures cannot be read, the command reports them, classifies the others, and
-    exits with code 2.
+    It prints the most probable classes of each picture. A picture is rotated according to its EXIF orientation and
+    resized, and its centre is cropped, as in the evaluation on ImageNet: the shorter side becomes the model's size /
+    0.875. A picture that is not larger than the model's images is only resized to their size. If pictures cannot be
+    read, the command reports them, classifies the others, and exits with code 2.
 
     --json prints an object with an entry IMAGE: [[class, probability], …] for each picture. If an IMAGE is named twice,
     it prints a list of [IMAGE, [[class, probability], …]] in the order of the arguments.
@@ -416,8 +418,8 @@ def quantise(
 ):
     """Rounds the kernels of a saved model to int8.
 
-    A model that is not fused is fused first. The result is a saved model of a quarter of the size, which `evaluate` and `predict` take. On a CPU it is slower:
-    `export --format onnx --int8` writes what is faster there.
+    A model that is not fused is fused first. The result is a saved model of a quarter of the size, which `evaluate` and
+    `predict` take. On a CPU it is slower: `export --format onnx --int8` writes what is faster there.
 
     Example: repmlp-jax quantise fused in_int8
     """
@@ -450,9 +452,9 @@ def push(
 ):
     """Uploads a saved model to the Hugging Face hub.
 
-    It also writes a model card, README.md, with the scores and the recipe of the run, and how the model is loaded. Whoever may read the
-    repository can name hf://OWNER/NAME in place of the folder of a model. It takes pip install "repmlp_jax[hub]", and
-    `hf auth login` with a token that may write.
+    It also writes a model card, README.md, with the scores and the recipe of the run, and how the model is loaded.
+    Anyone who can read the repository can pass hf://OWNER/NAME as the folder of a model. The command needs pip install
+    "repmlp_jax[hub]", and `hf auth login` with a token that may write.
 
     Example: repmlp-jax push runs/digits OWNER/digits
     """
@@ -474,8 +476,9 @@ def plot_kernels(
 ):
     """Draws the weights that lead to one output pixel.
 
-    The panels are FC3, the convolutions, and the fused FC3 (Figure 5 of the paper). By default the output pixel is the middle of the partition in channel 0, and the input channel is the first of its
-    group. If MODEL holds no trained RepMLP block, because it is fused or another model, all its kernels are drawn.
+    The panels are FC3, the convolutions, and the fused FC3 (Figure 5 of the paper). By default the output pixel is the
+    middle of the partition in channel 0, and the input channel is the first of its group. If MODEL holds no trained
+    RepMLP block, because it is fused or another model, all its kernels are drawn.
 
     Example: repmlp-jax plot kernels runs/digits/model kernels.png --pixel 1 2
     """
@@ -504,7 +507,8 @@ def plot_kernels(
 def plot_receptive_field(model: ModelFolder, out: Picture, block: Block = 0, overwrite: Overwrite = False):
     """Draws the weights that lead to nine output pixels.
 
-    The colour of an input pixel is the magnitude of its weights. MODEL may be trained or fused; the picture shows the fused weights.
+    The colour of an input pixel is the magnitude of its weights. MODEL may be trained or fused; the picture shows the
+    fused weights.
 
     Example: repmlp-jax plot receptive-field runs/digits/fused field.png
     """

@@ -70,8 +70,8 @@ def data_configuration(model: str | Path) -> DataConfiguration:
     """
     if isinstance(model, nnx.Module):
         raise TypeError(
-            f"a {type(model).__name__} does not know the mean and std of its images: pass the name of a model, or the path "
-            "of a saved one"
+            f"a {type(model).__name__} does not know the mean and std of its images: pass the name of a model, or the "
+            "path of a saved one"
         )
     if model not in MODELS and is_saved_model(path := model_path(model)):
         return configuration_of(load(path))

@@ -67,9 +67,9 @@ def default_config() -> ConfigDict:
         dict(
             # Task and model
             task="classification",  # "classification", "faces" or "segmentation"
-            seed=0,  # of the initial weights, the order of the data and the augmentation
+            seed=0,  # for the initial weights, the order of the data and the augmentation
             model="pure_mlp",  # one of list_models()
-            model_arguments={},  # of the model's class, in addition to those of its name
+            model_arguments={},  # arguments of the model's class, in addition to those of its name
             init_from="",  # weights to start from: a saved model, also hf://OWNER/NAME, or a file of official weights
             init_head="load",  # "skip": the classifier keeps its initial weights, for other classes
             # Data
@@ -77,8 +77,8 @@ def default_config() -> ConfigDict:
             test_dataset="",  # for faces: the dataset to verify on; "": the test split of `dataset`
             num_people=0,  # for streamed faces: number of people in the dataset; 0: the dataset is held on the devices
             eval_split="val",  # for street scenes: the split to evaluate on
-            data_dir="",  # of "folder": its path; else folder of TFDS datasets, "": TFDS_DATA_DIR, or TFDS's default
-            val_share=0.0,  # of "folder" without val/ or test/: the share of the pictures in data_dir/CLASS to hold out
+            data_dir="",  # path of "folder", or of the TFDS datasets; "": TFDS_DATA_DIR, or TFDS's default
+            val_share=0.0,  # for "folder" without val/ or test/: share of the pictures in data_dir/CLASS to hold out
             workers=0,  # processes that read and decode streamed data; 0: the training process itself
             # Optimisation
             epochs=100,  # 0: only evaluate and fuse the model of init_from
@@ -86,15 +86,15 @@ def default_config() -> ConfigDict:
             accumulate=1,  # parts of a batch; they are computed one after another to save memory
             optimizer="sgd",  # "sgd", "adamw", "lamb", "lion", or "muon"
             learning_rate=0.2,  # at its peak, after the warm-up
-            schedule="cosine",  # to 0 by "cosine", "linear" or "poly"; "steps", or "constant"
-            poly_power=0.9,  # of "poly"
-            drop_at=(0.6, 0.867, 0.967),  # of "steps": fractions of the training after which the rate is divided by 10
+            schedule="cosine",  # "cosine", "linear" or "poly" to 0, "steps", or "constant"
+            poly_power=0.9,  # exponent of "poly"
+            drop_at=(0.6, 0.867, 0.967),  # for "steps": fractions of the training after which the rate is divided by 10
             warmup_epochs=0.0,  # the learning rate rises linearly from 0 in these epochs
             momentum=0.9,  # of "sgd"
             weight_decay=1e-4,  # of kernels only, not of biases and norms
             clip_norm=0.0,  # largest global norm of the gradients; 0: no clipping
-            loss_scale=0.0,  # of float16: factor of the loss at the start, such as 32768; it then adapts; 0: none
-            ema_decay=0.0,  # of an average of the weights, its share that a step keeps, such as 0.9999; 0: no average
+            loss_scale=0.0,  # for float16: initial factor of the loss, such as 32768; it adapts; 0: none
+            ema_decay=0.0,  # share of the averaged weights that a step keeps, such as 0.9999; 0: no average
             # Fine-tuning
             freeze="",  # parts that do not train, with commas between, such as "embedding,stages.0" or "*.norm"
             train_only="",  # the only parts that train, such as "head"
@@ -116,9 +116,9 @@ def default_config() -> ConfigDict:
             # Evaluation, checkpoints and logs
             eval_batch_size=500,  # of all devices together
             eval_every_epochs=1,  # and after the last epoch
-            patience=0,  # the run ends after so many epochs without a better test score; 0: it never ends early
+            patience=0,  # epochs without a better test score after which the run ends; 0: it never ends early
             calibration=False,  # also measure the expected calibration error, of the confidence in 15 bins
-            final_weights="last",  # those that are saved as `model`: the "last", or those of the "best" test score
+            final_weights="last",  # saved as `model`: the "last" weights, or those of the "best" test score
             checkpoint_every_steps=0,  # in addition to each epoch's end; 0: none
             checkpoint_every_seconds=30.0,  # shortest time between two checkpoints, except the last; 0: no limit
             log_every_steps=0,  # steps between rows of metrics.csv, in addition to each epoch's end; 0: none

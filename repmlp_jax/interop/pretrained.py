@@ -33,6 +33,7 @@ def create_model(
 
     Raises:
         FileNotFoundError: if there is nothing at `pretrained`.
+        TypeError: for `pretrained=True`, as the library has no weights of its own.
         ValueError: if there is no such model; the message names the nearest. If `features_only` is not for its class,
             or weights do not fit the model.
 
@@ -47,6 +48,10 @@ def create_model(
         >>> small |= dict(num_classes=0)
         >>> features = create_model("pure_mlp", pretrained="small", **small, rngs=nnx.Rngs(0))
     """
+    if isinstance(pretrained, bool):
+        raise TypeError(
+            f"pretrained={pretrained} must be a path, hf://OWNER/NAME or None: the library has no weights of its own"
+        )
     model = registry.create_model(name, features_only=features_only, rngs=rngs, **overrides)
     if pretrained is None:
         return model

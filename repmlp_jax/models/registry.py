@@ -84,14 +84,14 @@ def list_models(pattern: str = "*") -> list[str]:
     """The names that `create_model` takes: those of the published models, then those that were registered.
 
     Args:
-        pattern: which of them, with the wildcards of the shell.
+        pattern: which of them, with the wildcards of the shell, in upper or lower case.
 
     Examples:
         >>> from repmlp_jax import list_models
         >>> list_models("RepMLPNet-T*")
         ['RepMLPNet-T224', 'RepMLPNet-T256']
     """
-    return [name for name in MODELS if fnmatch.fnmatchcase(name, pattern)]
+    return [name for name in MODELS if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
 
 
 @checked

@@ -78,6 +78,7 @@ def weights(request, trained, tmp_path):
 
 def test_names_are_listed_by_a_pattern():
     assert list_models("RepMLPNet-?224") == ["RepMLPNet-T224", "RepMLPNet-B224"]
+    assert list_models("repmlpnet-?224") == ["RepMLPNet-T224", "RepMLPNet-B224"]
     assert list_models("nothing*") == []
     assert set(list_models("*Res50*")) < set(list_models()) == set(MODELS)
 
@@ -86,6 +87,12 @@ def test_a_model_is_built_with_its_weights(name, trained, weights, caplog):
     model = create_model(name, pretrained=weights, rngs=nnx.Rngs(1))
     assert_identical(nnx.state(model), nnx.state(trained))
     assert not caplog.records
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_there_are_no_weights_to_download():
+    with pytest.raises(TypeError, match="pretrained=True must be a path, hf://OWNER/NAME or None: the library has no"):
+        create_model("RepMLPNet-T224", pretrained=True, rngs=nnx.Rngs(0))
 
 
 def test_a_classifier_of_other_classes_is_left_out_and_the_log_says_so(name, trained, weights, caplog):

@@ -12,10 +12,10 @@ from repmlp_jax.progress import print_line
 from repmlp_jax.tasks import train_and_evaluate
 from repmlp_jax.training.config import check_config
 from repmlp_jax.training.metrics import replace_text
-from repmlp_jax.training.results import score
+from repmlp_jax.training.results import SAVED_AVERAGES, score
 
 SIZES = "parameters", "macs"  # which no seed changes
-MODELS = "trained", "fused"
+MODELS = "trained", "fused", *SAVED_AVERAGES
 
 
 def train_with_seeds(config: ConfigDict, workdir: str | Path, number: int) -> dict:
@@ -30,8 +30,8 @@ def train_with_seeds(config: ConfigDict, workdir: str | Path, number: int) -> di
         number: of seeds, at least 2.
 
     Returns:
-        `seeds`, and for the `trained` and the `fused` model name → `mean`, `deviation` (of a sample: divided by one
-        less than the number of seeds) and `values`.
+        `seeds`, and for the `trained` and the `fused` model, and those of averages, name → `mean`, `deviation` (of a
+        sample: divided by one less than the number of seeds) and `values`.
 
     Raises:
         ValueError: if `number` is below 2, or a seed is not below 2³²; as `train_and_evaluate`, which lists further
@@ -52,7 +52,7 @@ def train_with_seeds(config: ConfigDict, workdir: str | Path, number: int) -> di
         of_seed.seed = seed
         results.append(train_and_evaluate(of_seed, workdir / f"seed_{seed}"))
     summary: dict = dict(seeds=seeds)
-    for model in MODELS:
+    for model in (model for model in MODELS if model in results[0]):
         columns = {name: [one[model][name] for one in results] for name in results[0][model] if name not in SIZES}
         summary[model] = {
             name: dict(mean=statistics.fmean(values), deviation=statistics.stdev(values), values=values)
@@ -67,12 +67,13 @@ def train_with_seeds(config: ConfigDict, workdir: str | Path, number: int) -> di
 
 def _table(summary) -> str:
     names = [name for name in summary["trained"] if name != "images_per_second"]
+    models = [model for model in MODELS if model in summary]
     seeds = summary["seeds"]
     head = f"seeds {seeds[0]} to {seeds[-1]}"
     width = max(map(len, (head, *names))) + 2
-    lines = [head.ljust(width) + "".join(f"{model:>20}" for model in MODELS)]
+    lines = [head.ljust(width) + "".join(f"{model.replace('_', ' '):>20}" for model in models)]
     for name in names:
-        pairs = (summary[model][name] for model in MODELS)
+        pairs = (summary[model][name] for model in models)
         cells = (f"{score(name, pair['mean'])} ± {score(name, pair['deviation'])}" for pair in pairs)
         lines.append(name.replace("_", " ").ljust(width) + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines)

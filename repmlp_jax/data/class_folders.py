@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def load_folder(
     Raises:
         FileNotFoundError: if there is no such folder.
         ValueError: if a split is missing, `val_share` is set and none is missing, there are fewer than two classes, a
-            class has no picture, or the splits have other classes; as `pictures_in`.
+            class has no picture or no name in UTF-8, or the splits have other classes; as `pictures_in`.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels={channels}: pictures are decoded to 3 channels (RGB), or 1 (grey)")
@@ -55,10 +56,10 @@ def load_folder(
     elif needs_train and (not val_share or train or held_out):
         lacking = f"no train/ beside {held_out.name}/" if held_out else "no val/ or test/"
         there = listed(f"{name}/" for name in _folders(folder)) or "no folder"
-        raise ValueError(
-            f"{folder} holds {lacking}, but {there}; val_share, such as 0.2, holds out a share of the pictures in "
-            f"data_dir/CLASS"
-        )
+        hint = f"val_share, such as {val_share or 0.2:g}, holds out a share of the pictures in data_dir/CLASS"
+        if train and not held_out:
+            hint += f": set data_dir={train}"
+        raise ValueError(f"{folder} holds {lacking}, but {there}; {hint}")
     else:
         training, validation = _split(_read(folder), val_share if needs_train or val_share else 1.0)
     mean, std = (GREY_MEAN, GREY_STD) if channels == 1 else (IMAGENET_MEAN, IMAGENET_STD)
@@ -70,6 +71,8 @@ def _read(folder: Path) -> PictureFiles:
     """The pictures in the folders of a folder, each of which is a class."""
     files, left_out = {}, Counter[str]()
     for name in _folders(folder):
+        if re.search("[\udc80-\udcff]", name):  # what Python reads bytes as that are not UTF-8
+            raise ValueError(f"the name of the class {name!r} in {folder} is not in UTF-8: rename its folder")
         files[name], others = pictures_in(folder / name)
         left_out += others
     loose = sum(not (folder / name).is_dir() for name in visible(os.listdir(folder)))

@@ -12,10 +12,10 @@ from repmlp_jax.progress import print_line
 from repmlp_jax.tasks import train_and_evaluate
 from repmlp_jax.training.config import check_config
 from repmlp_jax.training.metrics import replace_text
-from repmlp_jax.training.results import score
+from repmlp_jax.training.results import SAVED_AVERAGES, score
 
 SIZES = "parameters", "macs"  # which no seed changes
-MODELS = "trained", "fused"
+MODELS = "trained", "fused", *SAVED_AVERAGES
 
 
 def train_with_seeds(config: ConfigDict, workdir: str | Path, number: int) -> dict:
@@ -31,7 +31,7 @@ def train_with_seeds(config: ConfigDict, workdir: str | Path, number: int) -> di
 
     Returns:
         `seeds`, and for the `trained` and the `fused` model name → `mean`, `deviation` (of a sample: divided by one
-        less than the number of seeds) and `values`.
+        less than the number of seeds) and `values`; with an average of the weights also for `ema` and `ema_fused`.
 
     Raises:
         ValueError: if `number` is below 2, or a seed is not below 2³²; as `train_and_evaluate`, which lists further
@@ -52,7 +52,7 @@ def train_with_seeds(config: ConfigDict, workdir: str | Path, number: int) -> di
         of_seed.seed = seed
         results.append(train_and_evaluate(of_seed, workdir / f"seed_{seed}"))
     summary: dict = dict(seeds=seeds)
-    for model in MODELS:
+    for model in filter(results[0].get, MODELS):
         columns = {name: [one[model][name] for one in results] for name in results[0][model] if name not in SIZES}
         summary[model] = {
             name: dict(mean=statistics.fmean(values), deviation=statistics.stdev(values), values=values)
@@ -70,9 +70,10 @@ def _table(summary) -> str:
     seeds = summary["seeds"]
     head = f"seeds {seeds[0]} to {seeds[-1]}"
     width = max(map(len, (head, *names))) + 2
-    lines = [head.ljust(width) + "".join(f"{model:>20}" for model in MODELS)]
+    models = [model for model in MODELS if model in summary]
+    lines = [head.ljust(width) + "".join(f"{model.replace('_', ' '):>20}" for model in models)]
     for name in names:
-        pairs = (summary[model][name] for model in MODELS)
+        pairs = (summary[model][name] for model in models)
         cells = (f"{score(name, pair['mean'])} ± {score(name, pair['deviation'])}" for pair in pairs)
         lines.append(name.replace("_", " ").ljust(width) + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines)

@@ -26,7 +26,9 @@ def trained(monkeypatch):
     def train(config, workdir):
         runs.append((config.seed, workdir.name))
         workdir.mkdir(parents=True)
-        return dict(trained=scores(ACCURACIES[config.seed]), fused=scores(0.5), baselines={})
+        averages = dict(ema=dict(loss=0.5, accuracy=0.6), ema_fused=dict(loss=0.5, accuracy=0.6))
+        models = dict(trained=scores(ACCURACIES[config.seed]), fused=scores(0.5), baselines={})
+        return models | (averages if config.ema_decay else {})
 
     monkeypatch.setattr(repeat, "train_and_evaluate", train)
     return runs
@@ -48,6 +50,14 @@ def test_mean_and_deviation_of_seeds_in_a_row(trained, tmp_path, capsys):
         ["loss", "1.0000", "±", "0.0000", "1.0000", "±", "0.0000"],
         ["accuracy", "85.00%", "±", "5.00%", "50.00%", "±", "0.00%"],
     ]
+
+
+def test_averages_of_the_weights_have_a_mean_too(trained, tmp_path, capsys):
+    summary = train_with_seeds(get_config(seed=5, ema_decay=0.9), tmp_path, 2)
+    assert summary["ema_fused"]["accuracy"] == dict(mean=0.6, deviation=0.0, values=[0.6, 0.6])
+    head, *_, accuracy = capsys.readouterr().out.splitlines()[2:5]
+    assert head.split() == ["seeds", "5", "to", "6", "trained", "fused", "ema", "ema", "fused"]
+    assert accuracy.split()[-3:] == ["60.00%", "±", "0.00%"]
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,7 @@ def test_an_evaluation_needs_no_training_pictures(tmp_path):
         (("ant/1.png",), dict(val_share=0.2), "holds 1 folders of classes: 'ant', and 0 files beside them: a classif"),
         (("ant/1.png", "bee/1.png", "bee/2.png"), dict(val_share=0.2), "1 of the 2 classes in .* only one: 'ant'"),
         ((*SPLITS, "train/cow/1.png"), {}, "val lacks 1 of the 3 classes of .*/train: 'cow'"),
+        (("train/ant/1.png", "train/bee/1.png", "val/ant/1.png"), {}, "val lacks 1 of the 2 classes of .*train: 'bee'"),
         ((*SPLITS, "val/cow/1.png", "val/dog/1.png"), {}, "train lacks 2 of the 4 classes of .*/val: 'cow', 'dog'"),
         ((*SPLITS, "train/cow/1.txt", "val/cow/1.png"), {}, "1 of the 3 classes in .*/train have no picture: 'cow'"),
         (SPLITS, dict(channels=2), r"channels=2: pictures are decoded to 3 channels \(RGB\), or 1"),

@@ -212,6 +212,17 @@ def test_a_digit_is_drawn_by_a_finger_on_a_phone(scheme, open_page):
 
 
 @pytest.mark.slow
+def test_in_a_frame_it_is_as_dark_as_the_site_around_it(open_page):
+    page = open_page(color_scheme="dark")
+    page.evaluate("document.body.innerHTML = `<iframe src='${location.href}'></iframe>`")
+    (frame,) = page.main_frame.child_frames
+    frame.wait_for_selector("#reading[aria-busy=false]")
+    for site, paper in [("default", (255, 255, 255)), ("slate", (30, 33, 41)), ("default", (255, 255, 255))]:
+        page.evaluate(f"document.body.dataset.mdColorScheme = '{site}'")
+        assert frame.evaluate("getComputedStyle(document.body).backgroundColor") == f"rgb{paper}"
+
+
+@pytest.mark.slow
 def test_all_of_it_is_done_by_the_keyboard(open_page):
     page = open_page()
     page.keyboard.press("5")

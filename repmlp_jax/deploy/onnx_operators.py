@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from onnx import helper
 
 from repmlp_jax.deploy.onnx_graph import Graph, Tensor, is_static
@@ -162,6 +163,46 @@ def _reduce(operator: str) -> Callable[..., Any]:
         return Tensor(name, equation.outvars[0].aval.shape, tuple(sorted(left).index(axis) for axis in left))
 
     return convert
+
+
+def _any_or_all(operator: str) -> Callable[..., Any]:
+    """A reduction of truth values, which ONNX has for numbers alone."""
+
+    def convert(graph, equation, value):
+        name, order = _whole(graph, equation, 0, value)
+        reduced = _reduce(operator)(graph, equation, Tensor(_cast_to(graph, name, np.int32), value.shape, order))
+        return Tensor(_cast_to(graph, reduced.name, np.bool_), reduced.shape, reduced.order)
+
+    return convert
+
+
+def _cast_to(graph, name, dtype):
+    return graph.add("Cast", name, to=_kind(np.dtype(dtype)))
+
+
+def _place_of(operator: str) -> Callable[..., Any]:
+    def convert(graph, equation, value):
+        (axis,) = equation.params["axes"]
+        name, order = _whole(graph, equation, 0, value)
+        name = graph.add(operator, name, axis=order.index(axis), keepdims=0)
+        left = [each for each in order if each != axis]
+        order = tuple(sorted(left).index(each) for each in left)
+        return Tensor(_cast_to(graph, name, equation.params["index_dtype"]), equation.outvars[0].aval.shape, order)
+
+    return convert
+
+
+def _cumulative_sum(graph, equation, value):
+    name, order = _whole(graph, equation, 0, value)
+    axis = np.array(order.index(equation.params["axis"]), np.int64)
+    name = graph.add("CumSum", name, axis, reverse=int(equation.params["reverse"]))
+    return Tensor(name, equation.outvars[0].aval.shape, order)
+
+
+def _round(graph, equation, x):
+    if equation.params["rounding_method"] != lax.RoundingMethod.TO_NEAREST_EVEN:
+        raise ValueError("it rounds halves away from zero, and ONNX to even numbers")
+    return graph.add("Round", x)
 
 
 def _concatenate(graph, equation, *values):
@@ -437,6 +478,11 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "log1p": _elementwise(lambda graph, equation, x: graph.add("Log", graph.add("Add", x, _number(equation, 1)))),
     "expm1": _elementwise(lambda graph, equation, x: graph.add("Sub", graph.add("Exp", x), _number(equation, 1))),
     "clamp": _elementwise(_clamp),
+    "round": _elementwise(_round),
+    "rem": _elementwise(lambda graph, equation, a, b: graph.add("Mod", a, b, fmod=1)),
+    "is_finite": _elementwise(
+        lambda graph, equation, x: graph.add("Less", graph.add("Abs", x), _number(equation, np.inf))
+    ),
     "select_n": _elementwise(_select),
     "convert_element_type": _elementwise(_cast),
     "dim_as_value": _batch,
@@ -451,6 +497,11 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "reduce_max": _reduce("ReduceMax"),
     "reduce_min": _reduce("ReduceMin"),
     "reduce_prod": _reduce("ReduceProd"),
+    "reduce_or": _any_or_all("ReduceMax"),
+    "reduce_and": _any_or_all("ReduceMin"),
+    "argmax": _place_of("ArgMax"),
+    "argmin": _place_of("ArgMin"),
+    "cumsum": _cumulative_sum,
     "concatenate": _concatenate,
     "split": _split,
     "stack": _stack,

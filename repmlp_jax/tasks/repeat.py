@@ -30,8 +30,8 @@ def train_with_seeds(config: ConfigDict, workdir: str | Path, number: int) -> di
         number: of seeds, at least 2.
 
     Returns:
-        `seeds`, and for the `trained` and the `fused` model name → `mean`, `deviation` (of a sample: divided by one
-        less than the number of seeds) and `values`; with an average of the weights also for `ema` and `ema_fused`.
+        `seeds`, and for the `trained` and the `fused` model, and those of averages, name → `mean`, `deviation` (of a
+        sample: divided by one less than the number of seeds) and `values`.
 
     Raises:
         ValueError: if `number` is below 2, or a seed is not below 2³²; as `train_and_evaluate`, which lists further
@@ -52,7 +52,7 @@ def train_with_seeds(config: ConfigDict, workdir: str | Path, number: int) -> di
         of_seed.seed = seed
         results.append(train_and_evaluate(of_seed, workdir / f"seed_{seed}"))
     summary: dict = dict(seeds=seeds)
-    for model in filter(results[0].get, MODELS):
+    for model in (model for model in MODELS if model in results[0]):
         columns = {name: [one[model][name] for one in results] for name in results[0][model] if name not in SIZES}
         summary[model] = {
             name: dict(mean=statistics.fmean(values), deviation=statistics.stdev(values), values=values)
@@ -67,10 +67,10 @@ def train_with_seeds(config: ConfigDict, workdir: str | Path, number: int) -> di
 
 def _table(summary) -> str:
     names = [name for name in summary["trained"] if name != "images_per_second"]
+    models = [model for model in MODELS if model in summary]
     seeds = summary["seeds"]
     head = f"seeds {seeds[0]} to {seeds[-1]}"
     width = max(map(len, (head, *names))) + 2
-    models = [model for model in MODELS if model in summary]
     lines = [head.ljust(width) + "".join(f"{model.replace('_', ' '):>20}" for model in models)]
     for name in names:
         pairs = (summary[model][name] for model in models)

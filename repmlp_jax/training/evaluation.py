@@ -69,16 +69,11 @@ class Evaluator:
         self._mesh = mesh
         self._metrics_all = batches.compile(functools.partial(_evaluate_batch, predict, batch_metrics))
         self._compare_all = batches.compile(functools.partial(_compare_batch, predict, batch_metrics, per_example))
-        self._predict_all = batches.compile(functools.partial(_predict, predict))
         self._predict = jax.jit(functools.partial(_predict, predict))
 
     def evaluate(self, model: nnx.Module) -> dict[str, float]:
         """The model's scores."""
         return self._mean_metrics(self._metrics_all("evaluating", put_everywhere(model, self._mesh)))
-
-    def outputs(self, model: nnx.Module) -> np.ndarray:
-        """The model's outputs for every example, including those that pad the last batch."""
-        return np.concatenate(self._predict_all("embedding", put_everywhere(model, self._mesh)))
 
     def compare(self, trained: nnx.Module, fused: nnx.Module, runs: int = 5) -> Comparison:
         """Compares the fused model with the trained one; the speed is the median of `runs` calls."""

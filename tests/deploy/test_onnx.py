@@ -221,6 +221,11 @@ OPERATIONS = {
     "a token for each image": lambda x: jnp.concatenate(
         [jnp.tile(jnp.arange(4, dtype=jnp.float32)[None, None], (x.shape[0], 1, 1)), x.reshape(x.shape[0], -1, 4)], 1
     ),
+    "places of the largest": lambda x: (x.argmax(3) + x.transpose(0, 3, 1, 2).argmin(2)[:, :1, :1]).astype(x.dtype),
+    "sums so far": lambda x: lax.cumsum(x.swapaxes(1, 2), 2, reverse=True) + jnp.cumsum(x, 3).swapaxes(1, 2),
+    "some and all": lambda x: ((x > 1).any(3) & (x < 2).swapaxes(1, 2).all(3).swapaxes(1, 2)).astype(x.dtype),
+    "remainders of rounded numbers": lambda x: lax.rem(jnp.round(3 * x), jnp.float32(2)),
+    "numbers that are finite": lambda x: jnp.isfinite(1 / jnp.round(x)).astype(x.dtype),
     "stacking": lambda x: jnp.stack([x.transpose(0, 2, 1, 3), jnp.full((x.shape[0], 8, 9, 4), 2, jnp.float32)], 2),
     "repeating": lambda x: jnp.broadcast_to(x[:, None, :, 0].mean(3), (x.shape[0], 3, 9)).reshape(x.shape[0], 27),
 }  # fmt: skip

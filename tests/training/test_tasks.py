@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 from tiny_recipe import get_config as digits_config
+from tiny_runs import finish, start
 
 from repmlp_jax import RepMLPResNet, load_model, save_model
 from repmlp_jax.data import imagenet
@@ -138,6 +140,16 @@ def test_a_run_trains_fuses_and_draws(shared_datasets, tmp_path, fields, score, 
     assert set(results["baselines"]) == baselines
     for name in ("model", "fused"):
         load_model(tmp_path / name)
+
+
+@pytest.mark.parametrize(("fields", "picture"), [(FACES, "roc.png"), (SCENES, "scene_0.png")], ids=["faces", "scenes"])
+def test_two_processes_draw_what_one_does(shared_datasets, tmp_path, fields, picture):
+    flags = [f"--config.{name}={value}" for name, value in (fields | dict(epochs=0, data_dir=shared_datasets)).items()]
+    codes, outputs = finish(start(tmp_path / "two", *flags, processes=2))
+    assert codes == [0, 0], outputs
+    train_and_evaluate(make_config(fields, shared_datasets, epochs=0), tmp_path / "one")
+    one, two = (np.asarray(Image.open(tmp_path / run / picture), float) for run in ("one", "two"))
+    assert abs(one - two).mean() < 1  # of 255: rounding moves a curve by less than a pixel
 
 
 def test_an_interrupted_stream_goes_on_bit_for_bit(shared_datasets, tmp_path, monkeypatch):

@@ -132,10 +132,15 @@ function showKernels() {
 for (const input of document.querySelectorAll("input[name=form]")) input.addEventListener("change", showAnswer);
 for (const input of [row, column]) input.addEventListener("input", showKernels);
 
-// In a frame, the page is as high as it needs to be.
-if (window.frameElement) {
-  const fit = () => (window.frameElement.style.height = `${document.documentElement.offsetHeight}px`);
-  new ResizeObserver(fit).observe(document.documentElement);
+// In a frame, the page is as high as it needs to be, and as dark as the site around it.
+const { frameElement: frame } = window;
+if (frame) {
+  const root = document.documentElement, site = frame.ownerDocument.body;
+  const fit = () => (frame.style.height = `${root.offsetHeight}px`);
+  new ResizeObserver(fit).observe(root);
+  const follow = () => (root.style.colorScheme = { default: "light", slate: "dark" }[site.dataset.mdColorScheme] ?? "");
+  new MutationObserver(follow).observe(site, { attributeFilter: ["data-md-color-scheme"] });
+  follow();
 }
 
 try {

@@ -51,7 +51,7 @@ class Faces(ConfiguredTask):
         self.preprocessing = dict(mean=self._mean, std=self._std)
         _check_channels(config, net, self._test_images.shape[-1])
         batches = ResidentBatches(dict(image=self._test_images), config.eval_batch_size, mesh)
-        self.evaluator = Evaluator(batches, self._predict, _keep, self._mean_metrics, mesh)
+        self.evaluator = Evaluator(batches, self._predict, _keep, self._mean_metrics, mesh, per_example=_keep)
 
     def _load_resident(self, config, input_shape, mesh, order_key):
         faces = load_faces(config.dataset, config.data_dir or None, input_shape[:2])
@@ -93,9 +93,9 @@ class Faces(ConfiguredTask):
         """The part of the trained model that is saved, fused and evaluated: the embedding model."""
         return model.net
 
-    def draw(self, workdir, model):
-        """Draws the ROC curves of the embeddings and of the baselines."""
-        embeddings = self.evaluator.outputs(model)[: len(self._test_labels)]
+    def report(self, workdir, comparison):
+        """Draws the ROC curves of the fused model's embeddings and of the baselines."""
+        embeddings = comparison.of_examples[: len(self._test_labels)]
         same = self._test_labels[:, None] == self._test_labels
         pairs = np.triu_indices(len(same), 1)
         curves = {}

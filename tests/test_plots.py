@@ -1,6 +1,7 @@
 """The pictures' data, and the commands that write them."""
 
 import functools
+import io
 import math
 
 import jax
@@ -619,6 +620,14 @@ def test_confusions_are_shares_of_the_true_class_with_their_counts():
     # A class without images has a grey row.
     [grey] = axes.patches
     assert (grey.get_y(), grey.get_height()) == (0.5, 1)
+
+
+def test_names_of_classes_are_no_formulas_and_are_cut_off_where_they_are_long(recwarn):
+    figure = plots.confusion_matrix(np.eye(2, dtype=int), [r"$\frac$", 300 * "x"])
+    figure.savefig(io.BytesIO())
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == [r"$\frac$", f"{29 * 'x'}…"]
+    assert not recwarn.list
 
 
 def test_many_classes_have_no_names_and_numbers():

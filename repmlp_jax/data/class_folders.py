@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from repmlp_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from repmlp_jax.listing import listed
 from repmlp_jax.local_path import local_path
 
+IN_NO_CLASS = "in no class"  # among the numbers of files that are left out
 HELD_OUT = ("val", "valid", "validation", "test")  # The first that is there is evaluated on.
 
 
@@ -30,7 +32,7 @@ def load_folder(
     Raises:
         FileNotFoundError: if there is no such folder.
         ValueError: if a split is missing, `val_share` is set and none is missing, there are fewer than two classes, a
-            class has no picture, or the splits have other classes; as `pictures_in`.
+            class has no picture or no name in UTF-8, or the splits have other classes; as `pictures_in`.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels={channels}: pictures are decoded to 3 channels (RGB), or 1 (grey)")
@@ -52,15 +54,18 @@ def load_folder(
         validation = _read(held_out)
         training = _read(train) if train else PictureFiles(folder, dict.fromkeys(validation.files, ()), {})
         _check_same(training, validation)
+        _check_number(validation)
     elif needs_train and (not val_share or train or held_out):
         lacking = f"no train/ beside {held_out.name}/" if held_out else "no val/ or test/"
         there = listed(f"{name}/" for name in _folders(folder)) or "no folder"
-        raise ValueError(
-            f"{folder} holds {lacking}, but {there}; val_share, such as 0.2, holds out a share of the pictures in "
-            f"data_dir/CLASS"
-        )
+        hint = f"val_share, such as {val_share or 0.2:g}, holds out a share of the pictures in data_dir/CLASS"
+        if train and not held_out and _folders(train):
+            hint += f": set data_dir={train}"
+        raise ValueError(f"{folder} holds {lacking}, but {there}; {hint}")
     else:
-        training, validation = _split(_read(folder), val_share if needs_train or val_share else 1.0)
+        pictures = _read(folder)
+        _check_number(pictures)
+        training, validation = _split(pictures, val_share if needs_train or val_share else 1.0)
     mean, std = (GREY_MEAN, GREY_STD) if channels == 1 else (IMAGENET_MEAN, IMAGENET_STD)
     names = tuple(validation.files)
     return EncodedImages(training, validation, len(names), names, mean, std, channels)
@@ -70,17 +75,25 @@ def _read(folder: Path) -> PictureFiles:
     """The pictures in the folders of a folder, each of which is a class."""
     files, left_out = {}, Counter[str]()
     for name in _folders(folder):
+        if re.search("[\udc80-\udcff]", name):  # what Python reads bytes as that are not UTF-8
+            raise ValueError(f"the name of the class {name!r} in {folder} is not in UTF-8: rename its folder")
         files[name], others = pictures_in(folder / name)
         left_out += others
     loose = sum(not (folder / name).is_dir() for name in visible(os.listdir(folder)))
     if empty := [name for name in files if not files[name]]:
         raise ValueError(f"{len(empty)} of the {len(files)} classes in {folder} have no picture: {_quoted(empty)}")
+    return PictureFiles(folder, files, left_out + Counter({IN_NO_CLASS: loose}))
+
+
+def _check_number(pictures: PictureFiles):
+    """Refuses fewer than two classes."""
+    folder, files = pictures.folder, pictures.files
     if len(files) < 2:
         raise ValueError(
-            f"{folder} holds {len(files)} folders of classes{': ' if files else ''}{_quoted(files)}, and {loose} files "
-            f"beside them: a classifier needs two classes or more, each with a folder of pictures, {folder}/CLASS/…"
+            f"{folder} holds {len(files)} folders of classes{': ' if files else ''}{_quoted(files)}, and "
+            f"{pictures.left_out.get(IN_NO_CLASS, 0)} files beside them: a classifier needs two classes or more, each "
+            f"with a folder of pictures, {folder}/CLASS/…"
         )
-    return PictureFiles(folder, files, left_out + Counter({"in no class": loose}))
 
 
 def _check_same(training: PictureFiles, validation: PictureFiles):

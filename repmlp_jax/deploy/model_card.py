@@ -18,6 +18,7 @@ TASKS = {
     "segmentation": "image-segmentation",
 }
 SIZES = "parameters", "macs", "images_per_second"  # in the rows of results.json, beside the scores
+AVERAGES = {"ema": "trained", "ema_fused": "fused"}  # rows without sizes, and those that have the same
 
 
 def model_card(
@@ -70,6 +71,7 @@ def _scores(results) -> str:
     rows = {name: results[name] for name in ("trained", "fused") if name in results}
     if not rows:
         return ""
+    rows |= {name: rows[like] | results[name] for name, like in AVERAGES.items() if name in results}
     scores = [name for name, value in rows["trained"].items() if name not in SIZES and isinstance(value, float)]
     lines = [f"| | {' | '.join(scores)} | parameters | multiply-accumulates |", "|---" * (len(scores) + 3) + "|"]
     for name, row in rows.items():

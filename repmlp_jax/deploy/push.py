@@ -11,7 +11,7 @@ from repmlp_jax.storage.hub import SECONDS, asking, repository_of
 from repmlp_jax.storage.models import DESCRIPTION, WEIGHTS, load
 
 CARD = "README.md"
-OF_A_RUN = "model", "fused"
+OF_A_RUN = "model", "fused", "ema", "ema_fused"
 
 
 def push(folder: str | Path, repo: str, *, private: bool = False, overwrite: bool = False) -> str:

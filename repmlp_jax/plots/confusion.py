@@ -10,6 +10,7 @@ from matplotlib.ticker import PercentFormatter
 from repmlp_jax.plots.palette import NUMBERS, ZERO
 
 MOST_NUMBERS, MOST_NAMES = 20, 60  # classes, beyond which the picture has no numbers and no names
+LONGEST = 30  # name that is shown in full; much longer ones would leave no room for the matrix
 
 
 def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Figure:
@@ -41,8 +42,10 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if classes <= MOST_NAMES:
-        axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
-        axes.set_yticks(range(classes), names)
+        shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+        # A dollar is a dollar, and begins no formula.
+        axes.set_xticks(range(classes), shown, rotation=90 if max(map(len, shown)) > 2 else 0, parse_math=False)
+        axes.set_yticks(range(classes), shown, parse_math=False)
     if classes <= MOST_NUMBERS:
         for (row, column), count in np.ndenumerate(matrix):
             if count:

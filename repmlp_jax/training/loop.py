@@ -130,8 +130,6 @@ def _train_task(config, workdir, mesh, task, parts, init_key, step_key, on_row):
     pace = Pace(config.steps_per_call)
     names = [prefix + name for prefix in (("", "ema_") if config.ema_decay else ("",)) for name in task.scores]
     plain_config = json.loads(config.to_json())
-    if is_chief:
-        replace_text(workdir / "config.json", json.dumps(plain_config, indent=1))
 
     def first_state():
         """The state before the first step, with the weights of `init_from`, if set."""
@@ -156,6 +154,8 @@ def _train_task(config, workdir, mesh, task, parts, init_key, step_key, on_row):
         profiler = stack.enter_context(Profiler(workdir / "profile", config.profile_steps))
         placed = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), abstract_state, shardings)
         step, state = checkpoints.restore(placed, retyped=RETYPED) or (0, first_state())
+        if is_chief:  # not before: with an init_from that cannot be read there is no run
+            replace_text(workdir / "config.json", json.dumps(plain_config, indent=1))
         if step and is_chief:
             print_line(f"resuming from step {step} of {final_step}")
         metrics = stack.enter_context(contextlib.closing(Metrics(workdir, step, names))) if is_chief else None

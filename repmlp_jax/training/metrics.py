@@ -96,7 +96,7 @@ def replace_text(path: Path, text: str) -> None:
     """Replaces a file atomically: a reader sees the old text or the new one."""
     try:
         with whole_file(path, overwrite=True) as partial:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
 

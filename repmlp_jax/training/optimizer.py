@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import jax
 import optax
 
+# The names of modules with the kernel of a classifier: of images, of images or pixels behind a norm or conv, of faces.
+CLASSIFIERS = "head", "linear", "people"
+
 
 def make_optimizer(
     config, steps_per_epoch: int, factors: Mapping[tuple, float] | None = None
@@ -82,7 +85,8 @@ def _matrices(parameters):
     """The axes of each kernel that Muon sums over, and its outputs; None: it is for Adam, as classifiers are."""
 
     def axes(path, leaf):
-        if "kernel" not in _keys(path) or "head" in _keys(path) or leaf.ndim < 2:
+        keys = _keys(path)
+        if "kernel" not in keys or keys[keys.index("kernel") - 1] in CLASSIFIERS or leaf.ndim < 2:
             return None
         # Flat kernels (groups, inputs, outputs) are a matrix for each group, convolutions (H, W, inputs, outputs) one.
         inputs = (1,) if leaf.ndim == 3 else tuple(range(leaf.ndim - 1))

@@ -61,7 +61,7 @@ def parts_of(config: Any, make_model: Callable[[nnx.Rngs], nnx.Module]) -> Parts
 
     Raises:
         ValueError: for a pattern that matches nothing, with the nearest paths; if nothing is left that trains; for a
-            factor that is no number above 0.
+            factor that is no number above 0, or of a part that does not train.
     """
     if not (config.freeze or config.train_only or config.rate_factors or config.layer_decay < 1):
         return Parts()
@@ -80,7 +80,10 @@ def parts_of(config: Any, make_model: Callable[[nnx.Rngs], nnx.Module]) -> Parts
     depth = max(layers.values())
     factors = {path: config.layer_decay ** (depth - _layer(path, layers)) for path in trained}
     for pattern, factor in _factors(config.rate_factors):
-        for path in trained & _matching("rate_factors", [pattern], paths):
+        of_pattern = trained & _matching("rate_factors", [pattern], paths)
+        if not of_pattern:
+            raise ValueError(f"config: rate_factors={pattern!r} is of a part that does not train")
+        for path in of_pattern:
             factors[path] *= factor
     return Parts(frozenset(trained), factors if {*factors.values()} != {1.0} else {})
 
@@ -92,7 +95,10 @@ def _nearest(path, paths) -> set[Path]:
 
 
 def _split(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    if text and not parts:
+        raise ValueError(f"config: {text!r} names no part of the model")
+    return parts
 
 
 def _factors(text) -> Iterator[tuple[str, float]]:

@@ -103,12 +103,18 @@ def test_an_evaluation_needs_no_training_pictures(tmp_path):
         ((), {}, r"holds no val/ or test/, but no folder; val_share, such as 0.2"),
         (("ant/1.png", "bee/1.png"), {}, r"holds no val/ or test/, but ant/, bee/; val_share"),
         (("val/ant/1.png", "val/bee/1.png"), {}, "holds no train/ beside val/, but val/"),
-        (("train/ant/1.png",), dict(val_share=0.5), "holds no val/ or test/, but train/"),
+        (
+            ("train/ant/1.png",),
+            dict(val_share=0.5),
+            "no val/ or test/, but train/; val_share, such as 0.5, .*=.*/train$",
+        ),
+        (("train/ant/1.png",), {}, "no val/ or test/, but train/; val_share, such as 0.2, .*: set data_dir=.*/train$"),
         (SPLITS, dict(val_share=0.2), r"val_share=0.2 holds out .*/CLASS, and there are train/ and val/: set"),
         (("train/1.png", "val/1.png"), {}, r"val holds 0 folders of classes, and 1 files beside them"),
         (("ant/1.png",), dict(val_share=0.2), "holds 1 folders of classes: 'ant', and 0 files beside them: a classif"),
         (("ant/1.png", "bee/1.png", "bee/2.png"), dict(val_share=0.2), "1 of the 2 classes in .* only one: 'ant'"),
         ((*SPLITS, "train/cow/1.png"), {}, "val lacks 1 of the 3 classes of .*/train: 'cow'"),
+        (("train/ant/1.png", "train/bee/1.png", "val/ant/1.png"), {}, "val lacks 1 of the 2 classes of .*train: 'bee'"),
         ((*SPLITS, "val/cow/1.png", "val/dog/1.png"), {}, "train lacks 2 of the 4 classes of .*/val: 'cow', 'dog'"),
         ((*SPLITS, "train/cow/1.txt", "val/cow/1.png"), {}, "1 of the 3 classes in .*/train have no picture: 'cow'"),
         (SPLITS, dict(channels=2), r"channels=2: pictures are decoded to 3 channels \(RGB\), or 1"),
@@ -117,6 +123,13 @@ def test_an_evaluation_needs_no_training_pictures(tmp_path):
 def test_folders_that_cannot_be_trained_on_are_one_error(tmp_path, paths, options, message):
     with pytest.raises(ValueError, match=message):
         load_folder(write(tmp_path, *paths), **options)
+
+
+def test_a_class_whose_name_cannot_be_written_is_an_error(tmp_path):
+    folder = write(tmp_path, "ant/1.png", "bee/1.png")
+    (folder / "bee").rename(folder / os.fsdecode(b"b\xe9e"))
+    with pytest.raises(ValueError, match=r"class 'b\\udce9e' in .* is not in UTF-8: rename its folder"):
+        load_folder(folder, val_share=0.5)
 
 
 def test_a_folder_that_is_not_there_or_not_named_is_an_error(tmp_path):

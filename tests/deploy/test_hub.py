@@ -124,6 +124,16 @@ def test_the_card_says_what_the_model_is_and_nothing_of_this_machine(hub, run, n
     assert "Recipe" not in card
 
 
+def test_an_average_of_the_weights_is_of_its_run(hub, run):
+    (run / "fused").rename(run / "ema_fused")
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | dict(ema_fused=dict(loss=0.125, accuracy=1.0))))
+    push(run / "ema_fused", "me/average")
+    card = hub.repositories["me/average"]["README.md"].decode()
+    assert "| ema_fused | 0.1250 | 1.0000 | 123 | 5,678 |" in card
+    assert "- `learning_rate = 0.07`" in card
+
+
 def test_what_is_there_is_replaced_only_on_request(hub, run):
     hub.repositories["me/pets"] = {"README.md": b"by hand", ".gitattributes": b"", "data.txt": b"kept"}
     with pytest.raises(FileExistsError, match=r"me/pets holds README.md already; --overwrite replaces them"):

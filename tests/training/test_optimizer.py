@@ -126,23 +126,26 @@ def test_lamb_scales_a_step_by_the_norm_of_what_it_moves():
 
 
 def test_muon_makes_each_matrix_of_a_kernel_orthogonal_and_leaves_classifiers_to_adam():
-    shapes = dict(fc=(8, 6), fc3=(2, 6, 6), conv=(3, 3, 4, 8), head=(8, 6))
+    shapes = dict(fc=(8, 6), fc3=(2, 6, 6), conv=(3, 3, 4, 8), head=(8, 6), people=(8, 6), linear=(1, 1, 4, 8))
     random = np.random.default_rng(0)
     gradients = {
         name: {"kernel": jnp.asarray(random.normal(size=shape), jnp.float32)} for name, shape in shapes.items()
     }
     gradients["fc"]["bias"] = jnp.full(6, 0.5)
+    # The head of faces is an embedding, and that of street scenes begins with a convolution.
+    gradients["head"] |= {"conv": gradients.pop("conv"), "linear": gradients.pop("linear")}
     parameters = jax.tree.map(jnp.ones_like, gradients)
     optimizer, _ = make_optimizer(get_config(optimizer="muon", learning_rate=0.1, weight_decay=0.0), 20)
     updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
-    matrices = [updates["fc"]["kernel"], *updates["fc3"]["kernel"], updates["conv"]["kernel"].reshape(36, 8)]
+    matrices = [updates["fc"]["kernel"], *updates["fc3"]["kernel"], updates["head"]["conv"]["kernel"].reshape(36, 8)]
     for matrix in matrices:
         singular = np.linalg.svd(matrix, compute_uv=False)
         # Newton and Schulz's five steps leave them between 0.7 and 1.2; a gradient's are 10 times apart.
         assert singular.max() < 2 * singular.min()
         # As long as Adam's steps usually are: 0.2 of the rate for each number.
         assert_close(np.sqrt(np.square(matrix).mean()), 0.02, 0.3)
-    for adams in (updates["head"]["kernel"], updates["fc"]["bias"]):
+    classifiers = updates["head"], updates["head"]["linear"], updates["people"]
+    for adams in (*(one["kernel"] for one in classifiers), updates["fc"]["bias"]):
         # The first step of Adam with Nesterov's momentum: 1 + 0.9 · 0.1 / (1 - 0.9²) times the rate.
         assert_close(np.abs(adams), np.full(adams.shape, 0.1 * (1 + 0.9 / 1.9)), 1e-4)
 

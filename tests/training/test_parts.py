@@ -74,6 +74,8 @@ def test_parts_are_named_by_modules_parameters_and_patterns(changes, trained):
         (dict(rate_factors="head"), "rate_factors: 'head' must be PATTERN=FACTOR, with a factor above 0"),
         (dict(rate_factors="head=0"), "rate_factors: 'head=0' must be"),
         (dict(rate_factors="head=nan"), "rate_factors: 'head=nan' must be"),
+        (dict(freeze="head", rate_factors="head=2"), "rate_factors='head' is of a part that does not train"),
+        (dict(freeze=" , "), "' , ' names no part of the model"),
         (dict(layer_decay=0.0), "layer_decay=0.0 must be above 0 and not above 1"),
         (dict(layer_decay=1.1), "layer_decay=1.1 must be above 0 and not above 1"),
     ],

@@ -38,6 +38,12 @@ def resume(workdir, examples=EXAMPLES, **changes):
     check_resumable(workdir, get_config(**changes), examples)
 
 
+def test_initial_weights_that_cannot_be_read_may_be_replaced(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file gone"):
+        train_and_evaluate(get_config(init_from="gone"), tmp_path)
+    resume(tmp_path, init_from="found")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -190,7 +190,7 @@ def test_the_best_and_the_last_are_there_at_the_end_whatever_was_killed(scored, 
 def test_patience_and_the_best_weights_survive_a_kill(scored, clock, tmp_path, monkeypatch, capsys):
     ends = []
 
-    def end(workdir, model, task, weights, training):
+    def end(workdir, model, task, weights, training, average):
         ends.append((weights, digests(nnx.state(model))))
         return {}
 
@@ -208,7 +208,7 @@ def test_patience_and_the_best_weights_survive_a_kill(scored, clock, tmp_path, m
         if row["step"] == 66:
             raise KeyboardInterrupt
 
-    def die(*_):
+    def die(*_, **__):
         raise KeyboardInterrupt
 
     add = loop.Metrics.add

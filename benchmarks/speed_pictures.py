@@ -21,7 +21,7 @@ def draw_speeds(measured: dict) -> Figure:
     ]
     names = list(dict.fromkeys(name for name, *_ in panels))
     columns = max(sum(1 for panel in panels if panel[0] == name) for name in names)
-    figure = Figure(figsize=(4.5 * columns, 2.3 * len(names)), layout="constrained")
+    figure = Figure(figsize=(3 * columns, 2.2 * len(names)), layout="constrained")
     grid = figure.subplots(len(names), columns, squeeze=False)
     for index, (name, batch, seconds) in enumerate(panels):
         axes = grid[names.index(name)][index % columns]
@@ -37,7 +37,7 @@ def draw_speeds(measured: dict) -> Figure:
         axes.barh(range(len(speeds)), speeds, xerr=spread, color=colours, error_kw=dict(elinewidth=1, capsize=2))
         axes.set_yticks(range(len(speeds)), list(seconds) if index % columns == 0 else [], fontsize=8)
         axes.invert_yaxis()
-        axes.set_title(f"{name}, {batch}", fontsize=9)
+        axes.set_title(f"{name}\n{batch}", fontsize=8)
         axes.set_xlabel("images/s", fontsize=8)
         axes.tick_params(axis="x", labelsize=8)
     key = [Patch(color=BLUE, label="repmlp_jax"), Patch(color=ORANGE, label="PyTorch")]

@@ -99,7 +99,7 @@ def test_the_picture_of_speeds_shows_the_results_that_the_page_names():
                     continue
                 count = int(batch.split()[1])
                 speeds = sorted(round(count / row["median"], 6) for row in rows["seconds"].values())
-                assert drawn[f"{name}, {batch}"] == speeds
+                assert drawn[f"{name}\n{batch}"] == speeds
 
 
 def test_no_share_in_the_roofline_is_above_the_whole():

@@ -167,6 +167,7 @@ def test_fuse(folder, tmp_path):
     assert_refused(run("fuse", tmp_path / "nothing", tmp_path / "again"), "there is no folder or file")
 
 
+@pytest.mark.slow
 def test_fuse_compares_the_outputs_unless_told_otherwise(folder, tmp_path, monkeypatch):
     compared = "outputs for a random image are equal, up to rounding"
     assert compared in run("fuse", folder, tmp_path / "fused").stdout
@@ -192,6 +193,7 @@ def test_fuse_measures_both_models(folder, tmp_path, monkeypatch):
     assert lines[-2].split() == ["milliseconds", "an", "image", "3.00", "→", "2.00,", "1.50", "times", "as", "fast"]
 
 
+@pytest.mark.slow
 def test_a_path_may_start_at_the_home_folder_and_is_no_address(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     monkeypatch.chdir(tmp_path)

@@ -60,6 +60,7 @@ WITH_AN_EXTRA = ["train digits", "evaluate fused --dataset digits", "predict fus
 SAID = 'is not installed. For training, datasets, predictions and plots run pip install "repmlp_jax[train]"'
 
 
+@pytest.mark.slow
 def test_without_extras_the_core_works_and_the_rest_names_the_extra(tmp_path):
     commands = "\n".join([*WITH_THE_CORE, *WITH_AN_EXTRA])
     program = [sys.executable, "-c", WITHOUT_EXTRAS]

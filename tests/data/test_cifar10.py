@@ -292,6 +292,7 @@ def start_python(code: str, data_dir: Path, archive: dict) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=Path(__file__).parents[2])
 
 
+@pytest.mark.slow
 def test_preparation_killed_halfway_is_not_taken_for_prepared(server, tmp_path, load_from_server):
     assert start_python(PREPARE_AND_DIE, tmp_path, server.archive).wait(patience.seconds(60)) == 9
     assert any(name.startswith("incomplete.") for name in folder_names(tmp_path))

@@ -85,6 +85,7 @@ def test_a_run_is_pushed_and_read_wherever_a_model_is_taken(hub, run, net):
     assert data_configuration("hf://me/pets").mean == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.slow
 def test_the_commands_take_it(hub, run, tmp_path):
     def done(*arguments):
         return CliRunner().invoke(app, list(map(str, arguments)))

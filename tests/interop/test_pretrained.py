@@ -57,7 +57,7 @@ def maps_of(model, x):
     return _maps(model, x)
 
 
-@pytest.fixture(params=NETS)
+@pytest.fixture(params=["tiny-net", pytest.param("tiny-resnet", marks=pytest.mark.slow)])
 def name(request, monkeypatch):
     monkeypatch.setitem(MODELS, request.param, NETS[request.param])
     return request.param

@@ -83,6 +83,7 @@ def test_training_starts_from_a_model_of_format_2(stored):
     assert_identical(arrays_of(initialised), arrays_of(saved))
 
 
+@pytest.mark.slow
 def test_commands_take_a_model_of_format_2(stored, tmp_path):
     result = CliRunner().invoke(app, ["fuse", str(stored / "repmlpnet_trained"), str(tmp_path / "fused")])
     assert result.exit_code == 0, result.output

@@ -122,6 +122,7 @@ def test_a_run_killed_between_two_checkpoints_ends_with_the_same_average(run, tm
     assert (unbroken / "metrics.csv").read_bytes() == (tmp_path / "metrics.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_average_is_evaluated_and_saved_beside_the_weights(run):
     workdir, compiled = run
     with (workdir / "metrics.csv").open(newline="") as file:

@@ -242,6 +242,7 @@ def test_what_a_user_cannot_mend_is_raised():
         raise ZeroDivisionError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [("train.py",), ("-m", "repmlp_jax", "train")])
 def test_help_shows_the_recipes_and_the_flags_of_the_program(program):
     done = subprocess.run([sys.executable, *program, "--help"], capture_output=True, text=True)

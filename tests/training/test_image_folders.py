@@ -71,6 +71,7 @@ def test_what_training_held_out_is_what_is_evaluated(tmp_path):
     assert evaluate(model, "folder", folder.parent)["images"] == len(list(folder.parent.glob("test/*/*")))
 
 
+@pytest.mark.slow
 def test_a_folder_is_evaluated_and_predicted(tmp_path):
     folder = write_digits(tmp_path / "digits", classes=(3, 8), most=60)
     model = randomised(abstract(PureMLP, num_classes=2, **SIZES))

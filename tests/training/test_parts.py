@@ -127,6 +127,7 @@ def products(prepared):
     return count(jax.make_jaxpr(lambda *arguments: train_steps(*arguments, 1))(*arguments).jaxpr)
 
 
+@pytest.mark.slow
 def test_only_the_head_changes_and_only_for_it_are_there_gradients_momenta_and_averages():
     whole = prepare(get_config(), mesh_of(1))
     head = prepare(get_config(train_only="head", ema_decay=0.9), mesh_of(1))

@@ -221,6 +221,7 @@ def test_nothing_is_moved_between_host_and_devices_unsaid(run):
     assert run.transfers == []
 
 
+@pytest.mark.slow
 def test_again_it_changes_nothing(run, monkeypatch):
     before = {name: load_model(run.workdir / name) for name in ("model", "fused")}
     metrics = (run.workdir / "metrics.csv").read_bytes()

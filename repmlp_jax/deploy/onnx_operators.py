@@ -159,10 +159,15 @@ def _reduce(operator: str) -> Callable[..., Any]:
             name = graph.add(operator, name, np.array(places), keepdims=0)
         else:
             name = graph.add(operator, name, axes=places, keepdims=0)
-        left = [axis for axis in order if axis not in axes]
-        return Tensor(name, equation.outvars[0].aval.shape, tuple(sorted(left).index(axis) for axis in left))
+        return Tensor(name, equation.outvars[0].aval.shape, _order_without(order, axes))
 
     return convert
+
+
+def _order_without(order, axes) -> tuple[int, ...]:
+    """The order of the axes that a reduction leaves."""
+    left = [axis for axis in order if axis not in axes]
+    return tuple(sorted(left).index(axis) for axis in left)
 
 
 def _any_or_all(operator: str) -> Callable[..., Any]:
@@ -182,12 +187,11 @@ def _cast_to(graph, name, dtype):
 
 def _place_of(operator: str) -> Callable[..., Any]:
     def convert(graph, equation, value):
-        (axis,) = equation.params["axes"]
+        axes = (axis,) = equation.params["axes"]
         name, order = _whole(graph, equation, 0, value)
         name = graph.add(operator, name, axis=order.index(axis), keepdims=0)
-        left = [each for each in order if each != axis]
-        order = tuple(sorted(left).index(each) for each in left)
-        return Tensor(_cast_to(graph, name, equation.params["index_dtype"]), equation.outvars[0].aval.shape, order)
+        name = _cast_to(graph, name, equation.params["index_dtype"])
+        return Tensor(name, equation.outvars[0].aval.shape, _order_without(order, axes))
 
     return convert
 

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import time
 
 import cv2
 import jax
 import pytest
 from cases import abstract, randomised
 from tiny_recipe import get_config
-from tiny_runs import finish, start, wait_for_checkpoint
+from tiny_runs import finish, start, undisturbed_and_killed
 from tolerance import assert_identical
 from typer.testing import CliRunner
 
@@ -115,22 +114,10 @@ def test_killed_processes_that_read_folders_end_as_one_undisturbed_pair(tmp_path
         "--config.model_arguments.in_features=3",
         "--config.workers=1",
     ]
-    undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "killed"
-    codes, outputs = finish(start(undisturbed, *arguments, processes=2))
-    assert codes == [0, 0], outputs
-    assert f"damaged   {len(cut)} of 1,437 pictures in " in outputs[0]
-    processes = start(workdir, *arguments, processes=2)
-    wait_for_checkpoint(workdir, 5, processes)
-    processes[1].kill()
-    time.sleep(1)
-    processes[0].kill()
-    finish(processes)
-    codes, outputs = finish(start(workdir, *arguments, processes=2))
-    assert codes == [0, 0], outputs
-    assert "resuming from step" in outputs[0]
+    *folders, said = undisturbed_and_killed(tmp_path, *arguments)
+    assert f"damaged   {len(cut)} of 1,437 pictures in " in said
     for name in ("model", "fused"):
-        assert_identical(*(load_model(each / name) for each in (workdir, undisturbed)))
-    assert (workdir / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+        assert_identical(*(load_model(each / name) for each in folders))
 
     # With one picture under another name.
     shutil.copytree(folder, tmp_path / "other")

@@ -4,7 +4,6 @@ import json
 import math
 import re
 import signal
-import time
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from streamed_digits import prepare as prepare_digits
 from tiny_recipe import get_config
-from tiny_runs import finish, start, start_code, wait_for_checkpoint
+from tiny_runs import finish, start, start_code, undisturbed_and_killed, wait_for_checkpoint
 from tolerance import ROUNDING_BF16, assert_identical, assert_trees_close
 from training_parts import mesh_of, prepare
 
@@ -235,23 +234,9 @@ FINE_TUNING = (
 @pytest.mark.slow
 def test_killed_processes_start_again_and_end_as_an_undisturbed_pair(tmp_path):
     """Bit for bit, with a dataset of which each process streams its part."""
-    streamed = (*prepare_digits(tmp_path / "data"), *FINE_TUNING)
-    undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "killed"
-    codes, outputs = finish(start(undisturbed, *streamed, processes=2))
-    assert codes == [0, 0], outputs
-    processes = start(workdir, *streamed, processes=2)
-    wait_for_checkpoint(workdir, 5, processes)
-    processes[1].kill()
-    # The one that is left cannot go on alone; what started them ends it.
-    time.sleep(1)
-    processes[0].kill()
-    finish(processes)
-    codes, outputs = finish(start(workdir, *streamed, processes=2))
-    assert codes == [0, 0], outputs
-    assert "resuming from step" in outputs[0]
+    *folders, _ = undisturbed_and_killed(tmp_path, *prepare_digits(tmp_path / "data"), *FINE_TUNING)
     for name in ("model", "fused", "ema", "ema_fused"):
-        assert_identical(*(load_model(folder / name) for folder in (workdir, undisturbed)))
-    assert (workdir / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+        assert_identical(*(load_model(folder / name) for folder in folders))
 
 
 SPREAD = """

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import patience
@@ -26,6 +27,25 @@ def start(workdir, *arguments, processes: int = 1, devices: int = 1, each=()) ->
         _started(*command, *flags, *own, devices=devices, environment=environment)
         for flags, own in itertools.zip_longest(together, each, fillvalue=())
     ]
+
+
+def undisturbed_and_killed(folder: Path, *arguments) -> tuple[Path, Path, str]:
+    """The folders of a run of two processes and of one that was killed and resumed, and what the first printed."""
+    undisturbed, killed = folder / "undisturbed", folder / "killed"
+    codes, said = finish(start(undisturbed, *arguments, processes=2))
+    assert codes == [0, 0], said
+    processes = start(killed, *arguments, processes=2)
+    wait_for_checkpoint(killed, 5, processes)
+    processes[1].kill()
+    # The one that is left cannot go on alone; what started them ends it.
+    time.sleep(1)
+    processes[0].kill()
+    finish(processes)
+    codes, outputs = finish(start(killed, *arguments, processes=2))
+    assert codes == [0, 0], outputs
+    assert "resuming from step" in outputs[0]
+    assert (killed / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+    return undisturbed, killed, said[0]
 
 
 def start_code(code: str, *arguments, processes: int, devices: int) -> list[subprocess.Popen]:
